@@ -1,0 +1,61 @@
+"""The assistants: one interface (`base.Assistant`), one module for each way to reach a model.
+
+Nothing below this package imports `gpta_local.data`: no row can get into a request.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gpta_local.assistant.base import Assistant
+from gpta_local.config import (
+    AssistantConfig,
+    LocalAssistantConfig,
+    OpenAIAssistantConfig,
+    ReplayAssistantConfig,
+)
+from gpta_local.errors import ConfigError
+
+__all__ = ["Assistant", "open_assistant"]
+
+
+def open_assistant(config: AssistantConfig) -> Assistant:
+    """The assistant that the configuration asks for; nothing is loaded or contacted yet.
+
+    Raises:
+        ConfigError: if the environment variable for the key is not set.
+    """
+    if isinstance(config, LocalAssistantConfig):
+        from gpta_local.assistant.local import LocalAssistant
+
+        return LocalAssistant(config.model, config.device)
+    if isinstance(config, ReplayAssistantConfig):
+        from gpta_local.assistant.replay import ReplayAssistant
+
+        return ReplayAssistant(Path(config.run))
+    if isinstance(config, OpenAIAssistantConfig):
+        from gpta_local.assistant.openai_api import OpenAIAssistant as Endpoint
+    else:
+        from gpta_local.assistant.vllm import VLLMAssistant as Endpoint
+    return Endpoint(
+        config.model,
+        base_url=config.base_url,
+        api_key=_key(config.api_key_env),
+        timeout=config.timeout,
+        max_retries=config.max_retries,
+        concurrency=config.concurrency,
+    )
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"the environment variable {variable!r} is not set",
+            where="assistant.api_key_env",
+            fix=f"export {variable}=...",
+        )
+    return key

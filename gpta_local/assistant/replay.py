@@ -1,0 +1,38 @@
+"""The recorded completions of an earlier run, in order. Asks no model; raises when they run out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpta_local.errors import ReplayExhausted
+from gpta_local.history import open_existing
+from gpta_local.schema import Completion, Request, Sampling
+
+
+class ReplayAssistant:
+    """Answers requests of each kind with the completions that the run recorded for that kind."""
+
+    def __init__(self, run: Path) -> None:
+        self.name = f"replay of {run}"
+        history = open_existing(run / "history.sqlite")
+        self._left = {kind: history.completions(kind) for kind in ("label-texts", "prefix")}
+        history.close()
+
+    def check(self) -> str:
+        return (
+            f"{self.name}: {len(self._left['prefix'])} prefixes, {len(self._left['label-texts'])} sets of label texts"
+        )
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        left = self._left[request.kind]
+        if len(left) < n:
+            raise ReplayExhausted(
+                f"{n} completions are asked for and {len(left)} recorded ones are left",
+                where=f"assistant.run ({self.name})",
+                fix="Use the rounds, proposals and label_text_samples of the recorded run, or fewer",
+            )
+        self._left[request.kind] = left[n:]
+        return left[:n]
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,163 @@
+"""The command line. Knows arguments and exit codes; everything heavy is imported inside a command.
+
+Exit codes: 0 done, 1 failed while running, 2 bad input or configuration, 3 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpta_local import __version__
+from gpta_local.errors import GptaError
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Set before any library is imported: nothing is fetched or reported, and idle threads of one
+process do not keep the cores of a shared server spinning."""
+
+
+class Commands(click.Group):
+    """Turns our errors into one clear message and the documented exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        os.environ.update(OFFLINE)
+        try:
+            return super().invoke(ctx)
+        except GptaError as exc:
+            click.echo(f"error: {exc}", err=True)
+            sys.exit(exc.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped. What the run recorded so far stays in its directory.", err=True)
+            sys.exit(3)
+        except OSError as exc:  # a disk that is full or a file that went away while running
+            where = f"{exc.filename}: " if exc.filename else ""
+            click.echo(f"error: {where}{exc.strerror or exc}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpta-local")
+def main() -> None:
+    """A better small model out of a large one that never sees your data."""
+
+
+PATH = click.Path(path_type=Path)
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the configuration; may be repeated."
+)
+
+
+@main.command()
+@click.argument("config", type=PATH)
+@overrides
+@click.option("--output", type=PATH, help="Run directory. Default: runs/NAME-DATE-TIME.")
+@click.option("--dry-run", is_flag=True, help="Check everything and estimate the time; write nothing.")
+@click.option("--quiet", is_flag=True, help="Print warnings and the result only.")
+@click.option("--verbose", is_flag=True, help="Print every prefix and all label texts.")
+def train(
+    config: Path, overrides: tuple[str, ...], output: Path | None, dry_run: bool, quiet: bool, verbose: bool
+) -> None:
+    """Search for a prefix and train the model of CONFIG."""
+    from gpta_local import config as configuration
+
+    settings = configuration.load(config, overrides)
+    from datetime import datetime
+
+    from gpta_local import console, export
+    from gpta_local.trainer import Run
+
+    folder = output or Path("runs") / f"{settings.card.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    export.check_folder(folder)
+    with console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet) as observer:
+        run = Run(settings, observer)
+        observer.note(
+            f"{settings.card.name}: {run.card.task}, {len(run.card.labels)} labels; {run.card.training_rows} training, "
+            f"{run.card.validation_rows} validation, {run.card.test_rows} test rows; "
+            f"{'online' if run.online else 'low-resource'} search, {run.steps} training steps"
+        )
+        if dry_run:
+            from gpta_local.estimate import estimate
+
+            stages = estimate(run)
+            for stage, seconds in stages.items():
+                click.echo(f"{stage:<22}{seconds:8.0f} s")
+            click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
+            return
+        result = run.run(folder)
+    console.show_result(result, str(folder))
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.argument("data", metavar="INPUT", type=PATH)
+@click.option("--output", type=PATH, help="File to write. Default: standard output.")
+def predict(run: Path, data: Path, output: Path | None) -> None:
+    """Label the rows of INPUT with the model of RUN (a run or an exported folder).
+
+    Writes JSON lines in the order of the rows: the label and the probability of each label.
+    """
+    from gpta_local import inference
+
+    product, rows = inference.open_inputs(run, data)
+    inference.write_lines(inference.predictions(product, rows), output)
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.argument("data", required=False, type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(run: Path, data: Path | None, as_json: bool) -> None:
+    """Evaluate the model of RUN on DATA (default: the test rows of the run's configuration)."""
+    from gpta_local import inference
+
+    click.echo(inference.evaluate(run, data, as_json=as_json))
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.argument("directory", metavar="DIR", type=PATH)
+def export(run: Path, directory: Path) -> None:
+    """Copy the model of RUN to DIR: stock libraries load it, the prefix is inside."""
+    from gpta_local import export as exporting
+
+    product = exporting.open_product(run)
+    exporting.copy_product(product, directory)
+    loader = {
+        "sentence-transformers": f'SentenceTransformer("{directory}").encode(texts), logits in the order of gpta.json',
+        "transformers": f'pipeline("text-classification", "{directory}")(texts)',
+    }[product.record["library"]]
+    click.echo(f"{directory}: {len(product.labels)} labels, prefix {product.record['prefix']!r}\nload with: {loader}")
+
+
+@main.command()
+@click.argument("run", type=PATH)
+@click.option("--best", default=20, show_default=True, help="Prefixes to show.")
+def history(run: Path, best: int) -> None:
+    """Show the rounds of RUN and its prefixes from best to worst."""
+    from gpta_local.history import open_existing
+
+    record = open_existing(run / "history.sqlite")
+    for number, chosen, scored, seconds in record.rounds():
+        click.echo(f"round {number}: {scored} prefixes scored in {seconds:.1f} s, chosen: {chosen or '(no prefix)'}")
+    for entry in sorted(record.scored(), key=lambda s: s.gain, reverse=True)[:best]:
+        click.echo(f"{entry.gain:+.3f} ± {entry.standard_error:.3f} ({entry.rows} rows)  {entry.text}")
+
+
+@main.command()
+@click.argument("data", type=PATH)
+def init(data: Path) -> None:
+    """Write a commented configuration for the training rows DATA to standard output."""
+    from gpta_local.starter import starter_config
+
+    click.echo(starter_config(data), nl=False)

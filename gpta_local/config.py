@@ -1,0 +1,323 @@
+"""The configuration: YAML → checked, frozen models. Knows keys, types and limits.
+
+Does not know what the values do, and opens no file but the YAML. Unknown keys are errors. Paths
+are relative to the folder of the configuration file. `--set a.b=c` overrides go in before the
+check, with the value read as YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gpta_local.errors import ConfigError
+
+EMBEDDED_ASSISTANT = "nano-assistant"
+DEMO_BACKBONE = "all-MiniLM-L6-v2"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Where the rows are. Formats: .jsonl, .csv, .parquet, or a folder saved by `datasets`."""
+
+    train: str
+    validation: str | None = None
+    """Rows to choose the prefix on. None: a tenth is carved from the training rows when there are
+    at least 500; otherwise prefixes are chosen by cross-validation on the training rows."""
+    test: str | None = None
+    """Rows for the one evaluation at the end. Nothing is chosen on them."""
+    text: str = "text"
+    text_pair: str | None = None
+    """Column of the second text; for `text-pair-classification` "text_pair" if not given."""
+    label: str = "label"
+    shots: int | None = Field(default=None, ge=1)
+    """Training rows per class, sampled with `seed`. None: all rows."""
+
+
+class CardConfig(Section):
+    """All that the assistant is told. Write no private text here: it leaves for the assistant."""
+
+    name: str | None = None
+    """None: the name of the configuration file."""
+    description: str = Field(min_length=10)
+    labels: list[str] | dict[str, str] | None = None
+    """Label names in order, or names with a meaning each. None: the names in the training rows."""
+
+
+class SamplingConfig(Section):
+    temperature: float = Field(default=1.0, ge=0, le=5)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=160, ge=8, le=32768)
+    """Room for one completion, in the assistant's tokens."""
+
+
+class LocalAssistantConfig(SamplingConfig):
+    """A causal LM with a chat template, run in this process by transformers."""
+
+    backend: Literal["local"] = "local"
+    model: str = EMBEDDED_ASSISTANT
+    """A model folder, or "nano-assistant" for the embedded one."""
+    device: str = "auto"
+
+
+class EndpointConfig(SamplingConfig):
+    model: str
+    base_url: str = Field(pattern=r"^https?://")
+    """Up to and including the version, as in http://127.0.0.1:8000/v1"""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key. None: no key is sent."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one request."""
+    max_retries: int = Field(default=4, ge=0, le=20)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests in flight at once."""
+
+
+class OpenAIAssistantConfig(EndpointConfig):
+    """Any OpenAI-compatible chat endpoint."""
+
+    backend: Literal["openai"]
+
+
+class VLLMAssistantConfig(EndpointConfig):
+    """A vLLM server."""
+
+    backend: Literal["vllm"]
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://")
+
+
+class ReplayAssistantConfig(SamplingConfig):
+    """The recorded completions of an earlier run, in order."""
+
+    backend: Literal["replay"]
+    run: str
+    """The run directory that holds the record."""
+
+
+AssistantConfig = Annotated[
+    LocalAssistantConfig | OpenAIAssistantConfig | VLLMAssistantConfig | ReplayAssistantConfig,
+    Field(discriminator="backend"),
+]
+
+
+class DownstreamConfig(Section):
+    """The model that is trained and shipped."""
+
+    backbone: str = DEMO_BACKBONE
+    """A sentence-transformers folder, a plain encoder checkpoint folder, or "all-MiniLM-L6-v2"
+    for the one that the extra `demo` installs."""
+    max_length: int | None = Field(default=None, ge=16)
+    """Input tokens, prefix and special tokens included. None: the backbone's own limit."""
+    label_text_scale: float = Field(default=10.0, gt=0)
+    """The head starts as this factor × the embedding of each label's texts (DESIGN: measured)."""
+
+
+class SearchConfig(Section):
+    rounds: int = Field(default=4, ge=1, le=1000)
+    proposals: int = Field(default=16, ge=1, le=4096)
+    """Prefixes asked of the assistant per round."""
+    label_text_samples: int = Field(default=8, ge=0, le=256)
+    """Completions asked for the label texts. 0: the head starts from the label names."""
+    max_prefix_tokens: int = Field(default=16, ge=1)
+    """Longer prefixes are dropped; in the backbone's tokens."""
+    history_shown: int = Field(default=8, ge=0)
+    """Scored prefixes that the assistant sees: half of them the best, half drawn from the rest."""
+    scoring_rows: int = Field(default=512, ge=8)
+    """Training rows in the last heat of the race."""
+    near_duplicate: float = Field(default=0.98, gt=0, le=1)
+    """Cosine of two prefixes' embeddings from which on the second is dropped."""
+    regime: Literal["auto", "low-resource", "online"] = "auto"
+    """low-resource: search first, then train. online: search and train in turns. auto: online
+    from 500 training rows."""
+
+
+class TrainingConfig(Section):
+    steps: int | None = Field(default=None, ge=1)
+    """None: three epochs, at least 40 steps."""
+    batch_size: int = Field(default=16, ge=1)
+    encoder_learning_rate: float = Field(default=5e-5, ge=0)
+    head_learning_rate: float = Field(default=1e-2, gt=0)
+    """For heads that start from label texts; a plain checkpoint's head has the encoder's rate × 10."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; it falls linearly to 0 after."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    """auto: a GPU if there is one. Otherwise a torch device such as cpu or cuda:1."""
+
+
+class FinishConfig(Section):
+    finalists: int = Field(default=3, ge=1)
+    """Prefixes compared on the validation rows, beside no prefix."""
+    plain_control: bool = True
+    """Also train with a random head and no prefix, as without this tool."""
+
+
+class Config(Section):
+    task: Literal["text-classification", "text-pair-classification"] = "text-classification"
+    data: DataConfig
+    card: CardConfig
+    assistant: AssistantConfig = LocalAssistantConfig()
+    downstream: DownstreamConfig = DownstreamConfig()
+    search: SearchConfig = SearchConfig()
+    training: TrainingConfig = TrainingConfig()
+    finish: FinishConfig = FinishConfig()
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _pair_column_belongs_to_pair_task(self) -> Config:
+        if self.task == "text-classification" and self.data.text_pair is not None:
+            raise ValueError("data.text_pair is only for task: text-pair-classification")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and check a configuration file; its paths come out absolute.
+
+    Raises:
+        ConfigError: with every problem found, each with its key.
+    """
+    content = _read_yaml(path)
+    for override in overrides:
+        _override(content, override)
+    if "assistant" in content and isinstance(content["assistant"], dict):
+        content["assistant"].setdefault("backend", "local")
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as exc:
+        raise ConfigError("\n".join(_explain(error, content) for error in exc.errors()), where=str(path)) from exc
+    return _resolve(config, path)
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML. It holds no secret: keys are only named."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A key given twice is an error instead of a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError("no such configuration file", where=str(path)) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"not valid YAML: {getattr(exc, 'problem', None) or exc}", where=where) from exc
+    if not isinstance(content, dict):
+        raise ConfigError("not a mapping of keys to values", where=str(path), fix="Start from `gpta-local init DATA`")
+    return content
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"the value in {override!r} is not valid YAML", where="--set") from exc
+    section = content
+    for part in parts[:-1]:
+        inner = section.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{part!r} in {override!r} is a value, not a section", where="--set")
+        section = inner
+    section[parts[-1]] = parsed
+
+
+def _explain(error: Any, content: dict[str, Any]) -> str:
+    """One line for one pydantic error: key, what is wrong, how to mend it."""
+    location = [str(part) for part in error["loc"]]
+    if location[:1] == ["assistant"] and len(location) > 1 and location[1] in {"local", "openai", "vllm", "replay"}:
+        del location[1]  # the discriminator that pydantic puts into the path
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], content)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        return f"unknown key {key!r}" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
+        )
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.backend must be one of local, openai, vllm, replay"
+    if error["type"] == "value_error":
+        return str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Input ")
+    given = error.get("input")
+    shown = "a section" if isinstance(given, dict) else f"{given!r}"[:80]
+    hint = " (put it in quotes)" if error["type"] == "string_type" and isinstance(given, bool | int | float) else ""
+    return f"{key} {message}, not {shown}{hint}"
+
+
+def _known_keys(location: list[str], content: dict[str, Any]) -> list[str]:
+    if not location:
+        return list(Config.model_fields)
+    if location[0] == "assistant":
+        backends: dict[str, type[Section]] = {
+            "local": LocalAssistantConfig,
+            "openai": OpenAIAssistantConfig,
+            "vllm": VLLMAssistantConfig,
+            "replay": ReplayAssistantConfig,
+        }
+        return list(backends[content["assistant"]["backend"]].model_fields)
+    field = Config.model_fields[location[0]].annotation
+    return list(field.model_fields) if isinstance(field, type) and issubclass(field, Section) else []
+
+
+def _resolve(config: Config, path: Path) -> Config:
+    """Make paths absolute and fill in what follows from the file's name and the task."""
+    base = path.resolve().parent
+
+    def absolute(value: str | None) -> str | None:
+        return None if value is None else str((base / Path(value).expanduser()).resolve())
+
+    data = config.data.model_copy(
+        update={
+            "train": absolute(config.data.train),
+            "validation": absolute(config.data.validation),
+            "test": absolute(config.data.test),
+            "text_pair": config.data.text_pair or ("text_pair" if config.task == "text-pair-classification" else None),
+        }
+    )
+    card = config.card.model_copy(update={"name": config.card.name or path.stem})
+    assistant = config.assistant
+    if isinstance(assistant, LocalAssistantConfig) and assistant.model != EMBEDDED_ASSISTANT:
+        assistant = assistant.model_copy(update={"model": absolute(assistant.model)})
+    if isinstance(assistant, ReplayAssistantConfig):
+        assistant = assistant.model_copy(update={"run": absolute(assistant.run)})
+    downstream = config.downstream
+    if downstream.backbone != DEMO_BACKBONE:
+        downstream = downstream.model_copy(update={"backbone": absolute(downstream.backbone)})
+    return config.model_copy(update={"data": data, "card": card, "assistant": assistant, "downstream": downstream})

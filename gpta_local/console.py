@@ -1,0 +1,164 @@
+"""What the user sees. Knows the terminal; prints no row of the data.
+
+On a terminal: progress bars with the time left, tables, colour. Elsewhere: plain lines, one for
+each stage. The result goes to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from gpta_local.schema import Round, ScoredPrefix
+from gpta_local.summary import Selection, verdict
+
+SHOWN = 5
+"""Prefixes of a round in its table; all of them with --verbose."""
+
+
+class TerminalObserver:
+    """Shows a run (`trainer.Observer`) on a terminal or as plain lines.
+
+    Args:
+        rounds: rounds of the run, for "round 2 of 4".
+        verbose: show all prefixes of a round and all sets of label texts.
+        quiet: show warnings and the result only.
+    """
+
+    def __init__(self, rounds: int, *, verbose: bool = False, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._rounds, self._verbose = rounds, verbose
+        self._stage = ("", 0, 0, 0.0)  # title, steps, done, start
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TerminalObserver:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, title: str, steps: int) -> None:
+        self._stage = (title, steps, 0, time.monotonic())
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(escape(title), total=steps)
+
+    def advance(self) -> None:
+        title, steps, done, start = self._stage
+        self._stage = (title, steps, done + 1, start)
+        if self._task is not None:
+            self._progress.advance(self._task)
+        if done + 1 == steps and not self.console.is_terminal:
+            self._print(f"{title}: done in {time.monotonic() - start:.1f} s")
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._warnings.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+    def label_texts(self, sets: Sequence[Mapping[str, str]], asked: int) -> None:
+        if not asked:
+            return
+        if not sets:
+            self.warn(f"none of {asked} replies had usable label texts; the head starts from the label names")
+            return
+        self._print(
+            f"label texts: {len(sets)} usable sets in {asked} replies" + ("" if self._verbose else ", the first:")
+        )
+        for texts in sets if self._verbose else sets[:1]:
+            self.console.print(_grid([(name, phrase) for name, phrase in texts.items()]))
+
+    def round(self, entry: Round) -> None:
+        scored = [s for s in entry.scored if s.text]
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(entry.proposals.items())) or "none"
+        self._print(
+            f"round {entry.number} of {self._rounds}: proposals {counts}; {len(scored)} scored, {entry.seconds:.1f} s"
+        )
+        if not scored:
+            self.warn(f"round {entry.number} brought no new prefix")
+        self.console.print(_gains(scored if self._verbose else scored[:SHOWN], entry.chosen))
+        if entry.training_loss is not None:
+            self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
+
+    def selection(self, selection: Selection) -> None:
+        self._print(f"choice of the prefix, on {selection.rows} rows:")
+        self.console.print(_gains(selection.gains, selection.gains[selection.chosen]))
+
+    def _print(self, text: str) -> None:
+        self.console.print(escape(text))
+
+
+def show_result(result: Mapping[str, Any], folder: str) -> None:
+    """The verdict and the table of arms, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if result["arms"]:
+        names = {
+            "gpta": "GPTA: label texts and prefix" if result["prefix"] else "GPTA: label texts, no prefix",
+            "no_prefix": "same training without a prefix",
+            "plain": "plain fine-tuning",
+        }
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        table.add_column(f"{result['evaluated_on']} rows", no_wrap=True)
+        for title in ("accuracy", "95 % interval", "macro-F1"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for name, figures in result["arms"].items():
+            low, high = figures["interval"]
+            table.add_row(
+                names[name], f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}"
+            )
+        console.print(table)
+        console.print()
+    for line in verdict(result):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
+    console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
+
+
+def _gains(scored: Sequence[ScoredPrefix], chosen: ScoredPrefix) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    for s in scored:
+        gain = f"{s.gain:+.3f} ± {s.standard_error:.3f}" if s.standard_error else f"{s.gain:+.3f}        "
+        style = "green" if s is chosen else ""
+        table.add_row(f"  {gain}", f"{escape(_name(s.text))}{'  ← chosen' if s is chosen else ''}", style=style)
+    return table
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows:
+        table.add_row(f"  {escape(name)}", escape(text))
+    return table
+
+
+def _name(prefix: str) -> str:
+    return prefix or "(no prefix)"

@@ -1,0 +1,246 @@
+"""Files → checked splits. Knows formats, splits, shots; the only module that opens private rows.
+
+Does not know models or assistants, and nothing on the assistant's side imports it. Messages name
+file and line, never a row's text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpta_local.errors import DataError
+
+MANY_ROWS = 500
+"""From this many training rows on, validation rows are carved and the search is online."""
+CARVED_SHARE = 0.1
+
+FORMATS = "a .jsonl, .csv, .tsv or .parquet file, or a folder saved by `datasets`"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row as it stands in the file; `where` is file and line (or row number)."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Example:
+    """A checked row: one text or a pair, and the number of its label. Its repr hides the text."""
+
+    texts: tuple[str, ...]
+    label: int
+
+    def __repr__(self) -> str:
+        return f"Example(<{len(self.texts)} text(s)>, label={self.label})"
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """`validation` and `test` may be empty. `warnings` are sentences for the user."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    warnings: tuple[str, ...]
+
+
+def read_records(path: str) -> list[Record]:
+    """All rows of a file or folder.
+
+    Raises:
+        DataError: if it is missing, empty or broken; names file and line.
+    """
+    location = Path(path)
+    if not location.exists():
+        raise DataError("no such file or folder", where=path, fix="Paths are relative to the configuration file")
+    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
+        ".jsonl": _read_jsonl,
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".parquet": _read_parquet,
+    }
+    reader = _read_saved_folder if location.is_dir() else readers.get(location.suffix.lower())
+    if reader is None:
+        raise DataError(f"the format {location.suffix!r} is not known", where=path, fix=f"Give {FORMATS}")
+    try:
+        records = list(reader(location))
+    except UnicodeDecodeError as exc:
+        raise DataError(f"not UTF-8 text (byte {exc.start})", where=path, fix="Convert the file to UTF-8") from exc
+    except OSError as exc:
+        raise DataError(f"cannot be read ({exc.strerror or exc})", where=path) from exc
+    if not records:
+        raise DataError("no rows", where=path)
+    return records
+
+
+def make_splits(
+    train: list[Example],
+    validation: list[Example] | None,
+    test: list[Example] | None,
+    label_names: Sequence[str],
+    *,
+    shots: int | None,
+    seed: int,
+) -> Splits:
+    """Sample shots, carve validation rows if there are none and enough to carve from, and warn.
+
+    Raises:
+        DataError: if a class has no training row, or fewer than `shots`.
+    """
+    counts = Counter(example.label for example in train)
+    missing = [name for number, name in enumerate(label_names) if not counts[number]]
+    if missing:
+        raise DataError(
+            f"no training row has the label {missing[0]!r}",
+            where="data.train",
+            fix="Drop it from card.labels or add rows",
+        )
+    if shots is not None:
+        scarce = [(counts[number], name) for number, name in enumerate(label_names) if counts[number] < shots]
+        if scarce:
+            rows, name = min(scarce)
+            raise DataError(
+                f"data.shots is {shots} but the label {name!r} has only {rows} training rows",
+                where="data.train",
+                fix=f"Set data.shots to {rows} or less",
+            )
+        train = sample_shots(train, shots, seed)
+    if validation is None and len(train) >= MANY_ROWS:
+        train, validation = carve(train, CARVED_SHARE, seed)
+    splits = {"training": train, "validation": validation or [], "test": test or []}
+    return Splits(train, splits["validation"], splits["test"], tuple(_overlaps(splits)))
+
+
+def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+    """`shots` examples of each class, in random order; the same for the same seed."""
+    rng = random.Random(f"shots-{seed}")
+    by_label = _by_label(examples)
+    sample = [example for label in sorted(by_label) for example in rng.sample(by_label[label], shots)]
+    rng.shuffle(sample)
+    return sample
+
+
+def carve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off a stratified share: (rest, carved). A class keeps at least one row in the rest."""
+    rng = random.Random(f"carve-{seed}")
+    rest: list[Example] = []
+    carved: list[Example] = []
+    for _, members in sorted(_by_label(examples).items()):
+        rng.shuffle(members)
+        size = min(round(len(members) * share), len(members) - 1)
+        carved += members[:size]
+        rest += members[size:]
+    rng.shuffle(rest)
+    rng.shuffle(carved)
+    return rest, carved
+
+
+def _by_label(examples: Sequence[Example]) -> dict[int, list[Example]]:
+    by_label: dict[int, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_label[example.label].append(example)
+    return by_label
+
+
+def _overlaps(splits: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """A sentence for each pair of splits that share rows (case and white space folded)."""
+    keys = {
+        name: [tuple(" ".join(text.casefold().split()) for text in row.texts) for row in rows]
+        for name, rows in splits.items()
+    }
+    for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
+        other = set(keys[second])
+        shared = sum(key in other for key in keys[first])
+        if shared:
+            rows = "row is" if shared == 1 else "rows are"
+            yield f"{shared} {first} {rows} also in {second}: results on {second} are too good; remove them"
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                values = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as exc:
+                detail = (
+                    f"{exc.msg} at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else "nested too deep"
+                )
+                raise DataError(f"broken JSON: {detail}", where=where, fix="Each line must be one JSON object") from exc
+            if not isinstance(values, dict):
+                raise DataError(
+                    f"a JSON {type(values).__name__}, not an object",
+                    where=where,
+                    fix='Each line must be like {"text": "...", "label": "..."}',
+                )
+            yield Record(values, where)
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"not the {len(reader.fieldnames or [])} fields of the header",
+                        where=where,
+                        fix="Quote fields that hold commas or line breaks",
+                    )
+                yield Record(row, where)
+        except csv.Error as exc:
+            raise DataError(f"broken CSV: {exc}", where=f"{path}:{reader.line_num}") from exc
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, ValueError) as exc:
+        raise DataError("not a readable parquet file", where=str(path)) from exc
+    for number, values in enumerate(rows, start=1):
+        yield Record(values, f"{path} row {number}")
+
+
+def _read_saved_folder(path: Path) -> Iterator[Record]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as exc:  # datasets and arrow raise many kinds for a folder that is not theirs
+        raise DataError("not a folder saved by `datasets`", where=str(path), fix=f"Give {FORMATS}") from exc
+    if isinstance(saved, datasets.DatasetDict):
+        raise DataError(
+            "a folder of several splits",
+            where=str(path),
+            fix=f"Name one of them, as in {path / next(iter(saved), 'train')}",
+        )
+    named = {name: feature for name, feature in saved.features.items() if isinstance(feature, datasets.ClassLabel)}
+    for number, row in enumerate(saved, start=1):
+        values = dict(row)
+        for name, feature in named.items():
+            if values[name] is not None and 0 <= values[name] < feature.num_classes:
+                values[name] = feature.int2str(values[name])
+        yield Record(values, f"{path} row {number}")
+
+
+def safe_label(value: Any) -> str:
+    """A label value for a message: short and on one line."""
+    return re.sub(r"\s+", " ", f"{value!r}")[:60]

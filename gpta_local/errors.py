@@ -1,0 +1,74 @@
+"""The errors that a user can meet. Knows nothing of the rest of the package.
+
+    GptaError                 everything we raise on purpose; `exit_code` is the command's status
+    ├── InputError       (2)  what the user gave cannot be used
+    │   ├── ConfigError       a key or value of the configuration
+    │   ├── DataError         a file, column, row or label of the data
+    │   └── ModelError        a model folder, or what is asked of it
+    ├── AssistantError   (2)  the assistant's endpoint or record does not give what was asked
+    │   ├── EndpointError     refused, timed out, not authorised, no such model, not a chat API
+    │   └── ReplayExhausted   the recorded completions have run out
+    ├── OutputError      (2)  the run directory cannot be made or written
+    └── TrainingError    (1)  a run that started well cannot go on (a loss that is not a number)
+
+A completion that cannot be read is no error of this tree: `prompts.UnusableReply` says why, and
+the caller counts it.
+"""
+
+from __future__ import annotations
+
+
+class GptaError(Exception):
+    """An error with one clear message: what is wrong, where, and how to mend it.
+
+    Args:
+        what: what is wrong, without a final full stop.
+        where: file, line, column or configuration key.
+        fix: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}. {self.fix}" if self.fix else text
+
+
+class InputError(GptaError):
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class ModelError(InputError):
+    pass
+
+
+class AssistantError(GptaError):
+    exit_code = 2
+
+
+class EndpointError(AssistantError):
+    pass
+
+
+class ReplayExhausted(AssistantError):
+    pass
+
+
+class OutputError(GptaError):
+    exit_code = 2
+
+
+class TrainingError(GptaError):
+    exit_code = 1

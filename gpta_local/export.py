@@ -1,0 +1,173 @@
+"""The product on disk: a folder that stock libraries load, the prefix inside its tokenizer.
+
+Writes it whole or not at all, and reads it back for `predict` and `evaluate` with nothing but the
+stock libraries, so that what users get elsewhere is what these commands show.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local import __version__
+from gpta_local.config import DataConfig
+from gpta_local.downstream import DownstreamModel, SentenceClassifier
+from gpta_local.errors import InputError, ModelError, OutputError
+from gpta_local.tasks.base import Task
+
+RECORD = "gpta.json"
+"""What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
+PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product read back: text rows → logits (n, c)."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.record["labels"])
+
+    def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
+        """Logits (b, c) of the rows in their order, a batch at a time."""
+        rows = [row[0] if len(row) == 1 else row for row in texts]
+        if self.record["library"] == "sentence-transformers":
+            from sentence_transformers import SentenceTransformer
+
+            sentence_model = SentenceTransformer(str(self.folder), local_files_only=True)
+            for start in range(0, len(rows), batch_size):
+                yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
+                    np.float64
+                )
+            return
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.folder, local_files_only=True, use_safetensors=True
+        ).eval()
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        for start in range(0, len(rows), batch_size):
+            columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
+            with torch.inference_mode():
+                yield (
+                    model(**tokenizer(*columns, truncation=True, padding=True, return_tensors="pt"))
+                    .logits.double()
+                    .numpy()
+                )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a new directory that only its owner can read.
+
+    Raises:
+        OutputError: if it is there and not empty, or cannot be made or written.
+    """
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as exc:
+        raise OutputError(
+            f"cannot be written ({exc.strerror or exc})", where=str(folder), fix="Choose another place with --output"
+        ) from exc
+
+
+def check_folder(folder: Path) -> None:
+    """Raise what `make_folder` would, as far as can be seen without making anything."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(
+            "there is something in this directory already",
+            where=str(folder),
+            fix="Choose another with --output, or remove it",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place with --output")
+    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place with --output")
+
+
+def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
+    """Write the product folder: first beside it, then moved into place.
+
+    Raises:
+        ModelError: if the saved tokenizer does not put the prefix in as training did.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save(partial, prefix, task.label_names)
+    (partial / "prefix.txt").write_text(prefix + "\n", encoding="utf-8")
+    record = {
+        "gpta_local": __version__,
+        "task": task.name,
+        "labels": task.label_names,
+        "prefix": prefix,
+        "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
+        "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
+    }
+    (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
+    partial.replace(folder)
+
+
+def open_product(run_or_folder: Path) -> Product:
+    """The product of a run, or an exported folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for folder in (run_or_folder / "model", run_or_folder):
+        if (folder / RECORD).is_file():
+            try:
+                return Product(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+            except (OSError, ValueError) as exc:
+                raise InputError("broken record", where=str(folder / RECORD)) from exc
+    raise InputError(
+        "no trained model here",
+        where=str(run_or_folder),
+        fix="Give the directory of a finished run, or an exported folder",
+    )
+
+
+def copy_product(product: Product, target: Path) -> None:
+    """Copy the product to a new folder, whole or not at all."""
+    check_folder(target)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        shutil.copytree(product.folder, partial, dirs_exist_ok=True)
+        if target.is_dir():
+            target.rmdir()
+        partial.replace(target)
+    except OSError as exc:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(target)) from exc
+
+
+def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
+    from transformers import AutoTokenizer
+
+    stock = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    rows = [(text, PROBES[0]) if pair else (text,) for text in PROBES]
+    wanted = model.tokenizer.encode(model.tokenizer.tokenise(rows), prefix)
+    for row, encoded in zip(rows, wanted, strict=True):
+        if stock(*row, truncation=True)["input_ids"] != encoded.input_ids:
+            raise ModelError(
+                "the saved tokenizer does not put the prefix in as in training",
+                where=str(folder),
+                fix="This backbone's tokenizer cannot carry a prefix",
+            )

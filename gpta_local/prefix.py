@@ -1,0 +1,178 @@
+"""Propose → clean → score → choose. Knows completions, candidates and gains.
+
+Does not know rows (they are numbers here), tasks or models: it is given functions that embed a
+prefix and score it row by row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.history import Verdict
+from gpta_local.metrics import paired_mean
+from gpta_local.prompts import UnusableReply, read_label_texts, read_prefix
+from gpta_local.schema import Completion, ScoredPrefix
+
+FIRST_HEAT = 64
+"""Scoring rows in the first heat of a race."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """New prefixes, in order of proposal, and what became of each completion."""
+
+    prefixes: list[str]
+    verdicts: list[Verdict]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(outcome for outcome, _ in self.verdicts))
+
+
+def clean(
+    completions: Sequence[Completion],
+    known: Sequence[str],
+    *,
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    tokens: Callable[[str], int],
+    max_tokens: int,
+    near_duplicate: float,
+) -> Candidates:
+    """Read completions and drop what cannot be used or was there before.
+
+    Args:
+        known: prefixes of earlier rounds.
+        embed: texts (n) → unit vectors (n, d).
+        tokens: length of a prefix in the backbone's tokens.
+        near_duplicate: cosine from which on a prefix counts as there before.
+    """
+    fresh: list[str | None] = []
+    verdicts: list[Verdict] = []
+    seen = {_fold(prefix) for prefix in known}
+    for completion in completions:
+        try:
+            prefix = read_prefix(completion.text)
+            if (length := tokens(prefix)) > max_tokens:
+                raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
+        except UnusableReply as exc:
+            fresh.append(None)
+            verdicts.append(("unusable", str(exc)))
+            continue
+        repeated = _fold(prefix) in seen
+        seen.add(_fold(prefix))
+        fresh.append(None if repeated else prefix)
+        verdicts.append(("repeated", prefix) if repeated else ("accepted", prefix))
+    new = [prefix for prefix in fresh if prefix is not None]
+    if new:
+        vectors = embed([*known, *new])
+        similar = vectors @ vectors.T
+        kept = list(range(len(known)))
+        position = len(known)
+        for i, candidate in enumerate(fresh):
+            if candidate is None:
+                continue
+            if kept and similar[position, kept].max() >= near_duplicate:
+                verdicts[i] = ("repeated", candidate)
+            else:
+                kept.append(position)
+            position += 1
+    return Candidates([result for outcome, result in verdicts if outcome == "accepted"], verdicts)
+
+
+def read_label_text_sets(
+    completions: Sequence[Completion], label_names: Sequence[str]
+) -> tuple[list[dict[str, str]], list[Verdict]]:
+    """The usable, distinct sets of label texts, and what became of each completion."""
+    sets: list[dict[str, str]] = []
+    verdicts: list[Verdict] = []
+    for completion in completions:
+        try:
+            texts = read_label_texts(completion.text, label_names)
+        except UnusableReply as exc:
+            verdicts.append(("unusable", str(exc)))
+            continue
+        verdicts.append(("repeated" if texts in sets else "accepted", " | ".join(texts.values())))
+        if texts not in sets:
+            sets.append(texts)
+    return sets, verdicts
+
+
+def race(
+    prefixes: Sequence[str],
+    losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
+    rows: Sequence[int],
+    on_scored: Callable[[], None] = lambda: None,
+) -> list[ScoredPrefix]:
+    """Score all prefixes on a few rows, the better half on twice as many, and so on (successive
+    halving, Jamieson & Talwalkar 2016). No prefix ("") is measured in every heat and leads the
+    result; then come the prefixes from best to worst, each with the gain of its last heat.
+
+    Args:
+        losses: (prefix, rows) → loss per row, in nats.
+        rows: all scoring rows, in the order in which heats take them.
+        on_scored: called after each prefix of the first heat.
+    """
+    size = len(rows) if len(rows) <= 2 * FIRST_HEAT else FIRST_HEAT
+    running, finished = list(dict.fromkeys(prefixes)), list[ScoredPrefix]()
+    while True:
+        heat = rows[:size]
+        baseline = losses("", heat)
+        scored = []
+        for prefix in running:
+            of_prefix = losses(prefix, heat)
+            gain, standard_error = paired_mean(baseline - of_prefix)
+            scored.append(ScoredPrefix(prefix, gain, standard_error, float(of_prefix.mean()), len(heat)))
+            on_scored()
+        scored.sort(key=lambda s: s.gain, reverse=True)
+        if size >= len(rows) or len(scored) < 2:
+            none = ScoredPrefix("", 0.0, 0.0, float(baseline.mean()), len(heat))
+            return [none, *scored, *finished]
+        half = (len(scored) + 1) // 2
+        finished = scored[half:] + finished
+        running = [s.text for s in scored[:half]]
+        size = min(2 * size, len(rows))
+
+
+def choose(scored: Sequence[ScoredPrefix]) -> ScoredPrefix:
+    """The prefix with the highest lower bound (gain less one standard error), among those that
+    were measured on the most rows; no prefix where none is above 0. The bound is what corrects the
+    winner's curse: of many noisy candidates the best looks better than it is."""
+    most = max(s.rows for s in scored)
+    finishers = [s for s in scored if s.rows == most]
+    return finishers[best(finishers)]
+
+
+def best(gains: Sequence[ScoredPrefix]) -> int:
+    """Position of the highest lower bound; the first of equals."""
+    return max(range(len(gains)), key=lambda i: gains[i].lower_bound)
+
+
+def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list[ScoredPrefix]:
+    """What the assistant sees: half of `size` the best prefixes, the rest drawn from the others."""
+    ranked = sorted(history, key=lambda s: s.gain, reverse=True)
+    best, others = ranked[: (size + 1) // 2], ranked[(size + 1) // 2 :]
+    return best + random.Random(f"history-{seed}").sample(others, min(size // 2, len(others)))
+
+
+def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
+    """Row numbers to score on: at most `size`, random, the classes taken in turn so that every
+    heat holds all of them in nearly equal parts."""
+    rng = random.Random(f"scoring-{seed}")
+    rows = list(range(len(labels)))
+    rng.shuffle(rows)
+    turn: Counter[int] = Counter()
+    keyed = []
+    for row in rows:
+        keyed.append((turn[labels[row]], labels[row], row))
+        turn[labels[row]] += 1
+    return [row for _, _, row in sorted(keyed)][:size]
+
+
+def _fold(prefix: str) -> str:
+    return " ".join(prefix.casefold().split())

@@ -1,0 +1,126 @@
+"""Card + history → messages; completion → prefix or label texts.
+
+Knows the wording of requests and how replies are read. Does not know rows, models or files: it is
+given a card and scored prefixes, and nothing here imports `data`.
+
+The wording is part of the embedded assistant's training: after a change here, rebuild it
+(`models/nano-assistant/README.md`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from gpta_local.schema import DatasetCard, Message, Request, ScoredPrefix
+
+SYSTEM = "You help to train a small text classifier. You read a description of the data, never the data."
+ASK_PREFIX = (
+    "Write one new prefix: a short text that is put before every input and makes the labels easier "
+    "to tell apart. Answer with the prefix alone, on one line."
+)
+ASK_LABEL_TEXTS = (
+    "Write a short phrase for each label: what an input with this label is or says. "
+    "Answer with one line for each label, as label: phrase"
+)
+
+
+class UnusableReply(ValueError):
+    """A completion that cannot be read as what was asked for; the message says why."""
+
+
+def describe(card: DatasetCard) -> str:
+    """The card as the assistant reads it."""
+    labels = "; ".join(f"{label.name} ({label.meaning})" if label.meaning else label.name for label in card.labels)
+    rows = f"{card.training_rows} training, {card.validation_rows} validation, {card.test_rows} test"
+    return f"Data set: {card.name}\nTask: {card.task}\nDescription: {card.description}\nLabels: {labels}\nRows: {rows}"
+
+
+def label_texts_request(card: DatasetCard) -> Request:
+    """Ask for a phrase for each label."""
+    return Request("label-texts", _chat(f"{describe(card)}\n\n{ASK_LABEL_TEXTS}"))
+
+
+def prefix_request(card: DatasetCard, history: Sequence[ScoredPrefix]) -> Request:
+    """Ask for one prefix, showing what was tried, worst to best."""
+    parts = [describe(card)]
+    if history:
+        ranked = sorted(history, key=lambda scored: scored.gain)
+        tried = "\n".join(f"{scored.gain:+.3f} {scored.text or '(no prefix)'}" for scored in ranked)
+        parts.append(f"Tried prefixes with their gain, worst to best:\n{tried}")
+    parts.append(ASK_PREFIX)
+    return Request("prefix", _chat("\n\n".join(parts)))
+
+
+def read_prefix(text: str) -> str:
+    """The prefix in a completion: one line, without quotes, list marks or the word "prefix".
+
+    Raises:
+        UnusableReply: if nothing is left, or the reply has several lines of its own.
+    """
+    lines = [line.strip() for line in _plain(text).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":") and re.match(r"(?i)(here|sure|prefix|new prefix|answer)\b", lines[0]):
+        lines = lines[1:]
+    if not lines:
+        raise UnusableReply("empty reply")
+    if len(lines) > 1:
+        raise UnusableReply(f"{len(lines)} lines where one was asked for")
+    line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+", "", lines[0])
+    line = re.sub(r"(?i)^(?:new )?prefix\s*[:=]\s*(?=\S)", "", line)
+    line = _unquote(line)
+    if not re.search(r"\w", line):
+        raise UnusableReply("no word in the reply")
+    return line
+
+
+def read_label_texts(text: str, label_names: Sequence[str]) -> dict[str, str]:
+    """The phrase for each label, in the order of `label_names`.
+
+    Raises:
+        UnusableReply: if a label has no line or no words, or two labels have the same phrase.
+    """
+    found: dict[str, str] = {}
+    by_key = {_key(name): name for name in label_names}
+    for line in _plain(text).splitlines():
+        line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+(?=\S)", "", line.strip())
+        name, phrase = _split_label(line, by_key)
+        if name is not None and name not in found and re.search(r"\w", phrase):
+            found[name] = _unquote(phrase)
+    missing = [name for name in label_names if name not in found]
+    if missing:
+        raise UnusableReply(f"no phrase for the label {missing[0]!r}")
+    if len({phrase.casefold() for phrase in found.values()}) < len(found):
+        raise UnusableReply("two labels have the same phrase")
+    return {name: found[name] for name in label_names}
+
+
+def _chat(content: str) -> tuple[Message, ...]:
+    return Message("system", SYSTEM), Message("user", content)
+
+
+def _split_label(line: str, by_key: dict[str, str]) -> tuple[str | None, str]:
+    """Split "label: phrase" at the first colon whose left side is a label (labels may hold colons)."""
+    for match in re.finditer(r":", line):
+        name = by_key.get(_key(line[: match.start()]))
+        if name is not None:
+            return name, line[match.end() :].strip()
+    return None, ""
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_\-*`\"']+", " ", name).strip().casefold()
+
+
+def _plain(text: str) -> str:
+    """Without reasoning blocks, code fences and control characters."""
+    text = re.sub(r"(?s)<think>.*?</think>", "", text)
+    text = re.sub(r"(?m)^```.*$", "", text)
+    return "".join(c for c in text if c == "\n" or c == "\t" or unicodedata.category(c)[0] != "C").replace("\t", " ")
+
+
+def _unquote(text: str) -> str:
+    text = text.strip().strip("*`").strip()
+    while len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("‘", "’")}:
+        text = text[1:-1].strip()
+    return re.sub(r"\s+", " ", text)

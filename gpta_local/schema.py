@@ -1,0 +1,107 @@
+"""The records that travel between modules, all frozen. Knows no file format, model or library.
+
+A `DatasetCard` is all that the assistant may know of the data: it has no field that could hold a
+row. What goes to an assistant is a `Request`, what comes back is a `Completion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+RequestKind = Literal["label-texts", "prefix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class of the data: its `name` as it stands in the files and an optional explanation."""
+
+    name: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCard:
+    """What the assistant may know of a data set: words written by a person, names and counts."""
+
+    name: str
+    task: str
+    description: str
+    labels: tuple[Label, ...]
+    training_rows: int
+    validation_rows: int = 0
+    test_rows: int = 0
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(label.name for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent to the assistant; `kind` says how the reply will be read."""
+
+    kind: RequestKind
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn. Names as in transformers and vLLM."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 160
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The raw reply of an assistant. Token counts are None where the server does not say them."""
+
+    text: str
+    model: str
+    finish_reason: str = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPrefix:
+    """A prefix with its gain.
+
+    `gain` is L(θ, no prefix) − L(θ, prefix), the mean over `rows` scoring rows of the paired
+    difference of cross-entropies, in nats: higher is better. `standard_error` is that of the
+    paired mean. `loss` is L(θ, prefix). The empty text has gain 0 by definition.
+    """
+
+    text: str
+    gain: float
+    standard_error: float
+    loss: float
+    rows: int
+
+    @property
+    def lower_bound(self) -> float:
+        """The gain less one standard error: what a lucky candidate has to clear."""
+        return self.gain - self.standard_error
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one turn of the outer loop did. `proposals` counts completions by what became of them:
+    accepted, repeated (exact or near), unusable."""
+
+    number: int
+    proposals: Mapping[str, int]
+    scored: tuple[ScoredPrefix, ...]
+    chosen: ScoredPrefix
+    training_loss: float | None
+    seconds: float

@@ -1,0 +1,100 @@
+"""What a run found, in figures and in words. Knows evaluations, intervals and verdicts; trains
+nothing. Its dictionary is `summary.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpta_local import __version__
+from gpta_local.metrics import Interval, paired_bootstrap, wilson_interval
+from gpta_local.schema import DatasetCard, ScoredPrefix
+from gpta_local.tasks.base import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How the product was chosen among trained contestants; the first is the one without prefix.
+
+    `gains` are against that one, on `rows`; `chosen` is the position of the winner.
+    """
+
+    rows: str
+    gains: tuple[ScoredPrefix, ...]
+    chosen: int
+
+
+def arm(evaluation: Evaluation, prefix: str, seconds: float) -> dict[str, Any]:
+    """One trained model on one split: its figures, with Wilson's interval for the accuracy."""
+    n = len(evaluation.scores)
+    interval = wilson_interval(float(evaluation.scores.sum()), n)
+    return {
+        **evaluation.summary,
+        "interval": [interval.low, interval.high],
+        "rows": n,
+        "prefix": prefix,
+        "training_seconds": seconds,
+    }
+
+
+def difference(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
+    """Accuracy of ours less theirs on the same rows, with a paired bootstrap interval."""
+    interval = paired_bootstrap(ours.scores, theirs.scores)
+    return {**asdict(interval), "verdict": judge(interval)}
+
+
+def judge(interval: Interval) -> str:
+    """ "gain" or "loss" where the interval leaves zero out, else "no clear difference"."""
+    if interval.low > 0:
+        return "gain"
+    return "loss" if interval.high < 0 else "no clear difference"
+
+
+def describe_run(
+    card: DatasetCard, regime: str, label_texts: Sequence[Mapping[str, str]], selection: Selection
+) -> dict[str, Any]:
+    """The part of the summary that holds before anything is evaluated."""
+    chosen = selection.gains[selection.chosen]
+    return {
+        "gpta_local": __version__,
+        "card": asdict(card),
+        "regime": regime,
+        "label_texts": [dict(texts) for texts in label_texts],
+        "prefix": chosen.text,
+        "selection": {"rows": selection.rows, "contestants": [asdict(gain) for gain in selection.gains]},
+    }
+
+
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """The result in sentences, first the prefix, then what the whole is worth."""
+    prefix = summary["prefix"]
+    lines = []
+    if not prefix:
+        lines.append("No gain from a prefix: none was clearly better than no prefix. The model is shipped without one.")
+    elif "no_prefix" in summary["differences"]:
+        lines.append(
+            f'The prefix "{prefix}" {_against(summary["differences"]["no_prefix"], "the same training without it")}'
+        )
+    else:
+        lines.append(f'The prefix is "{prefix}".')
+    if "plain" in summary["differences"]:
+        lines.append(
+            f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head, no prefix)')}"
+        )
+    if not summary["arms"]:
+        lines.append("There is no data.test and no data.validation: what was gained is not measured.")
+    elif summary["evaluated_on"] == "validation":
+        lines.append("Measured on the validation rows that also chose the prefix: too good. Give data.test.")
+    return lines
+
+
+def _against(figures: Mapping[str, Any], other: str) -> str:
+    words = {"gain": "gained", "loss": "lost", "no clear difference": "made no clear difference:"}[figures["verdict"]]
+    points = figures["value"] * 100 if figures["verdict"] != "loss" else -figures["value"] * 100
+    low, high = sorted(
+        abs(figures[end]) * 100 if figures["verdict"] == "loss" else figures[end] * 100 for end in ("low", "high")
+    )
+    sign = "+" if figures["verdict"] != "loss" else ""
+    return f"{words} {points:{sign}.1f} points of accuracy against {other} (95 % interval {low:{sign}.1f} to {high:{sign}.1f})."

@@ -1,0 +1,51 @@
+"""The interface of a task: what the outer loop, the search and the training need of it.
+
+A task reads rows, says what the card may tell of them, builds a downstream model, and scores a
+prefix and a trained model row by row. The loop never asks what a row or a target is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.data import Example, Splits
+from gpta_local.downstream import DownstreamModel
+from gpta_local.schema import DatasetCard
+
+Losses = NDArray[np.float64]
+"""One loss per row, in nats: lower is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Per-row results on a split of n rows. `scores` (n,) is the task's metric before the mean
+    (for accuracy 0 or 1): higher is better. `losses` (n,) in nats. `summary` holds the figures."""
+
+    scores: NDArray[np.float64]
+    losses: Losses
+    summary: dict[str, float]
+
+
+class Scorer(Protocol):
+    """Row-wise losses of a prefix at one θ."""
+
+    def losses(self, prefix: str, rows: Sequence[int]) -> Losses: ...
+
+
+class Task(Protocol):
+    name: str
+    metric: str
+
+    @property
+    def label_names(self) -> list[str]: ...
+    def splits(self) -> Splits: ...
+    def card(self) -> DatasetCard: ...
+    def build(self, label_texts: Sequence[dict[str, str]]) -> DownstreamModel: ...
+    def build_plain(self) -> DownstreamModel: ...
+    def scorer(self, model: DownstreamModel, examples: Sequence[Example]) -> Scorer: ...
+    def evaluate(self, model: DownstreamModel, examples: Sequence[Example], prefix: str) -> Evaluation: ...

@@ -1,0 +1,300 @@
+"""Classification of a text or of a pair of texts. Knows labels, the probe and accuracy.
+
+Does not know where prefixes come from, nor how the model is trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpta_local import data, metrics
+from gpta_local.config import Config, DataConfig
+from gpta_local.data import Example, Record, Splits
+from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone
+from gpta_local.errors import DataError, ModelError, TrainingError
+from gpta_local.model_files import backbone_folder, resolve_device
+from gpta_local.schema import DatasetCard, Label
+from gpta_local.tasks.base import Evaluation, Losses
+
+FOLDS = 4
+PROBE_L2 = 1e-4
+"""Weight of the squared distance to the model's own head (DESIGN §4: measured)."""
+PROBE_ITERATIONS = 40
+
+
+class ClassificationTask:
+    """One label for a text (`text-classification`) or two texts (`text-pair-classification`).
+
+    Reads and checks all data when it is made.
+
+    Raises:
+        DataError: the first problem of the data, with file and line.
+        ModelError: the backbone's folder is not usable.
+    """
+
+    metric = "accuracy"
+
+    def __init__(self, config: Config) -> None:
+        self.name: str = config.task
+        self._config = config
+        self._backbone = backbone_folder(config.downstream.backbone)
+        columns = text_columns(config.data)
+        records = data.read_records(config.data.train)
+        check_columns(records[0], [*columns, config.data.label])
+        self.labels = _labels(config, records)
+        self._splits = data.make_splits(
+            read_examples(records, columns, config.data.label, self.label_names),
+            self._read(config.data.validation, columns),
+            self._read(config.data.test, columns),
+            self.label_names,
+            shots=config.data.shots,
+            seed=config.seed,
+        )
+
+    @property
+    def label_names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+    def splits(self) -> Splits:
+        return self._splits
+
+    def card(self) -> DatasetCard:
+        """Built from the configuration's words, the label names and row counts; from no row."""
+        card, splits = self._config.card, self._splits
+        return DatasetCard(
+            name=card.name or self.name,
+            task=self.name,
+            description=" ".join(card.description.split()),
+            labels=self.labels,
+            training_rows=len(splits.train),
+            validation_rows=len(splits.validation),
+            test_rows=len(splits.test),
+        )
+
+    def build(self, label_texts: Sequence[Mapping[str, str]]) -> DownstreamModel:
+        """The model before training, its head started from the mean of all sets of label texts;
+        a plain checkpoint has no sentence space to start it in and gets a random head."""
+        model = self.build_plain()
+        if isinstance(model, SentenceClassifier):
+            phrases = [[texts[name] for texts in label_texts] for name in self.label_names]
+            model.start_from_label_texts(phrases, self._config.downstream.label_text_scale)
+        return model
+
+    def build_plain(self) -> DownstreamModel:
+        """The model before training with a random head, the same for the same seed."""
+        kind = SentenceClassifier if is_sentence_backbone(self._backbone) else SequenceClassifier
+        with torch.random.fork_rng():
+            torch.manual_seed(self._config.seed)
+            model = kind(self._backbone, len(self.labels), self._config.downstream.max_length)
+        room = model.tokenizer.room_for_prefix()
+        if self._config.search.max_prefix_tokens > room:
+            raise ModelError(
+                f"search.max_prefix_tokens is {self._config.search.max_prefix_tokens}, but inputs of "
+                f"{model.tokenizer.max_length} tokens have room for {room}",
+                where="search.max_prefix_tokens",
+                fix="Lower it, or raise downstream.max_length if the backbone allows",
+            )
+        return model.to(resolve_device(self._config.training.device, "training.device"))
+
+    def scorer(self, model: DownstreamModel, examples: Sequence[Example]) -> ProbeScorer:
+        return ProbeScorer(model, examples)
+
+    def evaluate(self, model: DownstreamModel, examples: Sequence[Example], prefix: str) -> Evaluation:
+        """Accuracy, macro-F1 and cross-entropy of the model with a prefix."""
+        rows = model.tokenizer.encode(model.tokenizer.tokenise([example.texts for example in examples]), prefix)
+        logits = model.predict_logits(rows)
+        targets = torch.tensor([example.label for example in examples], device=logits.device)
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
+        predictions = logits.argmax(-1)
+        scores = (predictions == targets).cpu().double().numpy()
+        f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), len(self.labels))
+        return Evaluation(
+            scores, losses, {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
+        )
+
+    def _read(self, path: str | None, columns: Sequence[str]) -> list[Example] | None:
+        if path is None:
+            return None
+        records = data.read_records(path)
+        check_columns(records[0], [*columns, self._config.data.label])
+        return read_examples(records, columns, self._config.data.label, self.label_names)
+
+
+class ProbeScorer:
+    """L(θ, prefix) row by row: the cross-validated loss of a linear probe on θ's frozen features.
+
+    The probe starts at the model's own head and is pulled towards it (L2), so with few rows it
+    measures what the head already knows, with more rows what it could learn.
+    """
+
+    def __init__(self, model: DownstreamModel, examples: Sequence[Example]) -> None:
+        self._model = model
+        self._texts = [example.texts for example in examples]
+        self._labels = torch.tensor([example.label for example in examples], device=model.device)
+        self._tokenised = model.tokenizer.tokenise(self._texts)
+        self._features: dict[str, Tensor] = {}
+
+    def losses(self, prefix: str, rows: Sequence[int]) -> Losses:
+        """Out-of-fold cross-entropy (n,) of the given rows. The folds depend on rows alone, so that
+        losses of two prefixes on the same rows are paired.
+
+        Raises:
+            TrainingError: if a loss is not a number.
+        """
+        index = torch.tensor(rows, device=self._labels.device)
+        losses = probe_losses(self._features_of(prefix, rows), self._labels[index], self._model.head)
+        if not torch.isfinite(losses).all():
+            raise TrainingError(
+                "a scoring loss is not a number", fix="Lower the learning rates, or set training.precision to fp32"
+            )
+        out: Losses = losses.cpu().double().numpy()
+        return out
+
+    def _features_of(self, prefix: str, rows: Sequence[int]) -> Tensor:
+        """Features (n, d); those of rows seen before, in an earlier heat, are kept. The rows of a
+        heat begin with those of the heat before."""
+        known = self._features.get(prefix)
+        start = 0 if known is None else len(known)
+        if start < len(rows):
+            tokens = self._tokenised
+            fresh = type(tokens)([tokens.alone[i] for i in rows[start:]], [tokens.following[i] for i in rows[start:]])
+            features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix))
+            known = features if known is None else torch.cat([known, features])
+            self._features[prefix] = known
+        assert known is not None  # one of the two branches has set it
+        return known[: len(rows)]
+
+
+def probe_losses(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+    """Cross-validated cross-entropy (n,) of a linear probe, all k folds fitted at once by L-BFGS.
+
+    Args:
+        features: (n, d).
+        labels: (n,) class numbers.
+        head: where the probe starts, and what it is pulled to.
+    """
+    fold = torch.empty_like(labels)  # (n,): the rows of each class are dealt to the folds in turn
+    for label in set(labels.tolist()):
+        members = (labels == label).nonzero().squeeze(1)
+        fold[members] = torch.arange(len(members), device=labels.device) % FOLDS
+    kept = (fold.unsqueeze(0) != torch.arange(FOLDS, device=labels.device).unsqueeze(1)).float()  # (k, n)
+    start = torch.cat([head.weight, head.bias.unsqueeze(1)], dim=1).detach().float()  # (c, d + 1)
+    inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)  # (n, d + 1)
+    shift = torch.zeros(FOLDS, *start.shape, device=start.device, requires_grad=True)  # (k, c, d + 1)
+    targets = labels.expand(FOLDS, -1)  # (k, n)
+
+    def row_losses() -> Tensor:
+        logits = inputs @ (start + shift).transpose(1, 2)  # (k, n, c)
+        return nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (k, n)
+
+    optimizer = torch.optim.LBFGS([shift], max_iter=PROBE_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        objective = ((row_losses() * kept).sum(1) / kept.sum(1).clamp(min=1)).sum() + PROBE_L2 * shift.square().sum()
+        objective.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        return objective
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types here
+    with torch.no_grad():
+        return row_losses().gather(0, fold.unsqueeze(0)).squeeze(0)
+
+
+def text_columns(config: DataConfig) -> list[str]:
+    return [config.text] if config.text_pair is None else [config.text, config.text_pair]
+
+
+def check_columns(record: Record, columns: Sequence[str]) -> None:
+    """Raise a DataError that names the nearest column if one is not there."""
+    for column in columns:
+        if column not in record.values:
+            known = [str(name) for name in record.values]
+            near = difflib.get_close_matches(column, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                f"no column {column!r}",
+                where=record.where,
+                fix=f"{hint}The columns are: {', '.join(known)[:200]}. Set data.text, data.text_pair and data.label",
+            )
+
+
+def read_texts(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
+    """The row's texts, checked: strings with at least one visible character."""
+    check_columns(record, columns)
+    texts = []
+    for column in columns:
+        value = record.values[column]
+        if not isinstance(value, str):
+            raise DataError(f"{column!r} is {type(value).__name__}, not text", where=record.where)
+        if not value.strip():
+            raise DataError(f"{column!r} is empty", where=record.where, fix="Remove the row or fill it in")
+        texts.append(value)
+    return tuple(texts)
+
+
+def read_examples(
+    records: Sequence[Record], columns: Sequence[str], label: str, label_names: Sequence[str]
+) -> list[Example]:
+    """Checked rows. Raises a DataError at the first row that has no text or an unknown label."""
+    numbers = {name: number for number, name in enumerate(label_names)}
+    examples = []
+    for record in records:
+        texts = read_texts(record, columns)
+        name = _label_name(record, label)
+        if name not in numbers:
+            near = difflib.get_close_matches(name, label_names, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                f"unknown label {data.safe_label(name)}",
+                where=record.where,
+                fix=f"{hint}The labels are: {', '.join(label_names)[:200]}",
+            )
+        examples.append(Example(texts, numbers[name]))
+    return examples
+
+
+def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
+    """The labels of the card, or those of the training rows in alphabetical order."""
+    given = config.card.labels
+    if given is None:
+        found = Counter(_label_name(record, config.data.label) for record in records)
+        if len(found) > 200:
+            raise DataError(
+                f"{len(found)} different labels",
+                where=config.data.train,
+                fix="Is data.label the right column? If so, list them in card.labels",
+            )
+        names: list[str] = sorted(found)
+        meanings: Mapping[str, str] = {}
+    else:
+        names, meanings = list(given), given if isinstance(given, dict) else {}
+    if len(names) < 2:
+        raise DataError(
+            f"only one class, {names[0]!r}" if names else "no class",
+            where=config.data.train,
+            fix="A classifier needs at least two",
+        )
+    if len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise DataError("a label is empty or given twice", where="card.labels")
+    return tuple(Label(name, " ".join(meanings.get(name, "").split())) for name in names)
+
+
+def _label_name(record: Record, column: str) -> str:
+    check_columns(record, [column])
+    value: Any = record.values[column]
+    if value is None or isinstance(value, list | dict) or not str(value).strip():
+        raise DataError(f"{column!r} is empty or not a label", where=record.where)
+    return str(value).strip()
+
+
+def class_share(examples: Sequence[Example]) -> float:
+    """Share of the most frequent class: what guessing would reach."""
+    return float(np.bincount([example.label for example in examples]).max() / len(examples))

@@ -1,0 +1,171 @@
+"""Texts → token ids with a prefix in front. Knows tokenizers, not models or labels.
+
+Texts are tokenised once; for each prefix the tokenizer's own post-processing puts the prefix's ids
+between the special tokens and the text, and truncates. The same post-processor, saved with the
+tokenizer, is what an exported model carries, so training and export cannot differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers.processors import TemplateProcessing
+
+from gpta_local.errors import ModelError
+
+PREFIX_TOKEN = "[GPTA-PREFIX]"
+"""Name of the prefix inside the post-processor; never a token of the vocabulary."""
+
+
+Encodings = tuple[Encoding] | tuple[Encoding, Encoding]
+"""Of one text, or of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedTexts:
+    """n rows of one or two texts, tokenised without special tokens, for use after a prefix
+    (`following`) and without one (`alone`); the two are the same unless a word's tokens depend on
+    the space before it (byte-level BPE)."""
+
+    alone: list[Encodings]
+    following: list[Encodings]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """s token ids with their segment ids, ready for padding."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+
+
+class PrefixTokenizer:
+    """Wraps a fast tokenizer (`transformers.PreTrainedTokenizerFast`).
+
+    Args:
+        tokenizer: the backbone's own.
+        max_length: tokens of an input, prefix and special tokens included.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._single = self._special_tokens(self._backend.encode("a"))
+        self._pair = self._special_tokens(self._backend.encode("a", "b"))
+        self._spaced = self._needs_space()
+
+    def tokenise(self, texts: Sequence[tuple[str, ...]]) -> TokenisedTexts:
+        """Tokenise each row's one or two texts, once for all prefixes."""
+        alone = self._encode_columns(texts)
+        if not self._spaced:
+            return TokenisedTexts(alone, alone)
+        return TokenisedTexts(alone, self._encode_columns([(" " + row[0], *row[1:]) for row in texts]))
+
+    def encode(self, texts: TokenisedTexts, prefix: str) -> list[EncodedRow]:
+        """Put the prefix and special tokens in, truncated to `max_length` (the longest text of a
+        row is cut first; the prefix never)."""
+        backend = Tokenizer.from_str(self._backend.to_str()) if prefix else self._backend
+        if prefix:
+            backend.post_processor = self._template(self.prefix_ids(prefix))
+        rows: list[EncodedRow] = []
+        backend.enable_truncation(self.max_length)
+        for encodings in texts.following if prefix else texts.alone:
+            row = backend.post_process(*encodings)
+            rows.append(EncodedRow(row.ids, row.type_ids))
+        backend.no_truncation()
+        return rows
+
+    def prefix_ids(self, prefix: str) -> list[int]:
+        """Token ids of the prefix alone."""
+        ids: list[int] = self._backend.encode(prefix, add_special_tokens=False).ids
+        return ids
+
+    def room_for_prefix(self) -> int:
+        """Tokens that a prefix may have so that at least half of the input is left for the text."""
+        return self.max_length // 2 - len(self._pair[0]) - len(self._pair[1]) - len(self._pair[2])
+
+    def save(self, folder: Path, prefix: str) -> None:
+        """Save a stock tokenizer that puts the prefix in by itself.
+
+        Reloaded as the generic `PreTrainedTokenizerFast`: transformers 5 overwrites the saved
+        post-processor when it loads a model-specific class such as BertTokenizer.
+        """
+        self.tokenizer.save_pretrained(folder)
+        backend = Tokenizer.from_str(self._backend.to_str())
+        if prefix:
+            backend.post_processor = self._template(self.prefix_ids(prefix))
+            if self._spaced:
+                space = normalizers.Prepend(" ")
+                backend.normalizer = normalizers.Sequence([backend.normalizer, space]) if backend.normalizer else space
+        backend.save(str(folder / "tokenizer.json"))
+        config_file = folder / "tokenizer_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["model_max_length"] = self.max_length
+        config["model_input_names"] = list(self.tokenizer.model_input_names)
+        for key in ("add_bos_token", "add_eos_token", "backend"):
+            config.pop(key, None)
+        config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _encode_columns(self, texts: Sequence[tuple[str, ...]]) -> list[Encodings]:
+        columns = [
+            self._backend.encode_batch(list(column), add_special_tokens=False) for column in zip(*texts, strict=True)
+        ]
+        return list(zip(*columns, strict=True))
+
+    def _template(self, prefix_ids: list[int]) -> TemplateProcessing:
+        def pieces(groups: list[list[tuple[str, int, int]]], slots: list[str]) -> list[str]:
+            out: list[str] = []
+            for group, slot in zip(groups, [*slots, ""], strict=True):
+                out += [f"{token}:{segment}" for token, _, segment in group]
+                out += slot.split()
+            return out
+
+        first, second = f"{PREFIX_TOKEN}:0 $A:0", f"$B:{self._pair_segment}"
+        specials = {token: number for group in (*self._single, *self._pair) for token, number, _ in group}
+        return TemplateProcessing(
+            single=pieces([self._single[0], self._single[-1]], [first]),
+            pair=pieces(self._pair, [first, second]),
+            special_tokens=[
+                *specials.items(),
+                {"id": PREFIX_TOKEN, "ids": prefix_ids, "tokens": [self._backend.id_to_token(i) for i in prefix_ids]},
+            ],
+        )
+
+    def _special_tokens(self, encoding: Encoding) -> list[list[tuple[str, int, int]]]:
+        """The special tokens before, between and after the texts, as (token, id, segment)."""
+        groups: list[list[tuple[str, int, int]]] = [[]]
+        inside = False
+        for token, number, segment, special in zip(
+            encoding.tokens, encoding.ids, encoding.type_ids, encoding.special_tokens_mask, strict=True
+        ):
+            if special:
+                if inside:
+                    groups.append([])
+                groups[-1].append((token, number, segment))
+            inside = not special
+        if inside:
+            groups.append([])
+        self._pair_segment = max(encoding.type_ids, default=0)
+        if len(groups) not in (2, 3):
+            raise ModelError("the tokenizer's special tokens are of no known form", where="downstream.backbone")
+        return groups
+
+    def _needs_space(self) -> bool:
+        """Whether a text's tokens differ after another text (byte-level BPE marks the space)."""
+        whole = self.prefix_ids("one two")
+        if whole == self.prefix_ids("one") + self.prefix_ids("two"):
+            return False
+        if whole == self.prefix_ids("one") + self.prefix_ids(" two"):
+            return True
+        raise ModelError(
+            "the tokenizer joins words across a space, so no prefix can be spliced in", where="downstream.backbone"
+        )

@@ -1,0 +1,264 @@
+"""The outer loop: propose, score, choose, train; then finish. It composes, and decides nothing
+that a module below it could decide. Progress goes to an `Observer`, results to the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpta_local import export, prefix, summary
+from gpta_local.assistant import open_assistant
+from gpta_local.config import Config, dump
+from gpta_local.data import MANY_ROWS
+from gpta_local.downstream import DownstreamModel
+from gpta_local.history import History, Verdict
+from gpta_local.metrics import paired_mean
+from gpta_local.prompts import label_texts_request, prefix_request
+from gpta_local.schema import Completion, Request, Round, Sampling, ScoredPrefix
+from gpta_local.summary import Selection
+from gpta_local.tasks import open_task
+from gpta_local.training import Training, total_steps
+
+
+class Observer(Protocol):
+    """What a run tells while it goes on."""
+
+    def stage(self, title: str, steps: int) -> None: ...
+    def advance(self) -> None: ...
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def label_texts(self, sets: Sequence[dict[str, str]], asked: int) -> None: ...
+    def round(self, entry: Round) -> None: ...
+    def selection(self, selection: Selection) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model after all its training steps, and the prefix it is used with."""
+
+    model: DownstreamModel
+    prefix: str
+    seconds: float
+
+
+class Run:
+    """One run of `gpta-local train`. Making it reads and checks the data, builds the untrained
+    model and asks the assistant whether it can answer; nothing is written before `run`."""
+
+    def __init__(self, config: Config, observer: Observer) -> None:
+        self.config, self.observer = config, observer
+        self.task = open_task(config)
+        self.splits, self.card = self.task.splits(), self.task.card()
+        for warning in self.splits.warnings:
+            observer.warn(warning)
+        self.steps = total_steps(config.training, len(self.splits.train))
+        regime = config.search.regime
+        self.online = regime == "online" or (regime == "auto" and len(self.splits.train) >= MANY_ROWS)
+        self.task.build_plain()
+        self.assistant = open_assistant(config.assistant)
+        observer.note(f"assistant: {self.assistant.check()}")
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds."""
+        self.open_folder(folder)
+        started = time.monotonic()
+        label_texts = self.propose_label_texts()
+        model = self.task.build(label_texts)
+        training = self.training(model)
+        for number in range(1, self.config.search.rounds + 1):
+            round_started = time.monotonic()
+            candidates = self.propose(number, model)
+            scored = self.score(number, model, candidates.prefixes)
+            chosen = prefix.choose(scored)
+            loss = self.train(training, chosen.text, number) if self.online else None
+            entry = Round(number, candidates.counts, tuple(scored), chosen, loss, time.monotonic() - round_started)
+            self.history.add_round(entry)
+            self.observer.round(entry)
+        self.assistant.close()
+        searched = Trained(model, chosen.text, time.monotonic() - started)
+        contestants = self.contestants(label_texts, searched)
+        selection = self.select(contestants)
+        result = self.evaluate(contestants, selection, label_texts)
+        result["seconds"] = {"search": searched.seconds, "total": time.monotonic() - started}
+        self.write(contestants[selection.chosen], result)
+        return result
+
+    # ── search ──────────────────────────────────────────────────────────────────────────────────
+
+    def propose_label_texts(self) -> list[dict[str, str]]:
+        """Ask the assistant for label texts; with none usable, the label names stand in."""
+        asked = self.config.search.label_text_samples
+        sets: list[dict[str, str]] = []
+        if asked:
+            self.observer.stage("asking for label texts", 1)
+            request = label_texts_request(self.card)
+            completions = self.ask(0, request, asked)
+            sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
+            self.record(0, request, completions, verdicts)
+        self.observer.label_texts(sets, asked)
+        return sets or [{name: name.replace("_", " ") for name in self.card.label_names}]
+
+    def propose(self, number: int, model: DownstreamModel) -> prefix.Candidates:
+        """Ask for prefixes, showing a part of the history; clean what comes back."""
+        search = self.config.search
+        known = self.history.scored()
+        shown = prefix.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
+        request = prefix_request(self.card, shown)
+        self.observer.stage(f"round {number}: asking for prefixes", 1)
+        completions = self.ask(number, request, search.proposals)
+        candidates = prefix.clean(
+            completions,
+            [scored.text for scored in known],
+            embed=lambda texts: model.embed(texts).cpu().numpy(),
+            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
+            max_tokens=search.max_prefix_tokens,
+            near_duplicate=search.near_duplicate,
+        )
+        self.record(number, request, completions, candidates.verdicts)
+        return candidates
+
+    def score(self, number: int, model: DownstreamModel, fresh: Sequence[str]) -> list[ScoredPrefix]:
+        """Race the new prefixes at the current θ. Where θ moves, the best known run again, on new
+        rows: gains at different θ do not compare."""
+        known = self.finalists() if self.online else []
+        runners = [*known, *fresh]
+        seed = self.config.seed + (number if self.online else 0)
+        labels = [example.label for example in self.splits.train]
+        rows = prefix.scoring_order(labels, self.config.search.scoring_rows, seed)
+        self.observer.stage(f"round {number}: scoring prefixes", len(runners))
+        return prefix.race(runners, self.task.scorer(model, self.splits.train).losses, rows, self.observer.advance)
+
+    def train(self, training: Training, text: str, number: int) -> float:
+        """This round's share of the steps; the last round takes what is left."""
+        rounds = self.config.search.rounds
+        steps = self.steps * number // rounds - self.steps * (number - 1) // rounds
+        return self.take_steps(training, text, steps, f"round {number}: training")
+
+    # ── finish ──────────────────────────────────────────────────────────────────────────────────
+
+    def contestants(self, label_texts: Sequence[dict[str, str]], searched: Trained) -> list[Trained]:
+        """Trained models to choose from; the first is the control, trained without a prefix.
+
+        Online, θ is there already and its prefixes compete. In low-resource runs each finalist
+        gets a fine-tuning of its own.
+        """
+        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix")
+        if self.online:
+            texts = dict.fromkeys([searched.prefix, *self.finalists(), ""])
+            return [control, *(Trained(searched.model, text, searched.seconds) for text in texts)]
+        return [
+            control,
+            *(self.fine_tune(self.task.build(label_texts), text, f'with "{text}"') for text in self.finalists()),
+        ]
+
+    def finalists(self) -> list[str]:
+        """The prefixes with the best lower bounds above 0; only one where no validation rows can
+        tell them apart."""
+        ranked = sorted(self.history.scored(), key=lambda scored: scored.lower_bound, reverse=True)
+        size = self.config.finish.finalists if self.splits.validation else 1
+        return [scored.text for scored in ranked[:size] if scored.lower_bound > 0]
+
+    def select(self, contestants: Sequence[Trained]) -> Selection:
+        """Choose on the validation rows; without any, by the cross-validated gains of the search."""
+        if self.splits.validation:
+            results = [self.task.evaluate(c.model, self.splits.validation, c.prefix) for c in contestants]
+            gains = [
+                ScoredPrefix(
+                    c.prefix, *paired_mean(results[0].losses - r.losses), float(r.losses.mean()), len(r.losses)
+                )
+                for c, r in zip(contestants[1:], results[1:], strict=True)
+            ]
+            rows = "validation"
+        else:
+            known = {scored.text: scored for scored in self.history.scored()}
+            gains = [known.get(c.prefix, ScoredPrefix(c.prefix, 0.0, 0.0, 0.0, 0)) for c in contestants[1:]]
+            rows = "training, cross-validated"
+        none = ScoredPrefix(
+            "", 0.0, 0.0, gains[0].loss + gains[0].gain if gains else 0.0, gains[0].rows if gains else 0
+        )
+        selection = Selection(rows, (none, *gains), prefix.best([none, *gains]))
+        self.observer.selection(selection)
+        return selection
+
+    def evaluate(
+        self, contestants: Sequence[Trained], selection: Selection, label_texts: Sequence[dict[str, str]]
+    ) -> dict[str, Any]:
+        """The product and its controls, once, on the test rows."""
+        arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
+        if self.config.finish.plain_control:
+            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)")
+        split = "test" if self.splits.test else "validation" if self.splits.validation else ""
+        rows = self.splits.test or self.splits.validation
+        self.observer.stage("evaluating", len(arms))
+        results = {}
+        for name, trained in arms.items() if rows else ():
+            results[name] = self.task.evaluate(trained.model, rows, trained.prefix)
+            self.observer.advance()
+        return {
+            **summary.describe_run(self.card, "online" if self.online else "low-resource", label_texts, selection),
+            "evaluated_on": split,
+            "arms": {name: summary.arm(results[name], arms[name].prefix, arms[name].seconds) for name in results},
+            "differences": {
+                name: summary.difference(results["gpta"], results[name])
+                for name in results
+                if arms[name] is not arms["gpta"]
+            },
+            "cost": self.history.cost(),
+        }
+
+    def fine_tune(self, model: DownstreamModel, text: str, name: str) -> Trained:
+        """All steps with one prefix."""
+        started = time.monotonic()
+        self.take_steps(self.training(model), text, self.steps, f"training {name}")
+        return Trained(model, text, time.monotonic() - started)
+
+    def training(self, model: DownstreamModel) -> Training:
+        return Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+
+    def take_steps(self, training: Training, text: str, steps: int, title: str) -> float:
+        """Train, and append the loss of each step to `metrics.jsonl`; return the mean loss."""
+        losses: list[float] = []
+
+        def on_step(loss: float) -> None:
+            losses.append(round(loss, 6))
+            self.observer.advance()
+
+        self.observer.stage(title, steps)
+        mean = training.run(text, steps, on_step)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"title": title, "prefix": text, "losses": losses}, ensure_ascii=False) + "\n")
+        return mean
+
+    # ── the assistant and the run directory ─────────────────────────────────────────────────────
+
+    def sampling(self, round_number: int) -> Sampling:
+        assistant = self.config.assistant
+        seed = self.config.seed * 1000 + round_number
+        return Sampling(assistant.temperature, assistant.top_p, assistant.max_new_tokens, seed)
+
+    def ask(self, round_number: int, request: Request, n: int) -> list[Completion]:
+        completions = self.assistant.complete(request, n, self.sampling(round_number))
+        self.observer.advance()
+        return completions
+
+    def record(
+        self, round_number: int, request: Request, completions: Sequence[Completion], verdicts: Sequence[Verdict]
+    ) -> None:
+        self.history.add_request(round_number, request, self.sampling(round_number), completions, verdicts)
+
+    def open_folder(self, folder: Path) -> None:
+        export.make_folder(folder)
+        (folder / "config.yaml").write_text(dump(self.config), encoding="utf-8")
+        self.folder, self.history = folder, History(folder / "history.sqlite")
+
+    def write(self, product: Trained, result: dict[str, Any]) -> None:
+        """The product first, the summary last: a run with a summary is whole."""
+        export.write_product(self.folder / "model", product.model, product.prefix, self.task, self.config.data)
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        (self.folder / "summary.json").write_text(text, encoding="utf-8")
+        self.history.close()
