@@ -130,6 +130,8 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
         for title in ("accuracy", "95 % interval", "macro-F1"):
             table.add_column(title, justify="right", no_wrap=True)
         for name, figures in result["arms"].items():
+            if name == "no_prefix" and name not in result["differences"]:
+                continue  # it is the product itself
             low, high = figures["interval"]
             table.add_row(
                 names[name], f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}"

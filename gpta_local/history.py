@@ -162,8 +162,8 @@ class History:
         """(number, chosen prefix, prefixes scored, seconds) of each round."""
         return list(
             self._connection.execute(
-                "SELECT r.number, r.chosen, (SELECT count(*) FROM scores s WHERE s.round = r.number AND s.prefix <> ''), r.seconds"
-                " FROM rounds r ORDER BY r.number"
+                "SELECT number, chosen, (SELECT count(*) FROM scores WHERE round = number AND prefix <> ''), seconds"
+                " FROM rounds ORDER BY number"
             )
         )
 

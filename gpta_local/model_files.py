@@ -101,6 +101,18 @@ def resolve_device(name: str, key: str) -> torch.device:
     return device
 
 
+def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to use bfloat16: because it was asked for, or ("auto") the hardware has it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
 def quiet_transformers() -> None:
     """No progress bars or notes of transformers on the user's screen."""
     from transformers.utils import logging

@@ -72,7 +72,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     prefix = summary["prefix"]
     lines = []
     if not prefix:
-        lines.append("No gain from a prefix: none was clearly better than no prefix. The model is shipped without one.")
+        lines.append("No gain from a prefix: none was clearly better than none. The model is shipped without one.")
     elif "no_prefix" in summary["differences"]:
         lines.append(
             f'The prefix "{prefix}" {_against(summary["differences"]["no_prefix"], "the same training without it")}'
@@ -91,10 +91,9 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _against(figures: Mapping[str, Any], other: str) -> str:
-    words = {"gain": "gained", "loss": "lost", "no clear difference": "made no clear difference:"}[figures["verdict"]]
-    points = figures["value"] * 100 if figures["verdict"] != "loss" else -figures["value"] * 100
-    low, high = sorted(
-        abs(figures[end]) * 100 if figures["verdict"] == "loss" else figures[end] * 100 for end in ("low", "high")
+    words = {"gain": "gains", "loss": "loses", "no clear difference": "makes no clear difference:"}
+    value, low, high = (100 * figures[end] for end in ("value", "low", "high"))
+    return (
+        f"{words[figures['verdict']]} {value:+.1f} points of accuracy against {other} "
+        f"(95 % interval {low:+.1f} to {high:+.1f})."
     )
-    sign = "+" if figures["verdict"] != "loss" else ""
-    return f"{words} {points:{sign}.1f} points of accuracy against {other} (95 % interval {low:{sign}.1f} to {high:{sign}.1f})."

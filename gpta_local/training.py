@@ -19,6 +19,7 @@ from gpta_local.config import TrainingConfig
 from gpta_local.data import Example
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import TrainingError
+from gpta_local.model_files import multiplies_in_bf16
 from gpta_local.tokenization import EncodedRow
 
 MIN_STEPS = 40
@@ -30,16 +31,6 @@ BUCKET = 32
 def total_steps(config: TrainingConfig, rows: int) -> int:
     """`steps` of the configuration, or three epochs but at least 40 steps."""
     return config.steps or max(MIN_STEPS, EPOCHS * -(-rows // config.batch_size))
-
-
-def mixed_precision(config: TrainingConfig, device: torch.device) -> str:
-    """ "bf16" where it was asked for or the hardware multiplies in it, else "no" (float32)."""
-    if config.precision == "auto":
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-        able = torch.cpu.get_capabilities()
-        return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"
-    return "bf16" if config.precision == "bf16" else "no"
 
 
 class Training:
@@ -55,7 +46,9 @@ class Training:
         self.model, self.steps, self.done = model, steps, 0
         device = model.device
         AcceleratorState._reset_state(reset_partial_state=True)  # another training of this process may differ
-        self._accelerator = Accelerator(mixed_precision=mixed_precision(config, device), cpu=device.type == "cpu")
+        self._accelerator = Accelerator(
+            mixed_precision="bf16" if multiplies_in_bf16(config.precision, device) else "no", cpu=device.type == "cpu"
+        )
         self._max_grad_norm = config.max_grad_norm
         self._labels = [example.label for example in examples]
         self._tokenised = model.tokenizer.tokenise([example.texts for example in examples])

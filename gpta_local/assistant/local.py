@@ -97,5 +97,4 @@ def _load(name: str, device_name: str) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
-    model.requires_grad_(False).to(device)
-    return model, tokenizer
+    return model.to(device), tokenizer  # type: ignore[arg-type]  # transformers wraps torch's method without its types

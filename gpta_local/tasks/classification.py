@@ -19,7 +19,7 @@ from gpta_local.config import Config, DataConfig
 from gpta_local.data import Example, Record, Splits
 from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone
 from gpta_local.errors import DataError, ModelError, TrainingError
-from gpta_local.model_files import backbone_folder, resolve_device
+from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_device
 from gpta_local.schema import DatasetCard, Label
 from gpta_local.tasks.base import Evaluation, Losses
 
@@ -104,7 +104,7 @@ class ClassificationTask:
         return model.to(resolve_device(self._config.training.device, "training.device"))
 
     def scorer(self, model: DownstreamModel, examples: Sequence[Example]) -> ProbeScorer:
-        return ProbeScorer(model, examples)
+        return ProbeScorer(model, examples, multiplies_in_bf16(self._config.training.precision, model.device))
 
     def evaluate(self, model: DownstreamModel, examples: Sequence[Example], prefix: str) -> Evaluation:
         """Accuracy, macro-F1 and cross-entropy of the model with a prefix."""
@@ -132,10 +132,13 @@ class ProbeScorer:
 
     The probe starts at the model's own head and is pulled towards it (L2), so with few rows it
     measures what the head already knows, with more rows what it could learn.
+
+    Features are computed in bfloat16 where `bf16` says so: that moves a gain by about 0.001 nats, a
+    thirtieth of its standard error with 56 rows, and takes a third of the time.
     """
 
-    def __init__(self, model: DownstreamModel, examples: Sequence[Example]) -> None:
-        self._model = model
+    def __init__(self, model: DownstreamModel, examples: Sequence[Example], bf16: bool) -> None:
+        self._model, self._bf16 = model, bf16
         self._texts = [example.texts for example in examples]
         self._labels = torch.tensor([example.label for example in examples], device=model.device)
         self._tokenised = model.tokenizer.tokenise(self._texts)
@@ -165,7 +168,8 @@ class ProbeScorer:
         if start < len(rows):
             tokens = self._tokenised
             fresh = type(tokens)([tokens.alone[i] for i in rows[start:]], [tokens.following[i] for i in rows[start:]])
-            features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix))
+            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._bf16):
+                features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix))
             known = features if known is None else torch.cat([known, features])
             self._features[prefix] = known
         assert known is not None  # one of the two branches has set it

