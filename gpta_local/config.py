@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from gpta_local.errors import ConfigError
 
@@ -30,8 +30,8 @@ class DataConfig(Section):
 
     train: str
     validation: str | None = None
-    """Rows to choose the prefix on. None: a tenth is carved from the training rows when there are
-    at least 500; otherwise prefixes are chosen by cross-validation on the training rows."""
+    """Rows to choose the prefix on. None: a tenth is carved from the training rows where the search
+    is online; otherwise prefixes are chosen by cross-validation on the training rows."""
     test: str | None = None
     """Rows for the one evaluation at the end. Nothing is chosen on them."""
     text: str = "text"
@@ -42,13 +42,19 @@ class DataConfig(Section):
     """Training rows per class, sampled with `seed`. None: all rows."""
 
 
+Labels = Annotated[
+    Annotated[list[str], Tag("list")] | Annotated[dict[str, str], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "list"),
+]
+
+
 class CardConfig(Section):
     """All that the assistant is told. Write no private text here: it leaves for the assistant."""
 
     name: str | None = None
     """None: the name of the configuration file."""
     description: str = Field(min_length=10)
-    labels: list[str] | dict[str, str] | None = None
+    labels: Labels | None = None
     """Label names in order, or names with a meaning each. None: the names in the training rows."""
 
 
@@ -245,8 +251,8 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"the value in {override!r} is not valid YAML", where="--set") from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"the value in {override[:80]!r} is not valid YAML", where="--set") from exc
     section = content
     for part in parts[:-1]:
         inner = section.setdefault(part, {})
@@ -261,7 +267,9 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["assistant"] and len(location) > 1 and location[1] in {"local", "openai", "vllm", "replay"}:
         del location[1]  # the discriminator that pydantic puts into the path
-    key = ".".join(location)
+    if location[:2] == ["card", "labels"]:
+        del location[2:3]  # another
+    key = f"a key of {'.'.join(location[:-2])}" if location[-1:] == ["[key]"] else ".".join(location)
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], content)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
@@ -301,7 +309,10 @@ def _resolve(config: Config, path: Path) -> Config:
     base = path.resolve().parent
 
     def absolute(value: str | None) -> str | None:
-        return None if value is None else str((base / Path(value).expanduser()).resolve())
+        try:
+            return None if value is None else str((base / Path(value).expanduser()).resolve())
+        except (RuntimeError, ValueError, OSError) as exc:
+            raise ConfigError(f"{value!r} cannot be a path ({exc})", where=str(path)) from exc
 
     data = config.data.model_copy(
         update={

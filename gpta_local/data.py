@@ -92,8 +92,12 @@ def make_splits(
     *,
     shots: int | None,
     seed: int,
+    carve_few: bool = False,
 ) -> Splits:
     """Sample shots, carve validation rows if there are none and enough to carve from, and warn.
+
+    Args:
+        carve_few: carve also from fewer than `MANY_ROWS` training rows.
 
     Raises:
         DataError: if a class has no training row, or fewer than `shots`.
@@ -116,7 +120,7 @@ def make_splits(
                 fix=f"Set data.shots to {rows} or less",
             )
         train = sample_shots(train, shots, seed)
-    if validation is None and len(train) >= MANY_ROWS:
+    if validation is None and (carve_few or len(train) >= MANY_ROWS):
         train, validation = carve(train, CARVED_SHARE, seed)
     splits = {"training": train, "validation": validation or [], "test": test or []}
     return Splits(train, splits["validation"], splits["test"], tuple(_overlaps(splits)))

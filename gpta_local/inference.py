@@ -82,8 +82,8 @@ def evaluate(run: Path, data: Path | None, *, as_json: bool) -> str:
         return json.dumps(figures, indent=2, ensure_ascii=False)
     width = max(map(len, product.labels))
     lines = [
-        f"{figures['rows']} rows: accuracy {interval.value:.3f} (95 % interval {interval.low:.3f} – {interval.high:.3f})"
-        f", macro-F1 {figures['macro_f1']:.3f}",
+        f"{figures['rows']} rows: accuracy {interval.value:.3f}, macro-F1 {figures['macro_f1']:.3f}"
+        f" (95 % interval of the accuracy {interval.low:.3f} – {interval.high:.3f})",
         f"{'label':<{width}}  rows  precision  recall",
     ]
     for name, row in figures["labels"].items():

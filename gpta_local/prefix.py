@@ -139,13 +139,21 @@ def race(
         size = min(2 * size, len(rows))
 
 
-def choose(scored: Sequence[ScoredPrefix]) -> ScoredPrefix:
+def choose(scored: Sequence[ScoredPrefix], current: str = "") -> ScoredPrefix:
     """The prefix with the highest lower bound (gain less one standard error), among those that
-    were measured on the most rows; no prefix where none is above 0. The bound is what corrects the
-    winner's curse: of many noisy candidates the best looks better than it is."""
+    were measured on the most rows; the current one where none is above its gain. The bound is what
+    corrects the winner's curse: of many noisy candidates the best looks better than it is. θ has
+    learnt to read the current prefix, so leaving it must be worth it.
+
+    Args:
+        scored: what `race` returned; no prefix is among it.
+        current: the prefix that θ was last trained with.
+    """
     most = max(s.rows for s in scored)
     finishers = [s for s in scored if s.rows == most]
-    return finishers[best(finishers)]
+    kept = next((s for s in scored if s.text == current), scored[0])
+    challenger = finishers[best(finishers)]
+    return challenger if challenger.lower_bound > kept.gain else kept
 
 
 def best(gains: Sequence[ScoredPrefix]) -> int:

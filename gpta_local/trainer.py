@@ -70,17 +70,19 @@ class Run:
         label_texts = self.propose_label_texts()
         model = self.task.build(label_texts)
         training = self.training(model)
+        current, loss = "", None
         for number in range(1, self.config.search.rounds + 1):
             round_started = time.monotonic()
             candidates = self.propose(number, model)
-            scored = self.score(number, model, candidates.prefixes)
-            chosen = prefix.choose(scored)
-            loss = self.train(training, chosen.text, number) if self.online else None
+            scored = self.score(number, model, current, candidates.prefixes)
+            chosen = prefix.choose(scored, current)
+            if self.online:
+                current, loss = chosen.text, self.train(training, chosen.text, number)
             entry = Round(number, candidates.counts, tuple(scored), chosen, loss, time.monotonic() - round_started)
             self.history.add_round(entry)
             self.observer.round(entry)
         self.assistant.close()
-        searched = Trained(model, chosen.text, time.monotonic() - started)
+        searched = Trained(model, current, time.monotonic() - started)
         contestants = self.contestants(label_texts, searched)
         selection = self.select(contestants)
         result = self.evaluate(contestants, selection, label_texts)
@@ -122,11 +124,11 @@ class Run:
         self.record(number, request, completions, candidates.verdicts)
         return candidates
 
-    def score(self, number: int, model: DownstreamModel, fresh: Sequence[str]) -> list[ScoredPrefix]:
-        """Race the new prefixes at the current θ. Where θ moves, the best known run again, on new
-        rows: gains at different θ do not compare."""
-        known = self.finalists() if self.online else []
-        runners = [*known, *fresh]
+    def score(self, number: int, model: DownstreamModel, current: str, fresh: Sequence[str]) -> list[ScoredPrefix]:
+        """Race the new prefixes at the current θ. Where θ moves, the current and the best known
+        prefixes run again, on new rows: gains at different θ do not compare."""
+        known = [current, *self.finalists()] if self.online else []
+        runners = [text for text in dict.fromkeys([*known, *fresh]) if text]
         seed = self.config.seed + (number if self.online else 0)
         labels = [example.label for example in self.splits.train]
         rows = prefix.scoring_order(labels, self.config.search.scoring_rows, seed)

@@ -28,7 +28,8 @@ from gpta_local.schema import Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
     import httpx2
-    from openai import APIConnectionError, APIStatusError
+    from openai import APIConnectionError, APIStatusError, OpenAI
+    from openai._types import RequestOptions
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -45,10 +46,11 @@ CONFIG_KEYS = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "ma
 class OpenAIAssistant:
     """Asks an endpoint for completions, several requests at a time.
 
-    Completion `i` of `n` is drawn with the seed `sampling.seed + i`, however many requests it
-    takes: `n` is asked for in chunks, and what a server leaves out (many know no `n`) is asked for
-    one by one. A chunk without any completion is an error, so there are at most
-    ceil(n / MAX_CHOICES) + n requests, retries aside.
+    Completion `i` of `n` has the seed `sampling.seed + i`, however it is asked for: in chunks with
+    `n` (vLLM counts the seed up by itself), and one by one where a server gives fewer choices than
+    it was asked for. Each request gives at least one completion or fails, so `n` completions take
+    at most `n` requests, retries aside. `transformers serve` has one random generator for all
+    requests: there the seed counts only if `concurrency` is 1.
 
     Token counts are given where the server counts one completion; a sum over several is not divided.
 
@@ -119,7 +121,7 @@ class OpenAIAssistant:
     def close(self) -> None:
         self._client.close()
 
-    def _connect(self, timeout: float, max_retries: int) -> Any:
+    def _connect(self, timeout: float, max_retries: int) -> OpenAI:
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
         http_client = DefaultHttpxClient(
@@ -160,7 +162,7 @@ class OpenAIAssistant:
         """One HTTP request: between one and `n` completions."""
         body = self._body(request, sampling, first, n)
         with self._explained():
-            text: str = self._client.post("/chat/completions", body=body, cast_to=str)
+            text = self._client.post("/chat/completions", body=body, cast_to=str)
         return self._read(text)[:n]
 
     def _list_models(self) -> dict[str, Mapping[str, Any]]:
@@ -168,10 +170,10 @@ class OpenAIAssistant:
         from openai import APIStatusError, AuthenticationError, PermissionDeniedError
 
         # a connection of its own: `transformers serve` fails here and breaks it a moment later
-        options = {"max_retries": 0, "headers": {"connection": "close"}}
+        options: RequestOptions = {"max_retries": 0, "headers": {"connection": "close"}}
         with self._explained():
             try:
-                text: str = self._client.get("/models", cast_to=str, options=options)
+                text = self._client.get("/models", cast_to=str, options=options)
             except (AuthenticationError, PermissionDeniedError):
                 raise
             except APIStatusError:
@@ -186,7 +188,7 @@ class OpenAIAssistant:
             reply = json.loads(text)
         except ValueError as exc:
             kind = "a web page" if text.lstrip().startswith("<") else "no JSON"
-            raise self._no_chat_api(f"the server answers with {kind}: {self._quote(text)}") from exc
+            raise self._no_chat_api(f"the server answers with {kind}: {self._quote(_own_words(text))}") from exc
         try:
             choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
             contents = [(choice["message"].get("content") or "", choice.get("finish_reason")) for choice in choices]
@@ -253,7 +255,7 @@ class OpenAIAssistant:
 
     def _refusal(self, exc: APIStatusError) -> EndpointError:
         """What a status other than 2xx means for the user."""
-        status, said = exc.status_code, self._quote(_own_words(exc.response.text))
+        status, said = exc.status_code, self._quote(_own_words(exc.response.text)).rstrip(".") or "no explanation"
         if status in (401, 403):
             what = f"the server {'refuses the key' if self._key else 'asks for a key'} ({status}): {said}"
             fix = "The key is read from the environment variable that assistant.api_key_env names"
@@ -261,7 +263,7 @@ class OpenAIAssistant:
             target = self._quote(exc.response.headers.get("location", "nowhere"))
             what = f"the server redirects to {target} ({status}), which is not followed"
             fix = "If that is the right server, write its address into assistant.base_url"
-        elif status in (400, 404, 422) and self._names_the_model(said, status):
+        elif status in (400, 404, 422) and self._means_the_model(exc, said):
             return self._no_such_model(f"the server refuses the model {self.name!r} ({status}): {said}")
         elif status in (404, 405, 501):
             return self._no_chat_api(f"there is no chat API ({status}): {said}")
@@ -280,8 +282,10 @@ class OpenAIAssistant:
 
     def _refused_parameter(self, exc: APIStatusError, said: str) -> EndpointError:
         sent = [*self._body(PROBE, Sampling(), first=0, n=2)]
-        named = (exc.param or "").rpartition(".")[2]
-        field = named if named in sent else next((name for name in sent if re.search(rf"\b{name}\b", said)), None)
+        told = str(exc.param or "").rpartition(".")[2]
+        words = re.findall(r"\w+", said)
+        named = [field for field in sent if field in words and field not in ("model", "messages")]
+        field = told if told in sent else next(iter(named), None)
         if field in CONFIG_KEYS:
             fix = f"Change assistant.{CONFIG_KEYS[field]}"
         else:
@@ -290,17 +294,19 @@ class OpenAIAssistant:
         what = f"the server refuses {refused} ({exc.status_code}): {said}"
         return EndpointError(what, where=self._at("base_url"), fix=fix)
 
-    def _names_the_model(self, said: str, status: int) -> bool:
+    def _means_the_model(self, exc: APIStatusError, said: str) -> bool:
+        if exc.param not in (None, "", "model"):
+            return False
         quoted = re.search(rf"""['"`]{re.escape(self.name)}['"`]""", said) is not None
-        return quoted or (status == 404 and "model" in said.lower())
+        return quoted or (exc.status_code == 404 and "model" in said.lower())
 
     def _no_such_model(self, what: str) -> EndpointError:
-        names = ", ".join(sorted(self._served))
+        names = self._quote(", ".join(sorted(self._served)))
         fix = f"The server lists: {names}" if names else "Write the name that the server uses into assistant.model"
         return EndpointError(what, where=self._at("model"), fix=fix)
 
     def _no_chat_api(self, what: str) -> EndpointError:
-        fix = "Is this the address of the API itself? It mostly ends in /v1 and leads past login pages"
+        fix = "Is this the address of the API itself? It mostly ends in /v1; a login page or a proxy may be in the way"
         return EndpointError(what, where=self._at("base_url"), fix=fix)
 
     def _at(self, key: str) -> str:
@@ -331,6 +337,7 @@ def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], t
             try:
                 ended.put((index, function(part), None))
             except Exception as exc:
+                waiting.clear()
                 ended.put((index, None, exc))
 
     for _ in range(min(threads, len(parts))):
@@ -341,7 +348,7 @@ def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], t
             index, results[index], error = ended.get()
             if error is not None:
                 raise error
-    finally:
+    finally:  # also after Ctrl-C
         waiting.clear()
     return results
 

@@ -56,6 +56,7 @@ class ClassificationTask:
             self.label_names,
             shots=config.data.shots,
             seed=config.seed,
+            carve_few=config.search.regime == "online",
         )
 
     @property

@@ -1,0 +1,239 @@
+"""The outer loop from a configuration to a run directory, on the quickstart's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpta_local import config, trainer
+from gpta_local.export import open_product
+from gpta_local.history import open_existing
+from gpta_local.inference import evaluate
+from gpta_local.schema import Completion, Request, Round, Sampling
+from gpta_local.summary import Selection
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
+SMALL = (
+    "search.rounds=2",
+    "search.proposals=6",
+    "search.label_text_samples=2",
+    "training.steps=6",
+    "finish.finalists=1",
+)
+PREFIXES = ("Message to the clinic:", "Which department?", "A patient asks:", '"Reason:"', "Reason:", "two\nlines", "")
+FEWER = ("data.test=validation.jsonl", "finish.plain_control=false")
+"""For runs in which the figures do not matter."""
+LABEL_TEXTS = """appointments: I want to move my visit
+billing: a question about an invoice
+prescriptions: I need a refill of my medicine
+test_results: what does my blood test mean
+medical_records: please send a copy of my records
+nurse_advice: I have a fever, should I come in
+technical_support: the login does not work"""
+
+
+class Silent:
+    """An observer that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.rounds: list[Round] = []
+        self.selections: list[Selection] = []
+        self.sets: list[dict[str, str]] = []
+        self.left = 0
+
+    def stage(self, title: str, steps: int) -> None:
+        assert self.left == 0, f"the stage before {title!r} ended early"
+        self.left = steps
+
+    def advance(self) -> None:
+        self.left -= 1
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def label_texts(self, sets: Sequence[dict[str, str]], asked: int) -> None:
+        self.sets = list(sets)
+
+    def round(self, entry: Round) -> None:
+        self.rounds.append(entry)
+
+    def selection(self, selection: Selection) -> None:
+        self.selections.append(selection)
+
+
+class Scripted:
+    """An assistant that says fixed things, in turn."""
+
+    name = "scripted"
+
+    def __init__(self, prefixes: Sequence[str] = PREFIXES, label_texts: str = LABEL_TEXTS) -> None:
+        self.replies = {"prefix": prefixes, "label-texts": (label_texts,)}
+        self.requests: list[Request] = []
+
+    def check(self) -> str:
+        return self.name
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        self.requests.append(request)
+        replies = self.replies[request.kind]
+        return [Completion(replies[i % len(replies)], self.name, "stop", 100, 10) for i in range(n)]
+
+    def close(self) -> None: ...
+
+
+def train(
+    folder: Path, *overrides: str, assistant: Scripted | None = None
+) -> tuple[dict[str, Any], Silent, trainer.Run]:
+    observer = Silent()
+    with pytest.MonkeyPatch.context() as patch:
+        if assistant is not None:
+            patch.setattr(trainer, "open_assistant", lambda settings: assistant)
+        run = trainer.Run(config.load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
+    return run.run(folder), observer, run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Silent]:
+    """A small run with the embedded assistant."""
+    folder = tmp_path_factory.mktemp("runs") / "embedded"
+    result, observer, _ = train(folder)
+    return folder, result, observer
+
+
+def test_run_directory_is_complete(finished: tuple[Path, dict[str, Any], Silent]) -> None:
+    folder, result, _ = finished
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(result))
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "history.sqlite",
+        "metrics.jsonl",
+        "model",
+        "summary.json",
+    }
+    assert config.load(folder / "config.yaml").model_dump() == config.load(QUICKSTART, SMALL).model_dump()
+
+
+def test_run_directory_is_for_its_owner_only(finished: tuple[Path, dict[str, Any], Silent]) -> None:
+    assert finished[0].stat().st_mode & 0o077 == 0
+
+
+def test_summary_has_the_product_and_both_controls_on_all_test_rows(
+    finished: tuple[Path, dict[str, Any], Silent],
+) -> None:
+    _, result, _ = finished
+    assert set(result["arms"]) == {"gpta", "no_prefix", "plain"}
+    assert all(arm["rows"] == 315 for arm in result["arms"].values())
+    assert result["evaluated_on"] == "test"
+
+
+def test_product_scores_the_same_through_the_stock_library(finished: tuple[Path, dict[str, Any], Silent]) -> None:
+    folder, result, _ = finished
+    again = json.loads(evaluate(folder, None, as_json=True))
+    assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
+    assert again["macro_f1"] == pytest.approx(result["arms"]["gpta"]["macro_f1"], abs=1e-9)
+
+
+def test_embedded_assistant_writes_usable_label_texts_and_prefixes(
+    finished: tuple[Path, dict[str, Any], Silent],
+) -> None:
+    _, _, observer = finished
+    assert observer.sets
+    accepted = sum(entry.proposals.get("accepted", 0) for entry in observer.rounds)
+    assert accepted >= 6
+
+
+def test_same_seed_gives_the_same_run(finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path) -> None:
+    folder, result, _ = finished
+    again, _, _ = train(tmp_path / "again")
+    ignored = ("seconds",)
+    for run in (result, again):
+        for arm in run["arms"].values():
+            arm.pop("training_seconds", None)
+    assert {k: v for k, v in again.items() if k not in ignored} == {k: v for k, v in result.items() if k not in ignored}
+    weights = [load_file(path / "model" / "model.safetensors") for path in (folder, tmp_path / "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_replay_of_a_run_scores_the_same_prefixes(
+    finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path
+) -> None:
+    folder, result, _ = finished
+    again, _, _ = train(tmp_path / "replay", f"assistant={{backend: replay, run: {folder}}}")
+    assert again["label_texts"] == result["label_texts"]
+    scores = [open_existing(path / "history.sqlite").scored() for path in (folder, tmp_path / "replay")]
+    assert scores[0] == scores[1]
+
+
+def test_every_completion_is_recorded_with_what_became_of_it(tmp_path: Path) -> None:
+    _, observer, run = train(tmp_path / "run", "search.proposals=7", assistant=Scripted())
+    first = observer.rounds[0].proposals
+    assert first == {"accepted": 4, "repeated": 1, "unusable": 2}
+    assert len(open_existing(run.folder / "history.sqlite").completions("prefix")) == 14
+
+
+def test_later_rounds_see_earlier_gains(tmp_path: Path) -> None:
+    assistant = Scripted()
+    train(tmp_path / "run", assistant=assistant)
+    prefix_requests = [request for request in assistant.requests if request.kind == "prefix"]
+    assert "Tried prefixes" not in prefix_requests[0].messages[-1].content
+    assert "Which department?" in prefix_requests[1].messages[-1].content
+
+
+def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:
+    result, observer, _ = train(tmp_path / "run", assistant=Scripted(label_texts="I cannot do that."))
+    assert observer.sets == []
+    assert result["label_texts"][0]["test_results"] == "test results"
+
+
+def test_no_usable_prefix_ships_the_model_without_one(tmp_path: Path) -> None:
+    result, observer, run = train(tmp_path / "run", assistant=Scripted(prefixes=("!?",)))
+    assert result["prefix"] == ""
+    assert [entry.chosen.text for entry in observer.rounds] == ["", ""]
+    assert open_product(run.folder).record["prefix"] == ""
+
+
+def test_without_validation_the_choice_is_cross_validated(tmp_path: Path) -> None:
+    result, _, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted())
+    assert result["selection"]["rows"] == "training, cross-validated"
+    assert result["card"]["validation_rows"] == 0
+
+
+def test_without_test_rows_nothing_is_claimed(tmp_path: Path) -> None:
+    result, _, _ = train(tmp_path / "run", "data.validation=null", "data.test=null", assistant=Scripted())
+    assert result["arms"] == {} and result["differences"] == {} and result["evaluated_on"] == ""
+
+
+def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
+    result, observer, run = train(
+        tmp_path / "run", "search.regime=online", "data.validation=null", "data.shots=null", assistant=Scripted()
+    )
+    assert result["regime"] == "online"
+    assert all(entry.training_loss is not None for entry in observer.rounds)
+    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert titles[:2] == ["round 1: training", "round 2: training"]
+    assert result["card"]["validation_rows"] > 0, "rows to choose on are carved"
+
+
+def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from gpta_local.model_files import backbone_folder
+
+    encoder = tmp_path / "encoder"  # the same weights without what makes them a sentence model
+    encoder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (encoder / name).symlink_to(backbone_folder("all-MiniLM-L6-v2") / name)
+    result, _, run = train(tmp_path / "run", f"downstream.backbone={encoder}", assistant=Scripted())
+    model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    assert model(**tokenizer("my bill is wrong", return_tensors="pt")).logits.shape == (1, 7)
+    assert result["arms"]["gpta"]["rows"] == 70
