@@ -185,6 +185,13 @@ class Config(Section):
             raise ValueError("data.text_pair is only for task: text-pair-classification")
         return self
 
+    @model_validator(mode="after")
+    def _label_column_holds_no_text(self) -> Config:
+        pair = self.data.text_pair or ("text_pair" if self.task == "text-pair-classification" else None)
+        if self.data.label in (self.data.text, pair):
+            raise ValueError("data.label names a text column: its rows would be label names and go to the assistant")
+        return self
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read, override and check a configuration file; its paths come out absolute.

@@ -179,10 +179,11 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
             where = f"{path}:{number}"
             try:
                 values = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as exc:
-                detail = (
-                    f"{exc.msg} at column {exc.colno}" if isinstance(exc, json.JSONDecodeError) else "nested too deep"
-                )
+            except (ValueError, RecursionError) as exc:
+                if isinstance(exc, json.JSONDecodeError):
+                    detail = f"{exc.msg} at column {exc.colno}"
+                else:
+                    detail = "nested too deep" if isinstance(exc, RecursionError) else "a number is too long"
                 raise DataError(f"broken JSON: {detail}", where=where, fix="Each line must be one JSON object") from exc
             if not isinstance(values, dict):
                 raise DataError(
@@ -199,7 +200,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
         reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         try:
             for row in reader:
-                where = f"{path}:{reader.line_num}"
+                where = f"{path}:{reader.reader.line_num}"
                 if None in row or None in row.values():
                     raise DataError(
                         f"not the {len(reader.fieldnames or [])} fields of the header",
@@ -208,7 +209,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                     )
                 yield Record(row, where)
         except csv.Error as exc:
-            raise DataError(f"broken CSV: {exc}", where=f"{path}:{reader.line_num}") from exc
+            raise DataError(f"broken CSV: {exc}", where=f"{path}:{reader.line_num + 1}") from exc
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

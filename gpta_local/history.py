@@ -80,6 +80,9 @@ class History:
                     where=str(path),
                     fix="Install the newer gpta-local",
                 )
+            tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")]
+            if (version or tables) and "completions" not in tables:
+                raise InputError("not a history of gpta-local", where=str(path))
             for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
                 self._connection.executescript(f"BEGIN;{migration}PRAGMA user_version = {number};COMMIT;")
         except sqlite3.DatabaseError as exc:

@@ -241,6 +241,7 @@ def read_texts(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
             raise DataError(f"{column!r} is {type(value).__name__}, not text", where=record.where)
         if not value.strip():
             raise DataError(f"{column!r} is empty", where=record.where, fix="Remove the row or fill it in")
+        _check_unicode(value, column, record.where)
         texts.append(value)
     return tuple(texts)
 
@@ -271,9 +272,9 @@ def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
     given = config.card.labels
     if given is None:
         found = Counter(_label_name(record, config.data.label) for record in records)
-        if len(found) > 200:
+        if len(found) > 200 or len(found) > max(2, len(records) // 2):  # the assistant is told their names
             raise DataError(
-                f"{len(found)} different labels",
+                f"{len(found)} different labels in {len(records)} rows",
                 where=config.data.train,
                 fix="Is data.label the right column? If so, list them in card.labels",
             )
@@ -297,7 +298,15 @@ def _label_name(record: Record, column: str) -> str:
     value: Any = record.values[column]
     if value is None or isinstance(value, list | dict) or not str(value).strip():
         raise DataError(f"{column!r} is empty or not a label", where=record.where)
+    _check_unicode(str(value), column, record.where)
     return str(value).strip()
+
+
+def _check_unicode(value: str, column: str, where: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(f"{column!r} is not valid Unicode (half of a surrogate pair)", where=where) from exc
 
 
 def class_share(examples: Sequence[Example]) -> float:
