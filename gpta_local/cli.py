@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 bad input or configuration, 3 stop
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped. What the run recorded so far stays in its directory.", err=True)
             sys.exit(3)
+        except sqlite3.Error as exc:
+            click.echo(f"error: the history cannot be written ({exc})", err=True)
+            sys.exit(2)
         except OSError as exc:  # a disk that is full or a file that went away while running
             where = f"{exc.filename}: " if exc.filename else ""
             click.echo(f"error: {where}{exc.strerror or exc}", err=True)

@@ -11,12 +11,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from gpta_local import __version__
 from gpta_local.config import DataConfig
@@ -26,6 +28,8 @@ from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
+HISTORY_ROOM = 2**25
+"""Bytes kept free for history, metrics and summary."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
 
 
@@ -69,21 +73,29 @@ class Product:
                 )
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, product_bytes: int) -> None:
     """Make a new directory that only its owner can read.
 
+    Args:
+        product_bytes: size of the weights that will be written at the end.
+
     Raises:
-        OutputError: if it is there and not empty, or cannot be made or written.
+        OutputError: if it is there and not empty, cannot be made or written, or the disk has no
+            room for the product.
     """
     check_folder(folder)
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
-    except OSError as exc:
-        raise OutputError(
-            f"cannot be written ({exc.strerror or exc})", where=str(folder), fix="Choose another place with --output"
-        ) from exc
+        free, needed = shutil.disk_usage(folder).free, product_bytes + HISTORY_ROOM
+        if free < needed:
+            folder.rmdir()
+            raise OutputError(
+                f"the disk has {free // 2**20} MiB left and the run needs {needed // 2**20}",
+                where=str(folder),
+                fix="Make room, or choose another place with --output",
+            )
 
 
 def check_folder(folder: Path) -> None:
@@ -107,9 +119,11 @@ def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task,
     Raises:
         ModelError: if the saved tokenizer does not put the prefix in as training did.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with _writing(folder), _whole_or_nothing(folder) as partial:
+        _write(partial, model, prefix, task, columns)
+
+
+def _write(partial: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
     model.save(partial, prefix, task.label_names)
     (partial / "prefix.txt").write_text(prefix + "\n", encoding="utf-8")
     record = {
@@ -122,7 +136,6 @@ def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task,
     }
     (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
-    partial.replace(folder)
 
 
 def open_product(run_or_folder: Path) -> Product:
@@ -147,15 +160,36 @@ def open_product(run_or_folder: Path) -> Product:
 def copy_product(product: Product, target: Path) -> None:
     """Copy the product to a new folder, whole or not at all."""
     check_folder(target)
-    partial = target.with_name(target.name + ".partial")
-    try:
+    with _writing(target), _whole_or_nothing(target) as partial:
         shutil.copytree(product.folder, partial, dirs_exist_ok=True)
-        if target.is_dir():
-            target.rmdir()
-        partial.replace(target)
-    except OSError as exc:
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; moved into its place at the end, removed on a failure."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.is_dir():
+            folder.rmdir()  # an empty one; a full one is refused before
+        partial.replace(folder)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(target)) from exc
+        raise
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say clearly what the system and safetensors say of a place that cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise OutputError(
+            f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"
+        ) from exc
 
 
 def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 
 from gpta_local.schema import DatasetCard, Message, Request, ScoredPrefix
@@ -67,8 +68,7 @@ def read_prefix(text: str) -> str:
     if len(lines) > 1:
         raise UnusableReply(f"{len(lines)} lines where one was asked for")
     line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+", "", lines[0])
-    line = re.sub(r"(?i)^(?:new )?prefix\s*[:=]\s*(?=\S)", "", line)
-    line = _unquote(line)
+    line = _unquote(re.sub(r"(?i)^(?:new )?prefix\**\s*[:=]\**\s*(?=\S)", "", _unquote(line)))
     if not re.search(r"\w", line):
         raise UnusableReply("no word in the reply")
     return line
@@ -81,7 +81,9 @@ def read_label_texts(text: str, label_names: Sequence[str]) -> dict[str, str]:
         UnusableReply: if a label has no line or no words, or two labels have the same phrase.
     """
     found: dict[str, str] = {}
-    by_key = {_key(name): name for name in label_names}
+    folded = Counter(map(_key, label_names))
+    by_key = {_key(name): name for name in label_names if folded[_key(name)] == 1}  # "-1" and "1" fold alike
+    by_key |= {name: name for name in label_names}
     for line in _plain(text).splitlines():
         line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+(?=\S)", "", line.strip())
         name, phrase = _split_label(line, by_key)
@@ -102,9 +104,10 @@ def _chat(content: str) -> tuple[Message, ...]:
 def _split_label(line: str, by_key: dict[str, str]) -> tuple[str | None, str]:
     """Split "label: phrase" at the first colon whose left side is a label (labels may hold colons)."""
     for match in re.finditer(r":", line):
-        name = by_key.get(_key(line[: match.start()]))
+        left = line[: match.start()].strip()
+        name = by_key.get(left) or by_key.get(_key(left))
         if name is not None:
-            return name, line[match.end() :].strip()
+            return name, line[match.end() :].strip().rstrip(",")
     return None, ""
 
 
@@ -114,13 +117,17 @@ def _key(name: str) -> str:
 
 def _plain(text: str) -> str:
     """Without reasoning blocks, code fences and control characters."""
-    text = re.sub(r"(?s)<think>.*?</think>", "", text)
-    text = re.sub(r"(?m)^```.*$", "", text)
+    text = text.rpartition("</think>")[2].partition("<think>")[0]  # a template may open it, a limit cut it
+    text = re.sub(r"(?m)^\s*```\w*\s*$", "", text)
     return "".join(c for c in text if c == "\n" or c == "\t" or unicodedata.category(c)[0] != "C").replace("\t", " ")
 
 
 def _unquote(text: str) -> str:
+    """Without marks and quotes around the whole; '"a" or "b"' keeps its own."""
     text = text.strip().strip("*`").strip()
     while len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("'", "'"), ("“", "”"), ("«", "»"), ("‘", "’")}:
-        text = text[1:-1].strip()
+        inner = sum(c in (text[0], text[-1]) for c in text[1:-1])
+        if inner and inner % 2 == 0:
+            break
+        text = text[1:-1].strip().strip("*`").strip()
     return re.sub(r"\s+", " ", text)

@@ -59,7 +59,7 @@ class Run:
         self.steps = total_steps(config.training, len(self.splits.train))
         regime = config.search.regime
         self.online = regime == "online" or (regime == "auto" and len(self.splits.train) >= MANY_ROWS)
-        self.task.build_plain()
+        self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
         observer.note(f"assistant: {self.assistant.check()}")
 
@@ -254,7 +254,7 @@ class Run:
         self.history.add_request(round_number, request, self.sampling(round_number), completions, verdicts)
 
     def open_folder(self, folder: Path) -> None:
-        export.make_folder(folder)
+        export.make_folder(folder, self.weights)
         (folder / "config.yaml").write_text(dump(self.config), encoding="utf-8")
         self.folder, self.history = folder, History(folder / "history.sqlite")
 
