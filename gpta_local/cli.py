@@ -78,13 +78,17 @@ def train(
     settings = configuration.load(config, overrides)
     from datetime import datetime
 
-    from gpta_local import console, export
-    from gpta_local.trainer import Run
+    from gpta_local import console
 
     folder = output or Path("runs") / f"{settings.card.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    export.check_folder(folder)
     with console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet) as observer:
+        observer.stage("reading data, loading models", 1)
+        from gpta_local import export
+        from gpta_local.trainer import Run
+
+        export.check_folder(folder)
         run = Run(settings, observer)
+        observer.advance()
         observer.note(
             f"{settings.card.name}: {run.card.task}, {len(run.card.labels)} labels; {run.card.training_rows} training, "
             f"{run.card.validation_rows} validation, {run.card.test_rows} test rows; "

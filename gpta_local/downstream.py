@@ -229,6 +229,8 @@ def load_tokenizer(folder: Path, config: Any, max_length: int | None) -> PrefixT
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError("the tokenizer cannot be loaded", where=f"downstream.backbone ({folder})") from exc
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes an empty one without files
+        raise ModelError("no tokenizer in the folder", where=f"downstream.backbone ({folder})")
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise ModelError(
             "the tokenizer must be a fast one (tokenizer.json) with a padding token",

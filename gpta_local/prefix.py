@@ -128,7 +128,8 @@ def race(
             of_prefix = losses(prefix, heat)
             gain, standard_error = paired_mean(baseline - of_prefix)
             scored.append(ScoredPrefix(prefix, gain, standard_error, float(of_prefix.mean()), len(heat)))
-            on_scored()
+            if not finished:
+                on_scored()
         scored.sort(key=lambda s: s.gain, reverse=True)
         if size >= len(rows) or len(scored) < 2:
             none = ScoredPrefix("", 0.0, 0.0, float(baseline.mean()), len(heat))

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpta_local import __version__
 from gpta_local.metrics import Interval, paired_bootstrap, wilson_interval
 from gpta_local.schema import DatasetCard, ScoredPrefix
-from gpta_local.tasks.base import Evaluation
+
+if TYPE_CHECKING:
+    from gpta_local.tasks.base import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ Encodings = tuple[Encoding] | tuple[Encoding, Encoding]
 class TokenisedTexts:
     """n rows of one or two texts, tokenised without special tokens, for use after a prefix
     (`following`) and without one (`alone`); the two are the same unless a word's tokens depend on
-    the space before it (byte-level BPE)."""
+    the space before it (byte-level BPE). Both texts of a pair get that space, because the saved
+    tokenizer cannot tell them apart."""
 
     alone: list[Encodings]
     following: list[Encodings]
@@ -58,8 +59,8 @@ class PrefixTokenizer:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._single = self._special_tokens(self._backend.encode("a"))
-        self._pair = self._special_tokens(self._backend.encode("a", "b"))
+        self._single = self._special_tokens(self._backend.encode("a"), texts=1)
+        self._pair = self._special_tokens(self._backend.encode("a", "b"), texts=2)
         self._spaced = self._needs_space()
 
     def tokenise(self, texts: Sequence[tuple[str, ...]]) -> TokenisedTexts:
@@ -67,7 +68,7 @@ class PrefixTokenizer:
         alone = self._encode_columns(texts)
         if not self._spaced:
             return TokenisedTexts(alone, alone)
-        return TokenisedTexts(alone, self._encode_columns([(" " + row[0], *row[1:]) for row in texts]))
+        return TokenisedTexts(alone, self._encode_columns([tuple(" " + text for text in row) for row in texts]))
 
     def encode(self, texts: TokenisedTexts, prefix: str) -> list[EncodedRow]:
         """Put the prefix and special tokens in, truncated to `max_length` (the longest text of a
@@ -140,7 +141,7 @@ class PrefixTokenizer:
             ],
         )
 
-    def _special_tokens(self, encoding: Encoding) -> list[list[tuple[str, int, int]]]:
+    def _special_tokens(self, encoding: Encoding, texts: int) -> list[list[tuple[str, int, int]]]:
         """The special tokens before, between and after the texts, as (token, id, segment)."""
         groups: list[list[tuple[str, int, int]]] = [[]]
         inside = False
@@ -155,7 +156,7 @@ class PrefixTokenizer:
         if inside:
             groups.append([])
         self._pair_segment = max(encoding.type_ids, default=0)
-        if len(groups) not in (2, 3):
+        if len(groups) != texts + 1:
             raise ModelError("the tokenizer's special tokens are of no known form", where="downstream.backbone")
         return groups
 

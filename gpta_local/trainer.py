@@ -69,14 +69,14 @@ class Run:
         started = time.monotonic()
         label_texts = self.propose_label_texts()
         model = self.task.build(label_texts)
-        training = self.training(model)
+        training = self.training(model) if self.online else None
         current, loss = "", None
         for number in range(1, self.config.search.rounds + 1):
             round_started = time.monotonic()
             candidates = self.propose(number, model)
             scored = self.score(number, model, current, candidates.prefixes)
             chosen = prefix.choose(scored, current)
-            if self.online:
+            if training is not None:
                 current, loss = chosen.text, self.train(training, chosen.text, number)
             entry = Round(number, candidates.counts, tuple(scored), chosen, loss, time.monotonic() - round_started)
             self.history.add_round(entry)
