@@ -138,7 +138,7 @@ class SearchConfig(Section):
     """Scored prefixes that the assistant sees: half of them the best, half drawn from the rest."""
     scoring_rows: int = Field(default=512, ge=8)
     """Training rows in the last heat of the race."""
-    near_duplicate: float = Field(default=0.98, gt=0, le=1)
+    near_duplicate: float = Field(default=0.97, gt=0, le=1)
     """Cosine of two prefixes' embeddings from which on the second is dropped."""
     regime: Literal["auto", "low-resource", "online"] = "auto"
     """low-resource: search first, then train. online: search and train in turns. auto: online

@@ -32,10 +32,11 @@ class UnusableReply(ValueError):
 
 
 def describe(card: DatasetCard) -> str:
-    """The card as the assistant reads it."""
-    labels = "; ".join(f"{label.name} ({label.meaning})" if label.meaning else label.name for label in card.labels)
+    """The card as the assistant reads it. Each label has a line of its own, as in the reply that is
+    asked for: a small model copies best what stands at the same place of a line."""
+    labels = "\n".join(f"{label.name}: {label.meaning}" if label.meaning else label.name for label in card.labels)
     rows = f"{card.training_rows} training, {card.validation_rows} validation, {card.test_rows} test"
-    return f"Data set: {card.name}\nTask: {card.task}\nDescription: {card.description}\nLabels: {labels}\nRows: {rows}"
+    return f"Data set: {card.name}\nTask: {card.task}\nRows: {rows}\nDescription: {card.description}\nLabels:\n{labels}"
 
 
 def label_texts_request(card: DatasetCard) -> Request:

@@ -65,10 +65,8 @@ class PrefixTokenizer:
 
     def tokenise(self, texts: Sequence[tuple[str, ...]]) -> TokenisedTexts:
         """Tokenise each row's one or two texts, once for all prefixes."""
-        alone = self._encode_columns(texts)
-        if not self._spaced:
-            return TokenisedTexts(alone, alone)
-        return TokenisedTexts(alone, self._encode_columns([tuple(" " + text for text in row) for row in texts]))
+        alone = self._encode_columns(self._backend, texts)
+        return TokenisedTexts(alone, self._encode_columns(self._following(), texts) if self._spaced else alone)
 
     def encode(self, texts: TokenisedTexts, prefix: str) -> list[EncodedRow]:
         """Put the prefix and special tokens in, truncated to `max_length` (the longest text of a
@@ -100,12 +98,9 @@ class PrefixTokenizer:
         post-processor when it loads a model-specific class such as BertTokenizer.
         """
         self.tokenizer.save_pretrained(folder)
-        backend = Tokenizer.from_str(self._backend.to_str())
+        backend = self._following() if prefix else self._backend
         if prefix:
             backend.post_processor = self._template(self.prefix_ids(prefix))
-            if self._spaced:
-                space = normalizers.Prepend(" ")
-                backend.normalizer = normalizers.Sequence([backend.normalizer, space]) if backend.normalizer else space
         backend.save(str(folder / "tokenizer.json"))
         config_file = folder / "tokenizer_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -116,10 +111,16 @@ class PrefixTokenizer:
             config.pop(key, None)
         config_file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def _encode_columns(self, texts: Sequence[tuple[str, ...]]) -> list[Encodings]:
-        columns = [
-            self._backend.encode_batch(list(column), add_special_tokens=False) for column in zip(*texts, strict=True)
-        ]
+    def _following(self) -> Tokenizer:
+        """A copy of the tokenizer for texts that follow a prefix: with a space before them if needed."""
+        backend = Tokenizer.from_str(self._backend.to_str())
+        if self._spaced:
+            space = normalizers.Prepend(" ")
+            backend.normalizer = normalizers.Sequence([backend.normalizer, space]) if backend.normalizer else space
+        return backend
+
+    def _encode_columns(self, backend: Tokenizer, texts: Sequence[tuple[str, ...]]) -> list[Encodings]:
+        columns = [backend.encode_batch(list(column), add_special_tokens=False) for column in zip(*texts, strict=True)]
         return list(zip(*columns, strict=True))
 
     def _template(self, prefix_ids: list[int]) -> TemplateProcessing:
