@@ -143,7 +143,7 @@ def export(run: Path, directory: Path) -> None:
     exporting.copy_product(product, directory)
     loader = {
         "sentence-transformers": f'SentenceTransformer("{directory}").encode(texts), logits in the order of gpta.json',
-        "transformers": f'pipeline("text-classification", "{directory}")(texts)',
+        "transformers": f'pipeline("text-classification", "{directory}", truncation=True)(texts)',
     }[product.record["library"]]
     click.echo(f"{directory}: {len(product.labels)} labels, prefix {product.record['prefix']!r}\nload with: {loader}")
 

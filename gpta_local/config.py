@@ -61,8 +61,9 @@ class CardConfig(Section):
 class SamplingConfig(Section):
     temperature: float = Field(default=1.0, ge=0, le=5)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(default=160, ge=8, le=32768)
-    """Room for one completion, in the assistant's tokens."""
+    max_new_tokens: int | None = Field(default=None, ge=8, le=32768)
+    """Room for one completion, in the assistant's tokens. None: 48 for a prefix, 32 and 24 per label
+    for label texts. Models that think before they answer need more, such as 2048."""
 
 
 class LocalAssistantConfig(SamplingConfig):

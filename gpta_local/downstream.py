@@ -256,7 +256,10 @@ def _from_pretrained(kind: Any, folder: Path, **options: Any) -> nn.Module:
 
 
 def _check_sentence_modules(folder: Path) -> None:
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json")]
+    try:
+        kinds = [module["type"].rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json")]
+    except (TypeError, KeyError, AttributeError) as exc:
+        raise ModelError("broken list of modules in the model folder", where=str(folder / "modules.json")) from exc
     pooling = _read_json(folder / "1_Pooling" / "config.json") if (folder / "1_Pooling").is_dir() else {}
     mean = pooling.get("pooling_mode_mean_tokens") or pooling.get("pooling_mode") == "mean"
     if not mean or kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:

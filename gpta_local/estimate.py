@@ -29,7 +29,7 @@ def estimate(run: Run) -> dict[str, float]:
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
     request = prefix_request(run.card, [])
-    one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1)))
+    one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
     trainings = 1 + finalists + run.online + run.config.finish.plain_control
     contestants = 1 + run.config.finish.finalists

@@ -24,6 +24,7 @@ from gpta_local import __version__
 from gpta_local.config import DataConfig
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, OutputError
+from gpta_local.model_files import quiet_transformers
 from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
@@ -46,11 +47,13 @@ class Product:
 
     def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
         """Logits (b, c) of the rows in their order, a batch at a time."""
+        quiet_transformers()
         rows = [row[0] if len(row) == 1 else row for row in texts]
         if self.record["library"] == "sentence-transformers":
             from sentence_transformers import SentenceTransformer
 
-            sentence_model = SentenceTransformer(str(self.folder), local_files_only=True)
+            with _loading(self.folder):
+                sentence_model = SentenceTransformer(str(self.folder), local_files_only=True)
             for start in range(0, len(rows), batch_size):
                 yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
                     np.float64
@@ -59,10 +62,11 @@ class Product:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.folder, local_files_only=True, use_safetensors=True
-        ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        with _loading(self.folder):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.folder, local_files_only=True, use_safetensors=True
+            ).eval()
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         for start in range(0, len(rows), batch_size):
             columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
             with torch.inference_mode():
@@ -147,9 +151,12 @@ def open_product(run_or_folder: Path) -> Product:
     for folder in (run_or_folder / "model", run_or_folder):
         if (folder / RECORD).is_file():
             try:
-                return Product(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+                record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             except (OSError, ValueError) as exc:
                 raise InputError("broken record", where=str(folder / RECORD)) from exc
+            if not isinstance(record, dict) or not {"labels", "prefix", "library", "columns"} <= set(record):
+                raise InputError("broken record", where=str(folder / RECORD))
+            return Product(folder, record)
     raise InputError(
         "no trained model here",
         where=str(run_or_folder),
@@ -178,6 +185,15 @@ def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0][:200]
+        raise ModelError(f"the model cannot be loaded: {reason}", where=str(folder)) from exc
 
 
 @contextmanager

@@ -55,6 +55,11 @@ def prefix_request(card: DatasetCard, history: Sequence[ScoredPrefix]) -> Reques
     return Request("prefix", _chat("\n\n".join(parts)))
 
 
+def reply_room(request: Request, card: DatasetCard) -> int:
+    """Tokens that are enough for a plain reply, in any tokenizer."""
+    return 48 if request.kind == "prefix" else 32 + 24 * len(card.labels)
+
+
 def read_prefix(text: str) -> str:
     """The prefix in a completion: one line, without quotes, list marks or the word "prefix".
 

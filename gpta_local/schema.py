@@ -58,7 +58,7 @@ class Sampling:
 
     temperature: float = 1.0
     top_p: float = 1.0
-    max_new_tokens: int = 160
+    max_new_tokens: int = 64
     seed: int = 0
 
 

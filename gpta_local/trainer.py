@@ -18,7 +18,7 @@ from gpta_local.data import MANY_ROWS
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
-from gpta_local.prompts import label_texts_request, prefix_request
+from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import Completion, Request, Round, Sampling, ScoredPrefix
 from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
@@ -238,20 +238,20 @@ class Run:
 
     # ── the assistant and the run directory ─────────────────────────────────────────────────────
 
-    def sampling(self, round_number: int) -> Sampling:
+    def sampling(self, round_number: int, request: Request) -> Sampling:
         assistant = self.config.assistant
-        seed = self.config.seed * 1000 + round_number
-        return Sampling(assistant.temperature, assistant.top_p, assistant.max_new_tokens, seed)
+        room = assistant.max_new_tokens or reply_room(request, self.card)
+        return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
     def ask(self, round_number: int, request: Request, n: int) -> list[Completion]:
-        completions = self.assistant.complete(request, n, self.sampling(round_number))
+        completions = self.assistant.complete(request, n, self.sampling(round_number, request))
         self.observer.advance()
         return completions
 
     def record(
         self, round_number: int, request: Request, completions: Sequence[Completion], verdicts: Sequence[Verdict]
     ) -> None:
-        self.history.add_request(round_number, request, self.sampling(round_number), completions, verdicts)
+        self.history.add_request(round_number, request, self.sampling(round_number, request), completions, verdicts)
 
     def open_folder(self, folder: Path) -> None:
         export.make_folder(folder, self.weights)

@@ -27,3 +27,35 @@ def transformers_endpoint(nano_assistant: Path, tmp_path_factory: pytest.TempPat
     """`transformers serve` with the embedded assistant; started once for all tests."""
     with transformers_server(nano_assistant, tmp_path_factory.mktemp("transformers") / "server.log") as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Path:
+    """all-MiniLM-L6-v2, from the package that the extra `demo` installs."""
+    from gpta_local.model_files import backbone_folder
+
+    return backbone_folder("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain encoder checkpoint with a WordPiece tokenizer; 96 positions."""
+    from tiny_models import tiny_bert
+
+    return tiny_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain encoder checkpoint with a byte-level BPE tokenizer; 96 positions."""
+    from tiny_models import tiny_roberta
+
+    return tiny_roberta(tmp_path_factory.mktemp("models") / "roberta")
+
+
+@pytest.fixture(scope="session")
+def sentence(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a sentence-transformers folder with mean pooling."""
+    from tiny_models import sentence_folder
+
+    return sentence_folder(bert, tmp_path_factory.mktemp("models") / "sentence")

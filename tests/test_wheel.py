@@ -1,0 +1,38 @@
+"""The wheel, installed elsewhere, holds all that the quickstart needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import ROOT
+
+RUN = "import gpta_local; print(gpta_local.__file__); from gpta_local.cli import main; main()"
+
+
+def command(*words: object, folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in words], cwd=folder, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_wheel_installed_elsewhere_runs_the_quickstart(tmp_path: Path) -> None:
+    python, site = sys.executable, tmp_path / "site"
+    command(python, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, folder=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    command(python, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, folder=tmp_path)
+    shutil.copytree(ROOT / "configs" / "quickstart", tmp_path / "quickstart")
+    small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=1", "training.steps=4")
+    overrides = [word for key in small for word in ("--set", key)]
+    arguments = ["train", "quickstart/quickstart.yaml", "--output", "run", *overrides]
+    output = command(python, "-c", RUN, *arguments, folder=tmp_path, PYTHONPATH=str(site))
+    assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"
+    assert "plain fine-tuning" in output
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

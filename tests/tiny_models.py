@@ -1,0 +1,124 @@
+"""Makes small random models with real tokenizers, as folders with safetensors weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from samples import read_rows
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+VOCABULARY = 600
+POSITIONS = 96
+WIDTH = 32
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
+
+def tiny_bert(folder: Path) -> Path:
+    """BERT with a WordPiece tokenizer."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(_texts(), trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=specials))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
+    _save_tokenizer(tokenizer, folder, names, ["input_ids", "token_type_ids", "attention_mask"])
+    torch.manual_seed(0)
+    config = BertConfig(**SHAPE, max_position_embeddings=POSITIONS, pad_token_id=0)
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def tiny_roberta(folder: Path) -> Path:
+    """RoBERTa with a byte-level BPE tokenizer, which marks the space before a word."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = _byte_level_bpe(specials)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), specials, strict=True))
+    _save_tokenizer(
+        tokenizer, folder, {**names, "cls_token": "<s>", "sep_token": "</s>"}, ["input_ids", "attention_mask"]
+    )
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        **SHAPE,
+        max_position_embeddings=POSITIONS + 2,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def sentence_folder(encoder: Path, folder: Path) -> Path:
+    """An encoder's folder as sentence-transformers saves it, with mean pooling."""
+    shutil.copytree(encoder, folder)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(kinds.items())
+    ]
+    (folder / "1_Pooling").mkdir()
+    contents = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": POSITIONS, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def tiny_llama(folder: Path) -> Path:
+    """A causal language model whose tokenizer has no chat template."""
+    specials = ["<s>", "</s>"]
+    _save_tokenizer(_byte_level_bpe(specials), folder, {"bos_token": "<s>", "eos_token": "</s>"}, ["input_ids"])
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPE, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _byte_level_bpe(specials: list[str]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return tokenizer
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, names: dict[str, str], inputs: list[str]) -> None:
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=POSITIONS, model_input_names=inputs, **names
+    ).save_pretrained(folder)
+
+
+def _texts() -> list[str]:
+    return [row["text"] for name in ("train", "validation") for row in read_rows(name)]
