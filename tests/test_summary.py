@@ -1,0 +1,66 @@
+"""Verdicts in words: the same figures never read as more than they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpta_local import summary
+from gpta_local.metrics import Interval
+from gpta_local.tasks.base import Evaluation
+
+
+def evaluation(scores: list[float]) -> Evaluation:
+    array = np.array(scores, dtype=np.float64)
+    return Evaluation(array, 1 - array, {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1})
+
+
+def result(prefix: str = "Topic:", **changes: Any) -> dict[str, Any]:
+    gain = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}
+    base = {"prefix": prefix, "differences": {"no_prefix": gain, "plain": gain}, "arms": {"gpta": {}}}
+    return {**base, "evaluated_on": "test", **changes}
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        (Interval(0.02, 0.001, 0.04), "gain"),
+        (Interval(0.02, -0.001, 0.04), "no clear difference"),
+        (Interval(0.0, 0.0, 0.0), "no clear difference"),
+        (Interval(-0.02, -0.04, -0.001), "loss"),
+    ],
+)
+def test_verdict_needs_an_interval_without_zero(interval: Interval, word: str) -> None:
+    assert summary.judge(interval) == word
+
+
+def test_gain_is_told_with_its_interval() -> None:
+    first = summary.verdict(result())[0]
+    assert '"Topic:" gains +5.0 points of accuracy' in first and "+1.0 to +9.0" in first
+
+
+def test_loss_is_told_as_a_loss() -> None:
+    loss = {"value": -0.05, "low": -0.09, "high": -0.01, "verdict": "loss"}
+    assert "loses -5.0 points" in summary.verdict(result(differences={"no_prefix": loss}))[0]
+
+
+def test_no_prefix_is_told_as_no_gain() -> None:
+    assert summary.verdict(result(prefix=""))[0].startswith("No gain from a prefix")
+
+
+def test_validation_figures_are_marked_as_too_good() -> None:
+    assert "too good" in summary.verdict(result(evaluated_on="validation"))[-1]
+
+
+def test_nothing_measured_nothing_claimed() -> None:
+    lines = summary.verdict(result(arms={}, differences={}, evaluated_on=""))
+    assert "not measured" in lines[-1] and not any("gains" in line for line in lines)
+
+
+def test_difference_is_paired_over_rows() -> None:
+    ours, theirs = evaluation([1, 1, 1, 0] * 25), evaluation([1, 1, 0, 0] * 25)
+    figures = summary.difference(ours, theirs)
+    assert figures["value"] == pytest.approx(0.25)
+    assert figures["verdict"] == "gain" and 0.15 < figures["low"] < 0.25 < figures["high"] < 0.35
