@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed while running, 2 bad input or configuration, 3 stop
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sqlite3
 import sys
 from pathlib import Path
@@ -45,6 +47,8 @@ class Commands(click.Group):
             click.echo(f"error: the history cannot be written ({exc})", err=True)
             sys.exit(2)
         except OSError as exc:  # a disk that is full or a file that went away while running
+            if exc.errno == errno.EPIPE:  # the reader of a pipe has had enough; click ends quietly
+                raise
             where = f"{exc.filename}: " if exc.filename else ""
             click.echo(f"error: {where}{exc.strerror or exc}", err=True)
             sys.exit(2)
@@ -80,7 +84,8 @@ def train(
 
     from gpta_local import console
 
-    folder = output or Path("runs") / f"{settings.card.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = re.sub(r"[^\w.-]+", "-", settings.card.name or "run").strip(".-")
+    folder = output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     with console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet) as observer:
         observer.stage("reading data, loading models", 1)
         from gpta_local import export

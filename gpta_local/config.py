@@ -290,7 +290,7 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
         return f"{key}.backend must be one of local, openai, vllm, replay"
     if error["type"] == "value_error":
         return str(error["msg"]).removeprefix("Value error, ")
-    message = str(error["msg"]).removeprefix("Input ")
+    message = str(error["msg"]).removeprefix("Input ").removeprefix("String ")
     given = error.get("input")
     shown = "a section" if isinstance(given, dict) else f"{given!r}"[:80]
     hint = " (put it in quotes)" if error["type"] == "string_type" and isinstance(given, bool | int | float) else ""

@@ -47,11 +47,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """`validation` and `test` may be empty. `warnings` are sentences for the user."""
+    """`validation` and `test` may be empty. `many`: whether there were at least `MANY_ROWS` training
+    rows, before any were carved. `warnings` are sentences for the user."""
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
+    many: bool
     warnings: tuple[str, ...]
 
 
@@ -120,10 +122,11 @@ def make_splits(
                 fix=f"Set data.shots to {rows} or less",
             )
         train = sample_shots(train, shots, seed)
-    if validation is None and (carve_few or len(train) >= MANY_ROWS):
+    many = len(train) >= MANY_ROWS
+    if validation is None and (carve_few or many):
         train, validation = carve(train, CARVED_SHARE, seed)
     splits = {"training": train, "validation": validation or [], "test": test or []}
-    return Splits(train, splits["validation"], splits["test"], tuple(_overlaps(splits)))
+    return Splits(train, splits["validation"], splits["test"], many, tuple(_overlaps(splits)))
 
 
 def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
@@ -199,6 +202,9 @@ def _read_csv(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         try:
+            repeated = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if repeated:
+                raise DataError(f"the column {repeated[0]!r} is there twice", where=f"{path}:1")
             for row in reader:
                 where = f"{path}:{reader.reader.line_num}"
                 if None in row or None in row.values():

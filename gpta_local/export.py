@@ -174,9 +174,8 @@ def copy_product(product: Product, target: Path) -> None:
 @contextmanager
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; moved into its place at the end, removed on a failure."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield partial
         if folder.is_dir():

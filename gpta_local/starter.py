@@ -23,6 +23,7 @@ PAIRS = (
 
 def starter_config(path: Path) -> str:
     """A configuration for the data at `path`, with siblings named validation and test if there.
+    Paths stay as given, so the configuration belongs into the folder that the user is in.
 
     Raises:
         DataError: if the file cannot be read, or no text or label column can be found.
@@ -45,7 +46,7 @@ def starter_config(path: Path) -> str:
             f"task: text{'-pair' if pair else ''}-classification",
             "",
             "data:                                    # paths are relative to this file",
-            line("train", path.name, f"{len(records)} rows"),
+            line("train", str(path), f"{len(records)} rows"),
             line("validation", siblings["validation"], "rows to choose the prefix on"),
             line("test", siblings["test"], "rows for the one evaluation at the end"),
             f"  text: {_quoted(texts[0])}",
@@ -108,7 +109,7 @@ def _sibling(path: Path, split: str) -> str | None:
     for name in (split, {"validation": "dev", "test": "test"}[split]):
         for candidate in (path.with_name(name + path.suffix), path.with_name(path.name.replace("train", name))):
             if candidate != path and candidate.exists():
-                return candidate.name
+                return str(candidate)
     return None
 
 

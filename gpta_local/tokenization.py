@@ -59,6 +59,7 @@ class PrefixTokenizer:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
+        self._splicer = Tokenizer.from_str(self._backend.to_str())  # copied once: 20 ms
         self._single = self._special_tokens(self._backend.encode("a"), texts=1)
         self._pair = self._special_tokens(self._backend.encode("a", "b"), texts=2)
         self._spaced = self._needs_space()
@@ -71,7 +72,7 @@ class PrefixTokenizer:
     def encode(self, texts: TokenisedTexts, prefix: str) -> list[EncodedRow]:
         """Put the prefix and special tokens in, truncated to `max_length` (the longest text of a
         row is cut first; the prefix never)."""
-        backend = Tokenizer.from_str(self._backend.to_str()) if prefix else self._backend
+        backend = self._splicer if prefix else self._backend
         if prefix:
             backend.post_processor = self._template(self.prefix_ids(prefix))
         rows: list[EncodedRow] = []

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from gpta_local import export, prefix, summary
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config, dump
-from gpta_local.data import MANY_ROWS
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
@@ -58,7 +57,7 @@ class Run:
             observer.warn(warning)
         self.steps = total_steps(config.training, len(self.splits.train))
         regime = config.search.regime
-        self.online = regime == "online" or (regime == "auto" and len(self.splits.train) >= MANY_ROWS)
+        self.online = regime == "online" or (regime == "auto" and self.splits.many)
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
         observer.note(f"assistant: {self.assistant.check()}")
@@ -135,11 +134,12 @@ class Run:
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
         return prefix.race(runners, self.task.scorer(model, self.splits.train).losses, rows, self.observer.advance)
 
-    def train(self, training: Training, text: str, number: int) -> float:
-        """This round's share of the steps; the last round takes what is left."""
+    def train(self, training: Training, text: str, number: int) -> float | None:
+        """This round's share of the steps, which is none where there are more rounds than steps; the
+        last round takes what is left."""
         rounds = self.config.search.rounds
         steps = self.steps * number // rounds - self.steps * (number - 1) // rounds
-        return self.take_steps(training, text, steps, f"round {number}: training")
+        return self.take_steps(training, text, steps, f"round {number}: training") if steps else None
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
 

@@ -29,7 +29,9 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 48,
+    "initializer_range": 0.3,
 }
+"""Weights large enough that outputs of different inputs differ well."""
 
 
 def tiny_bert(folder: Path) -> Path:

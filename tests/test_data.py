@@ -1,0 +1,376 @@
+"""Reading rows: formats, splits, shots, and how broken data is told without showing a row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from samples import config_of, pair_rows, read_rows, sentiment_rows, write_config, write_jsonl
+
+from gpta_local.config import load
+from gpta_local.data import Example, carve, make_splits, read_records, sample_shots
+from gpta_local.errors import ConfigError, DataError
+from gpta_local.tasks.classification import ClassificationTask, read_examples
+
+CANARY = "zyxwvutcanary"
+AWKWARD = [
+    {"text": 'a "quoted", comma', "label": "one"},
+    {"text": "tab\there and ünïcödé — 漢字", "label": "two"},
+    {"text": "two\nlines", "label": "one"},
+    {"text": "  spaces kept  ", "label": "two"},
+]
+LABELS = ["one", "two"]
+
+
+def write_separated(path: Path, rows: Sequence[dict[str, Any]], delimiter: str) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def write_saved_folder(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=LABELS)})
+    datasets.Dataset.from_list(list(rows), features=features).save_to_disk(str(path))
+    return path
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[dict[str, Any]]], Path]] = {
+    "rows.jsonl": write_jsonl,
+    "rows.csv": lambda path, rows: write_separated(path, rows, ","),
+    "rows.tsv": lambda path, rows: write_separated(path, rows, "\t"),
+    "rows.parquet": write_parquet,
+    "rows": write_saved_folder,
+}
+
+
+def numbered(n: int, labels: int) -> list[Example]:
+    return [Example((f"text {i}",), i % labels) for i in range(n)]
+
+
+def refusal(content: bytes, tmp_path: Path, name: str = "rows.jsonl", **data: Any) -> str:
+    """What is said of a training file with this content."""
+    (tmp_path / name).write_bytes(content)
+    config = load(write_config(tmp_path / "config.yaml", {"data": {"train": name, **data}}))
+    with pytest.raises(DataError) as caught:
+        ClassificationTask(config)
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+class TestFormats:
+    @pytest.mark.parametrize("name", list(WRITERS))
+    def test_every_format_gives_the_same_rows(self, name: str, tmp_path: Path) -> None:
+        path = WRITERS[name](tmp_path / name, AWKWARD)
+        examples = read_examples(read_records(str(path)), ["text"], "label", LABELS)
+        assert [example.texts[0] for example in examples] == [row["text"] for row in AWKWARD]
+        assert [example.label for example in examples] == [0, 1, 0, 1]
+
+    def test_pairs_are_read_in_the_order_of_the_columns(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "rows.jsonl", pair_rows())
+        examples = read_examples(read_records(str(path)), ["text", "text_pair"], "label", ["follows", "contradicts"])
+        assert examples[0].texts == ("A man plays a guitar.", "Somebody makes music.")
+
+    def test_byte_order_mark_is_no_part_of_the_first_column(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.csv"
+        path.write_text("text,label\na,one\n", encoding="utf-8-sig")
+        assert list(read_records(str(path))[0].values) == ["text", "label"]
+
+    def test_empty_lines_of_jsonl_are_skipped_and_counted(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
+        assert [record.where for record in read_records(str(path))] == [f"{path}:2", f"{path}:4"]
+
+    def test_windows_line_ends_are_no_part_of_a_value(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.csv"
+        path.write_bytes(b"text,label\r\na,one\r\n")
+        assert read_records(str(path))[0].values == {"text": "a", "label": "one"}
+
+    @pytest.mark.parametrize(("value", "name"), [(1, "1"), (True, "True"), (" one ", "one")])
+    def test_label_values_become_words(self, tmp_path: Path, value: Any, name: str) -> None:
+        path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": value}])
+        assert read_examples(read_records(str(path)), ["text"], "label", [name])[0].label == 0
+
+    def test_field_longer_than_the_limit_of_csv_is_read(self, tmp_path: Path) -> None:
+        path = write_separated(tmp_path / "rows.csv", [{"text": "word " * 50_000, "label": "one"}], ",")
+        assert len(str(read_records(str(path))[0].values["text"])) == 250_000
+
+
+class TestBrokenData:
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            (f'{{"text": "{CANARY}", "label": "one"', "broken JSON: Expecting ',' delimiter at column"),
+            (f'{{"text": "{CANARY}" "label": "one"}}', "broken JSON"),
+            (f'{{"text": "{CANARY}", "label": {"9" * 5000}}}', "broken JSON"),
+            ("[" * 100_000, "broken JSON: nested too deep"),
+            (f'"{CANARY}"', "a JSON str, not an object"),
+            ("null", "a JSON NoneType, not an object"),
+            (f'{{"text": "  ", "label": "{CANARY}"}}', "'text' is empty"),
+            (f'{{"text": null, "label": "{CANARY}"}}', "'text' is NoneType, not text"),
+            (f'{{"text": ["{CANARY}"], "label": "one"}}', "'text' is list, not text"),
+            (f'{{"text": "{CANARY}", "label": ""}}', "'label' is empty or not a label"),
+            (f'{{"text": "{CANARY}", "label": null}}', "'label' is empty or not a label"),
+            (f'{{"text": "{CANARY}", "label": ["one"]}}', "'label' is empty or not a label"),
+            (f'{{"text": "{CANARY}"}}', "no column 'label'"),
+            (f'{{"tekst": "{CANARY}", "label": "one"}}', "no column 'text'"),
+            (f'{{"text": "{CANARY} \\ud800", "label": "one"}}', "'text' is not valid Unicode"),
+            (f'{{"text": "{CANARY}", "label": "\\ud800"}}', "'label' is not valid Unicode"),
+        ],
+    )
+    def test_broken_line_of_jsonl_is_told_with_its_number(self, tmp_path: Path, line: str, words: str) -> None:
+        good = '{"text": "a", "label": "one"}\n{"text": "b", "label": "two"}\n'
+        message = refusal(f"{good}{line}\n{good}{good}".encode(), tmp_path)
+        assert message.startswith("rows.jsonl:3: ")
+        assert words in message
+        assert CANARY not in message
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            (f"{CANARY},one,too many", "not the 2 fields of the header"),
+            (CANARY, "not the 2 fields of the header"),
+            (f'"{CANARY}"x,one', "broken CSV"),
+            (f'"{CANARY}', "broken CSV"),
+        ],
+    )
+    def test_broken_line_of_csv_is_told_with_its_number(self, tmp_path: Path, line: str, words: str) -> None:
+        message = refusal(f"text,label\na,one\n{line}\n".encode(), tmp_path, "rows.csv")
+        assert message.startswith("rows.csv:3: ")
+        assert words in message
+        assert CANARY not in message
+
+    def test_empty_lines_of_csv_are_counted(self, tmp_path: Path) -> None:
+        assert refusal(b"text,label\n\n\na,one\n\n,two\n", tmp_path, "rows.csv").startswith("rows.csv:6: 'text'")
+
+    def test_column_that_is_there_twice_is_told(self, tmp_path: Path) -> None:
+        message = refusal(b"text,label,text\na,one,b\n", tmp_path, "rows.csv")
+        assert message == "rows.csv:1: the column 'text' is there twice"
+
+    def test_row_of_a_parquet_file_is_told_with_its_number(self, tmp_path: Path) -> None:
+        rows = [{"text": "a", "label": "one"}, {"text": None, "label": CANARY}]
+        content = write_parquet(tmp_path / "made.parquet", rows).read_bytes()
+        message = refusal(content, tmp_path, "rows.parquet")
+        assert message.startswith("rows.parquet row 2: 'text' is NoneType")
+        assert CANARY not in message
+
+    def test_parquet_that_is_none_is_told(self, tmp_path: Path) -> None:
+        assert "not a readable parquet file" in refusal(CANARY.encode(), tmp_path, "rows.parquet")
+
+    def test_folder_that_is_not_of_datasets_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="not a folder saved by `datasets`"):
+            read_records(str(tmp_path))
+
+    def test_folder_of_several_splits_names_one(self, tmp_path: Path) -> None:
+        split = datasets.Dataset.from_list(AWKWARD)
+        datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(tmp_path / "all"))
+        with pytest.raises(DataError, match="several splits") as caught:
+            read_records(str(tmp_path / "all"))
+        assert str(tmp_path / "all" / "train") in str(caught.value)
+
+    def test_bytes_that_are_not_utf8_are_told(self, tmp_path: Path) -> None:
+        message = refusal(f'{{"text": "{CANARY} Gäste", "label": "one"}}\n'.encode("latin-1"), tmp_path)
+        assert message.startswith("rows.jsonl: not UTF-8 text (byte")
+        assert CANARY not in message
+
+    def test_unknown_format_lists_the_known_ones(self, tmp_path: Path) -> None:
+        assert ".jsonl, .csv, .tsv or .parquet" in refusal(b"x", tmp_path, "rows.xlsx")
+
+    @pytest.mark.parametrize(("name", "content"), [("rows.jsonl", b"\n\n"), ("rows.csv", b""), ("rows.csv", b"a,b\n")])
+    def test_file_without_rows_is_told(self, tmp_path: Path, name: str, content: bytes) -> None:
+        assert refusal(content, tmp_path, name).startswith(f"{name}: no rows")
+
+    def test_missing_file_is_told(self, tmp_path: Path) -> None:
+        config = load(write_config(tmp_path / "config.yaml", {}))
+        with pytest.raises(DataError, match="no such file or folder"):
+            ClassificationTask(config)
+
+    def test_nearest_column_is_named(self, tmp_path: Path) -> None:
+        message = refusal(b'{"text": "a", "label": "one"}\n', tmp_path, label="lable")
+        assert "no column 'lable'. Did you mean 'label'? The columns are: text, label" in message
+
+    def test_unknown_label_names_line_and_nearest(self, tmp_path: Path) -> None:
+        write_jsonl(tmp_path / "test.jsonl", [{"text": CANARY, "label": "gut"}])
+        with pytest.raises(DataError) as caught:
+            ClassificationTask(config_of(tmp_path, sentiment_rows(), {"data": {"test": "test.jsonl"}}))
+        message = str(caught.value)
+        assert f"{tmp_path}/test.jsonl:1: unknown label 'gut'" in message
+        assert "The labels are: bad, good" in message
+        assert CANARY not in message
+
+    def test_only_one_class_is_told(self, tmp_path: Path) -> None:
+        rows = [{"text": f"{CANARY} {i}", "label": "one"} for i in range(4)]
+        with pytest.raises(DataError, match="only one class, 'one'") as caught:
+            ClassificationTask(config_of(tmp_path, rows, {}))
+        assert CANARY not in str(caught.value)
+
+    def test_label_of_the_card_without_a_row_is_told(self, tmp_path: Path) -> None:
+        config = config_of(tmp_path, sentiment_rows(), {"card": {"labels": ["good", "bad", "ugly"]}})
+        with pytest.raises(DataError, match="no training row has the label 'ugly'"):
+            ClassificationTask(config)
+
+    @pytest.mark.parametrize("labels", [["good", "bad", "good"], ["good", "bad", " "]])
+    def test_label_of_the_card_that_is_empty_or_repeated_is_told(self, tmp_path: Path, labels: list[str]) -> None:
+        config = config_of(tmp_path, sentiment_rows(), {"card": {"labels": labels}})
+        with pytest.raises(DataError, match="empty or given twice"):
+            ClassificationTask(config)
+
+    def test_more_shots_than_rows_names_the_scarcest_label(self, tmp_path: Path) -> None:
+        rows = [*sentiment_rows(), {"text": CANARY, "label": "odd"}]
+        with pytest.raises(DataError) as caught:
+            ClassificationTask(config_of(tmp_path, rows, {"data": {"shots": 4}}))
+        assert "the label 'odd' has only 1 training rows" in str(caught.value)
+        assert "Set data.shots to 1 or less" in str(caught.value)
+        assert CANARY not in str(caught.value)
+
+
+class TestLabelColumn:
+    """A wrong label column would make rows into label names, which the assistant is told."""
+
+    def test_text_column_as_label_column_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"data\.label"):
+            config_of(tmp_path, sentiment_rows(), {"data": {"label": "text"}})
+
+    def test_second_text_column_as_label_column_is_refused(self, tmp_path: Path) -> None:
+        changes = {"task": "text-pair-classification", "data": {"label": "text_pair"}}
+        with pytest.raises(ConfigError, match=r"data\.label"):
+            config_of(tmp_path, pair_rows(), changes)
+
+    def test_column_of_free_text_as_label_column_is_refused(self, tmp_path: Path) -> None:
+        rows = [{"text": f"a {i}", "note": f"{CANARY} {i}"} for i in range(40)]
+        with pytest.raises(DataError, match=r"Is data\.label the right column") as caught:
+            ClassificationTask(config_of(tmp_path, rows, {"data": {"label": "note"}}))
+        assert CANARY not in str(caught.value)
+
+    def test_column_of_more_than_200_labels_is_refused(self, tmp_path: Path) -> None:
+        rows = [{"text": f"a {i}", "label": f"{CANARY} {i % 201}"} for i in range(804)]
+        with pytest.raises(DataError, match="201 different labels in 804 rows") as caught:
+            ClassificationTask(config_of(tmp_path, rows, {}))
+        assert CANARY not in str(caught.value)
+
+    def test_single_rows_per_label_are_taken_where_the_card_lists_the_labels(self, tmp_path: Path) -> None:
+        rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+        config = config_of(tmp_path, rows, {"card": {"labels": ["x", "y"]}})
+        assert ClassificationTask(config).label_names == ["x", "y"]
+
+
+class TestShots:
+    def test_every_class_has_as_many(self) -> None:
+        sample = sample_shots(numbered(60, 3), 5, seed=1)
+        assert Counter(example.label for example in sample) == {0: 5, 1: 5, 2: 5}
+
+    def test_same_seed_gives_the_same_rows_in_the_same_order(self) -> None:
+        assert sample_shots(numbered(60, 3), 5, seed=1) == sample_shots(numbered(60, 3), 5, seed=1)
+
+    def test_other_seed_gives_other_rows(self) -> None:
+        assert set(sample_shots(numbered(60, 3), 5, seed=1)) != set(sample_shots(numbered(60, 3), 5, seed=2))
+
+    def test_no_row_is_drawn_twice(self) -> None:
+        assert len(set(sample_shots(numbered(60, 3), 20, seed=1))) == 60
+
+    def test_classes_are_mixed(self) -> None:
+        labels = [example.label for example in sample_shots(numbered(60, 3), 10, seed=1)]
+        assert labels != sorted(labels)
+
+
+class TestCarving:
+    def test_rest_and_carved_are_the_rows(self) -> None:
+        rest, carved = carve(numbered(100, 2), 0.1, seed=0)
+        assert {*rest, *carved} == set(numbered(100, 2))
+        assert not set(rest) & set(carved)
+
+    def test_share_is_the_same_in_every_class(self) -> None:
+        _, carved = carve(numbered(100, 2), 0.1, seed=0)
+        assert Counter(example.label for example in carved) == {0: 5, 1: 5}
+
+    def test_class_of_one_row_keeps_it(self) -> None:
+        rest, _ = carve([*numbered(100, 1), Example(("lonely",), 1)], 0.5, seed=0)
+        assert Example(("lonely",), 1) in rest
+
+    def test_same_seed_carves_the_same(self) -> None:
+        assert carve(numbered(100, 2), 0.1, seed=3) == carve(numbered(100, 2), 0.1, seed=3)
+
+    def test_many_rows_without_validation_are_carved(self) -> None:
+        splits = make_splits(numbered(500, 2), None, None, ["a", "b"], shots=None, seed=0)
+        assert (len(splits.train), len(splits.validation)) == (450, 50)
+
+    def test_few_rows_are_not_carved(self) -> None:
+        splits = make_splits(numbered(499, 2), None, None, ["a", "b"], shots=None, seed=0)
+        assert (len(splits.train), len(splits.validation)) == (499, 0)
+
+    def test_online_search_carves_from_few_rows_too(self) -> None:
+        splits = make_splits(numbered(40, 2), None, None, ["a", "b"], shots=None, seed=0, carve_few=True)
+        assert (len(splits.train), len(splits.validation)) == (36, 4)
+
+    def test_given_validation_rows_leave_the_training_rows_whole(self) -> None:
+        splits = make_splits(numbered(600, 2), numbered(4, 2), None, ["a", "b"], shots=None, seed=0)
+        assert (len(splits.train), len(splits.validation)) == (600, 4)
+
+
+class TestOverlaps:
+    def splits(self, train: list[str], validation: list[str], test: list[str]) -> tuple[str, ...]:
+        def rows(texts: list[str]) -> list[Example]:
+            return [Example((text,), i % 2) for i, text in enumerate(texts)]
+
+        return make_splits(rows(train), rows(validation), rows(test), ["a", "b"], shots=None, seed=0).warnings
+
+    def test_no_shared_row_gives_no_warning(self) -> None:
+        assert self.splits(["a", "b"], ["c"], ["d"]) == ()
+
+    def test_shared_rows_are_counted_for_each_pair_of_splits(self) -> None:
+        warnings = self.splits(["a", "b", "c"], ["c", "d"], ["a", "b", "d"])
+        assert [warning.split(":")[0] for warning in warnings] == [
+            "2 training rows are also in test",
+            "1 validation row is also in test",
+            "1 training row is also in validation",
+        ]
+
+    def test_case_and_white_space_make_no_other_row(self) -> None:
+        assert len(self.splits(["Hello  World", "x"], ["y"], [" hello world"])) == 1
+
+    def test_warning_shows_no_row(self) -> None:
+        assert CANARY not in "".join(self.splits([CANARY, "b"], ["c"], [CANARY]))
+
+
+def test_repr_of_an_example_hides_its_text() -> None:
+    assert CANARY not in repr(Example((CANARY,), 0))
+
+
+def test_labels_without_a_card_are_those_of_the_rows_in_alphabetical_order(tmp_path: Path) -> None:
+    assert ClassificationTask(config_of(tmp_path, sentiment_rows(), {})).label_names == ["bad", "good"]
+
+
+def test_card_has_the_label_order_and_meanings_of_the_configuration(tmp_path: Path) -> None:
+    labels = {"good": "would come  again", "bad": ""}
+    card = ClassificationTask(config_of(tmp_path, sentiment_rows(), {"card": {"labels": labels}})).card()
+    assert [(label.name, label.meaning) for label in card.labels] == [("good", "would come again"), ("bad", "")]
+
+
+def test_card_counts_the_rows_in_use(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "test.jsonl", sentiment_rows()[:6])
+    config = config_of(tmp_path, sentiment_rows(), {"data": {"shots": 3, "test": "test.jsonl"}})
+    card = ClassificationTask(config).card()
+    assert (card.training_rows, card.validation_rows, card.test_rows) == (6, 0, 6)
+
+
+def test_quickstart_files_share_no_row(tmp_path: Path) -> None:
+    texts = [row["text"] for split in ("train", "validation", "test") for row in read_rows(split)]
+    assert len(texts) == len(set(texts))
+
+
+def test_quickstart_rows_are_valid_json_lines() -> None:
+    for split in ("train", "validation", "test"):
+        assert all(json.dumps(row) and set(row) == {"text", "label"} for row in read_rows(split))

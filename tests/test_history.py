@@ -1,0 +1,181 @@
+"""The record of a run: what goes in comes out, also after closing; what is no history is refused."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samples import record_replies, scored
+
+from gpta_local.assistant import open_assistant
+from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.config import ReplayAssistantConfig
+from gpta_local.errors import InputError, OutputError, ReplayExhausted
+from gpta_local.history import MIGRATIONS, History, open_existing
+from gpta_local.schema import Completion, Message, Request, RequestKind, Round, Sampling
+
+SAMPLING = Sampling(temperature=0.5, seed=7)
+
+
+def request(kind: RequestKind, content: str = "Write «it»: 漢字") -> Request:
+    return Request(kind, (Message("system", "Help."), Message("user", content)))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "history.sqlite"
+
+
+@pytest.fixture
+def history(path: Path) -> Iterator[History]:
+    record = History(path)
+    yield record
+    record.close()
+
+
+def test_completions_come_back_as_they_were(history: History) -> None:
+    completions = [Completion("a: «b»\n漢字", "m", "length", 12, 3), Completion("", "m")]
+    history.add_request(1, request("prefix"), SAMPLING, completions, [("accepted", "x"), ("unusable", "empty reply")])
+    assert history.completions("prefix") == completions
+
+
+def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -> None:
+    for number, kind in enumerate(("label-texts", "prefix", "prefix", "label-texts")):
+        completions = [Completion(f"{kind} {number} {i}", "m") for i in range(2)]
+        history.add_request(number, request(kind), SAMPLING, completions, [("accepted", "")] * 2)
+    assert [completion.text for completion in history.completions("prefix")] == [
+        "prefix 1 0",
+        "prefix 1 1",
+        "prefix 2 0",
+        "prefix 2 1",
+    ]
+
+
+def test_messages_are_all_that_was_sent(history: History) -> None:
+    history.add_request(1, request("prefix", "first"), SAMPLING, [], [])
+    history.add_request(2, request("prefix", "second"), SAMPLING, [], [])
+    sent = [[message["content"] for message in json.loads(text)] for text in history.messages()]
+    assert sent == [["Help.", "first"], ["Help.", "second"]]
+
+
+def test_scores_come_back_in_the_order_of_first_scoring(history: History) -> None:
+    entries = [scored("", 0.0), scored("b", 0.2, 0.1), scored("a", -0.1, 0.3)]
+    history.add_round(Round(1, {"accepted": 2}, tuple(entries), entries[1], None, 1.5))
+    assert history.scored() == entries[1:]
+
+
+def test_latest_score_of_a_prefix_counts(history: History) -> None:
+    for number, gain in ((1, 0.2), (2, 0.4)):
+        entry = scored("a", gain)
+        history.add_round(Round(number, {}, (scored("", 0.0), entry), entry, 0.7, 1.0))
+    assert history.scored() == [scored("a", 0.4)]
+
+
+def test_rounds_count_prefixes_without_the_empty_one(history: History) -> None:
+    entries = (scored("", 0.0), scored("a", 0.1), scored("b", 0.0))
+    history.add_round(Round(1, {}, entries, entries[1], None, 2.5))
+    assert history.rounds() == [(1, "a", 2, 2.5)]
+
+
+def test_cost_adds_up_what_was_counted(history: History) -> None:
+    completions = [Completion("a", "m", "stop", 10, 2), Completion("b", "m", "stop", None, None)]
+    history.add_request(1, request("prefix"), SAMPLING, completions, [("accepted", "a"), ("accepted", "b")])
+    assert history.cost() == {"completions": 2, "prompt_tokens": 10, "completion_tokens": 2}
+
+
+def test_cost_of_nothing_is_zero(history: History) -> None:
+    assert history.cost() == {"completions": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+
+def test_record_is_there_after_reopening(path: Path) -> None:
+    first = History(path)
+    first.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")], [("accepted", "a")])
+    first.add_round(Round(1, {}, (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
+    first.close()
+    again = open_existing(path)
+    assert again.completions("prefix") == [Completion("a", "m")]
+    assert again.scored() == [scored("a", 0.1)]
+    again.close()
+
+
+def test_every_write_is_there_without_closing(path: Path, history: History) -> None:
+    history.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")], [("accepted", "a")])
+    reader = open_existing(path)
+    assert len(reader.completions("prefix")) == 1
+    reader.close()
+
+
+def test_request_is_recorded_with_all_its_completions_or_not_at_all(history: History) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        history.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")] * 2, [("accepted", "a")])
+    assert history.messages() == []
+
+
+def test_new_file_has_the_latest_version(path: Path, history: History) -> None:
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_file_of_a_later_version_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(InputError, match="Install the newer gpta-local"):
+        History(path)
+
+
+def test_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.write_text("a history of the world, in 10 chapters and an index of names", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be opened"):
+        open_existing(path)
+
+
+def test_database_of_another_program_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE pages (url TEXT)")
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(InputError, match="not a history"):
+        open_existing(path)
+
+
+def test_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be opened"):
+        History(tmp_path / "none" / "history.sqlite")
+
+
+def test_missing_history_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no history here"):
+        open_existing(tmp_path / "history.sqlite")
+
+
+class TestReplay:
+    def test_recorded_completions_come_in_order(self, tmp_path: Path) -> None:
+        assistant = ReplayAssistant(record_replies(tmp_path, ["x: y"], ["a", "b", "c"]))
+        drawn = [assistant.complete(request("prefix"), n, SAMPLING) for n in (2, 1)]
+        assert [[completion.text for completion in batch] for batch in drawn] == [["a", "b"], ["c"]]
+
+    def test_kinds_are_kept_apart(self, tmp_path: Path) -> None:
+        assistant = ReplayAssistant(record_replies(tmp_path, ["x: y"], ["a"]))
+        assert assistant.complete(request("label-texts"), 1, SAMPLING)[0].text == "x: y"
+
+    def test_exhausted_record_is_an_error(self, tmp_path: Path) -> None:
+        assistant = ReplayAssistant(record_replies(tmp_path, [], ["a", "b", "c"]))
+        assistant.complete(request("prefix"), 2, SAMPLING)
+        with pytest.raises(ReplayExhausted, match="2 completions are asked for and 1 recorded ones are left"):
+            assistant.complete(request("prefix"), 2, SAMPLING)
+
+    def test_failed_request_takes_nothing(self, tmp_path: Path) -> None:
+        assistant = ReplayAssistant(record_replies(tmp_path, [], ["a"]))
+        with pytest.raises(ReplayExhausted):
+            assistant.complete(request("prefix"), 2, SAMPLING)
+        assert len(assistant.complete(request("prefix"), 1, SAMPLING)) == 1
+
+    def test_run_without_a_record_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no history here"):
+            open_assistant(ReplayAssistantConfig(backend="replay", run=str(tmp_path)))
+
+    def test_description_counts_what_is_recorded(self, tmp_path: Path) -> None:
+        assistant = ReplayAssistant(record_replies(tmp_path, ["x: y"], ["a", "b", "c"]))
+        assert assistant.check().endswith("3 prefixes, 1 sets of label texts")

@@ -1,0 +1,277 @@
+"""Cleaning, racing and choosing prefixes, with made-up losses and embeddings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from samples import scored
+
+from gpta_local.metrics import paired_mean
+from gpta_local.prefix import FIRST_HEAT, Candidates, choose, clean, race, read_label_text_sets, scoring_order
+from gpta_local.prefix import shown_history as shown
+from gpta_local.schema import Completion
+
+
+def letters(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Embeds a text by its first letter; an upper-case one lies near the lower-case one."""
+    vectors = np.zeros((len(texts), 64), dtype=np.float32)
+    for row, text in enumerate(texts):
+        vectors[row, ord(text[0].lower()) % 64] = 1
+        if text[0].isupper():
+            vectors[row, 0] = 0.1
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def cleaned(replies: Sequence[str], known: Sequence[str] = (), near_duplicate: float = 0.98) -> Candidates:
+    return clean(
+        [Completion(reply, "m") for reply in replies],
+        known,
+        embed=letters,
+        tokens=lambda text: len(text.split()),
+        max_tokens=4,
+        near_duplicate=near_duplicate,
+    )
+
+
+class TestClean:
+    def test_new_prefixes_are_accepted_in_order(self) -> None:
+        candidates = cleaned(["beta", '"alpha"'])
+        assert candidates.prefixes == ["beta", "alpha"]
+        assert candidates.verdicts == [("accepted", "beta"), ("accepted", "alpha")]
+
+    def test_exact_repetition_is_dropped(self) -> None:
+        candidates = cleaned(["alpha", "Alpha ", "beta"])
+        assert candidates.prefixes == ["alpha", "beta"]
+        assert candidates.verdicts[1] == ("repeated", "Alpha")
+
+    def test_prefix_of_an_earlier_round_is_dropped(self) -> None:
+        assert cleaned(["alpha", "beta"], known=["ALPHA"]).prefixes == ["beta"]
+
+    def test_near_repetition_is_dropped(self) -> None:
+        assert cleaned(["alpha", "Another one"]).verdicts[1] == ("repeated", "Another one")
+
+    def test_near_repetition_of_an_earlier_round_is_dropped(self) -> None:
+        assert cleaned(["Another one", "beta"], known=["alpha"]).prefixes == ["beta"]
+
+    def test_threshold_of_one_keeps_all_but_the_same(self) -> None:
+        assert cleaned(["alpha", "Another one"], near_duplicate=1.0).prefixes == ["alpha", "Another one"]
+
+    def test_near_repetition_of_a_dropped_one_is_kept(self) -> None:
+        """c is near b, b is near a and dropped; c is not near a."""
+
+        def chain(texts: Sequence[str]) -> NDArray[np.float32]:
+            angles = np.array([{"a": 0.0, "b": 0.15, "c": 0.3}[text] for text in texts])
+            return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+        completions = [Completion(text, "m") for text in "abc"]
+        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, near_duplicate=0.98)
+        assert candidates.prefixes == ["a", "c"]
+
+    def test_unusable_reply_is_dropped_with_its_reason(self) -> None:
+        candidates = cleaned(["", "beta"])
+        assert candidates.verdicts[0] == ("unusable", "empty reply")
+        assert candidates.prefixes == ["beta"]
+
+    def test_prefix_that_is_too_long_is_unusable(self) -> None:
+        candidates = cleaned(["one two three four", "five six seven eight nine"])
+        assert candidates.prefixes == ["one two three four"]
+        assert candidates.verdicts[1] == ("unusable", "5 tokens, 4 allowed")
+
+    def test_nothing_usable_needs_no_embedding(self) -> None:
+        assert cleaned(["", "..."]).prefixes == []
+
+    def test_no_completions_give_no_candidates(self) -> None:
+        assert cleaned([]) == Candidates([], [])
+
+    def test_counts_add_up_to_the_completions(self) -> None:
+        replies = ["alpha", "alpha", "Almost", "", "b c d e f", "beta", "x\ny"]
+        candidates = cleaned(replies, known=["beta"])
+        assert candidates.counts == {"accepted": 1, "repeated": 3, "unusable": 3}
+        assert sum(candidates.counts.values()) == len(candidates.verdicts) == len(replies)
+
+
+class TestLabelTextSets:
+    def test_usable_distinct_sets_are_kept_and_every_reply_is_judged(self) -> None:
+        replies = ["x: one\ny: two", "y: two\nx: one", "x: one", "x: three\ny: four"]
+        sets, verdicts = read_label_text_sets([Completion(reply, "m") for reply in replies], ("x", "y"))
+        assert sets == [{"x": "one", "y": "two"}, {"x": "three", "y": "four"}]
+        assert [outcome for outcome, _ in verdicts] == ["accepted", "repeated", "unusable", "accepted"]
+
+
+class Losses:
+    """Losses by row: 1 plus noise of the row, less the prefix's gain. Counts what is asked."""
+
+    def __init__(self, gains: dict[str, float], noise: float = 0.0) -> None:
+        self.gains, self.calls = gains, list[tuple[str, int]]()
+        self.noise = np.random.default_rng(0).normal(0, noise, size=4096)
+
+    def __call__(self, prefix: str, rows: Sequence[int]) -> NDArray[np.float64]:
+        self.calls.append((prefix, len(rows)))
+        return 1 + self.noise[list(rows)] - self.gains.get(prefix, 0.0)
+
+
+def names(n: int) -> list[str]:
+    return [f"p{i}" for i in range(n)]
+
+
+class TestRace:
+    def test_no_prefix_leads_and_the_rest_follow_from_best_to_worst(self) -> None:
+        result = race(names(3), Losses({"p0": 0.1, "p1": -0.2, "p2": 0.3}), range(20))
+        assert [s.text for s in result] == ["", "p2", "p0", "p1"]
+
+    def test_no_prefix_has_gain_zero_and_its_own_loss(self) -> None:
+        none = race(["p0"], Losses({"p0": 0.1}), range(20))[0]
+        assert (none.text, none.gain, none.standard_error, none.loss, none.rows) == ("", 0.0, 0.0, 1.0, 20)
+
+    def test_few_rows_are_all_used_in_one_heat(self) -> None:
+        losses = Losses({})
+        race(names(8), losses, range(2 * FIRST_HEAT))
+        assert set(losses.calls) == {(name, 2 * FIRST_HEAT) for name in ["", *names(8)]}
+
+    def test_each_heat_halves_the_prefixes_and_doubles_the_rows(self) -> None:
+        losses = Losses({name: i / 100 for i, name in enumerate(names(8))})
+        race(names(8), losses, range(512))
+        assert Counter(rows for prefix, rows in losses.calls if prefix) == {64: 8, 128: 4, 256: 2, 512: 1}
+
+    def test_no_prefix_is_measured_once_in_every_heat(self) -> None:
+        losses = Losses({})
+        race(names(8), losses, range(512))
+        assert [rows for prefix, rows in losses.calls if not prefix] == [64, 128, 256, 512]
+
+    def test_last_heat_takes_no_more_rows_than_there_are(self) -> None:
+        losses = Losses({})
+        race(names(8), losses, range(200))
+        assert {rows for _, rows in losses.calls} == {64, 128, 200}
+
+    def test_survivors_are_the_best_of_each_heat(self) -> None:
+        result = race(names(8), Losses({name: i / 100 for i, name in enumerate(names(8))}), range(256))
+        rows = {s.text: s.rows for s in result}
+        assert (rows["p7"], rows["p6"], rows["p5"], rows["p4"], rows["p3"], rows["p0"]) == (256, 256, 128, 128, 64, 64)
+
+    def test_odd_number_keeps_the_larger_half(self) -> None:
+        losses = Losses({})
+        race(names(5), losses, range(130))
+        assert Counter(rows for prefix, rows in losses.calls if prefix) == {64: 5, 128: 3, 130: 2}
+
+    def test_every_prefix_is_in_the_result_once(self) -> None:
+        result = race(names(9), Losses({}), range(512))
+        assert sorted(s.text for s in result) == sorted(["", *names(9)])
+
+    def test_heats_take_the_rows_in_their_order(self) -> None:
+        taken: list[list[int]] = []
+
+        def losses(prefix: str, rows: Sequence[int]) -> NDArray[np.float64]:
+            taken.append(list(rows))
+            return np.ones(len(rows))
+
+        order = list(reversed(range(200)))
+        race(names(4), losses, order)
+        assert all(rows == order[: len(rows)] for rows in taken)
+
+    def test_standard_error_is_that_of_paired_differences(self) -> None:
+        losses = Losses({"p0": 0.25}, noise=5.0)
+        entry = race(["p0"], losses, range(100))[1]
+        assert entry.gain == pytest.approx(0.25)
+        assert entry.standard_error == pytest.approx(0, abs=1e-9)
+
+    def test_gain_and_error_are_those_of_the_rows(self) -> None:
+        table = {"": np.array([1.0, 2.0, 3.0, 5.0]), "p": np.array([0.5, 2.5, 2.0, 4.0])}
+        entry = race(["p"], lambda prefix, rows: table[prefix], range(4))[1]
+        assert (entry.gain, entry.standard_error) == paired_mean(table[""] - table["p"])
+        assert entry.loss == table["p"].mean()
+
+    def test_equals_stay_in_the_order_of_proposal(self) -> None:
+        assert [s.text for s in race(names(6), Losses({}), range(512))][1] == "p0"
+
+    def test_repeated_prefix_runs_once(self) -> None:
+        losses = Losses({})
+        race(["a", "b", "a"], losses, range(10))
+        assert Counter(prefix for prefix, _ in losses.calls) == {"": 1, "a": 1, "b": 1}
+
+    def test_no_prefixes_leave_no_prefix(self) -> None:
+        assert [s.text for s in race([], Losses({}), range(10))] == [""]
+
+    def test_progress_is_told_once_for_each_prefix(self) -> None:
+        told: list[int] = []
+        race(names(8), Losses({}), range(512), lambda: told.append(1))
+        assert len(told) == 8
+
+
+class TestChoose:
+    def test_highest_lower_bound_wins(self) -> None:
+        assert choose([scored("", 0.0), scored("wild", 0.5, 0.4), scored("steady", 0.3, 0.1)]).text == "steady"
+
+    def test_no_prefix_is_chosen_where_none_clears_its_error(self) -> None:
+        assert choose([scored("", 0.0), scored("a", 0.2, 0.3), scored("b", -0.1, 0.0)]).text == ""
+
+    def test_bound_of_zero_does_not_beat_no_prefix(self) -> None:
+        assert choose([scored("", 0.0), scored("a", 0.25, 0.25)]).text == ""
+
+    def test_prefix_that_left_the_race_early_is_not_chosen(self) -> None:
+        entries = [scored("", 0.0, rows=512), scored("a", 0.1, 0.05, rows=512), scored("lucky", 0.9, 0.1, rows=64)]
+        assert choose(entries).text == "a"
+
+    def test_current_prefix_stays_where_no_bound_is_above_its_gain(self) -> None:
+        entries = [scored("", 0.0), scored("now", 0.2, 0.3), scored("new", 0.25, 0.1)]
+        assert choose(entries, "now").text == "now"
+
+    def test_current_prefix_goes_where_a_bound_is_above_its_gain(self) -> None:
+        entries = [scored("", 0.0), scored("now", 0.1, 0.0), scored("new", 0.25, 0.1)]
+        assert choose(entries, "now").text == "new"
+
+    def test_current_prefix_that_is_worse_than_none_goes(self) -> None:
+        assert choose([scored("", 0.0), scored("now", -0.1, 0.05)], "now").text == ""
+
+    def test_error_of_a_single_row_is_never_cleared(self) -> None:
+        assert choose([scored("", 0.0, rows=1), scored("a", 9.0, float("inf"), rows=1)]).text == ""
+
+
+class TestShownHistory:
+    HISTORY = tuple(scored(f"p{i}", i / 10) for i in range(20))
+
+    def test_half_are_the_best(self) -> None:
+        assert [s.text for s in shown(self.HISTORY, 8, "s")][:4] == ["p19", "p18", "p17", "p16"]
+
+    def test_rest_is_drawn_from_the_others(self) -> None:
+        rest = {s.text for s in shown(self.HISTORY, 8, "s")[4:]}
+        assert len(rest) == 4
+        assert not rest & {"p19", "p18", "p17", "p16"}
+
+    def test_same_seed_shows_the_same(self) -> None:
+        assert shown(self.HISTORY, 8, "s") == shown(self.HISTORY, 8, "s")
+
+    def test_other_seed_shows_others(self) -> None:
+        assert any(shown(self.HISTORY, 8, "s") != shown(self.HISTORY, 8, f"t{i}") for i in range(5))
+
+    @pytest.mark.parametrize(("size", "shown_size"), [(0, 0), (1, 1), (3, 3), (40, 20)])
+    def test_size_is_a_limit(self, size: int, shown_size: int) -> None:
+        assert len(shown(self.HISTORY, size, "s")) == shown_size
+
+    def test_empty_history_shows_nothing(self) -> None:
+        assert shown([], 8, "s") == []
+
+
+class TestScoringOrder:
+    LABELS = (0,) * 50 + (1,) * 30 + (2,) * 10
+
+    def test_rows_are_distinct_and_at_most_size(self) -> None:
+        order = scoring_order(self.LABELS, 60, 0)
+        assert len(order) == len(set(order)) == 60
+
+    @pytest.mark.parametrize("heat", [3, 9, 30])
+    def test_every_beginning_holds_the_classes_in_equal_parts(self, heat: int) -> None:
+        counts = Counter(self.LABELS[row] for row in scoring_order(self.LABELS, 90, 0)[:heat])
+        assert set(counts.values()) == {heat // 3}
+
+    def test_class_that_runs_out_leaves_its_place_to_the_others(self) -> None:
+        assert sorted(scoring_order(self.LABELS, 500, 0)) == list(range(90))
+
+    def test_same_seed_gives_the_same_order(self) -> None:
+        assert scoring_order(self.LABELS, 60, 4) == scoring_order(self.LABELS, 60, 4)
+
+    def test_other_seed_gives_other_rows(self) -> None:
+        assert set(scoring_order(self.LABELS, 20, 4)) != set(scoring_order(self.LABELS, 20, 5))

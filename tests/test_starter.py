@@ -1,0 +1,127 @@
+"""`gpta-local init`: what it guesses, and that its output is a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import pair_rows, sentiment_rows, write_jsonl
+
+from gpta_local.config import Config, load
+from gpta_local.errors import ConfigError, DataError
+from gpta_local.starter import starter_config
+from gpta_local.tasks.classification import ClassificationTask
+
+DESCRIPTION = "What guests of a restaurant wrote about their visit."
+
+
+def filled_in(text: str, path: Path) -> Config:
+    """The configuration that the user gets by writing a description."""
+    assert text.count('description: ""') == 1
+    path.write_text(text.replace('description: ""', f"description: {DESCRIPTION}"), encoding="utf-8")
+    return load(path)
+
+
+def started(folder: Path, rows: Sequence[Mapping[str, Any]], name: str = "train.jsonl") -> Config:
+    path = write_jsonl(folder / name, rows)
+    return filled_in(starter_config(path), folder / "config.yaml")
+
+
+def test_configuration_loads_and_reads_the_rows(tmp_path: Path) -> None:
+    config = started(tmp_path, sentiment_rows())
+    assert (config.task, config.data.text, config.data.label) == ("text-classification", "text", "label")
+    assert config.data.train == str(tmp_path / "train.jsonl")
+    assert ClassificationTask(config).label_names == ["bad", "good"]
+
+
+def test_without_a_description_it_says_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(starter_config(write_jsonl(tmp_path / "train.jsonl", sentiment_rows())), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"card\.description should have at least 10 characters"):
+        load(path)
+
+
+def test_card_has_the_name_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "reviews").mkdir()
+    assert started(tmp_path / "reviews", sentiment_rows()).card.name == "reviews"
+
+
+def test_pair_columns_are_found(tmp_path: Path) -> None:
+    rows = [
+        {"premise": row["text"], "hypothesis": row["text_pair"], "label": row["label"], "genre": "spoken"}
+        for row in pair_rows()
+    ]
+    config = started(tmp_path, rows)
+    assert config.task == "text-pair-classification"
+    assert (config.data.text, config.data.text_pair) == ("premise", "hypothesis")
+    assert ClassificationTask(config).splits().train[0].texts == (rows[0]["premise"], rows[0]["hypothesis"])
+
+
+def test_longest_column_is_the_text_and_the_one_of_few_values_the_label(tmp_path: Path) -> None:
+    rows = [
+        {"number": f"n{i}", "verdict": row["label"], "message": row["text"]} for i, row in enumerate(sentiment_rows())
+    ]
+    config = started(tmp_path, rows)
+    assert (config.data.text, config.data.label) == ("message", "verdict")
+
+
+def test_labels_that_yaml_reads_as_other_than_words_stay_words(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": {"bad": "no", "good": "yes"}[row["label"]]} for row in sentiment_rows()]
+    config = started(tmp_path, rows)
+    assert list(config.card.labels or ()) == ["no", "yes"]
+    assert ClassificationTask(config).label_names == ["no", "yes"]
+
+
+def test_labels_that_are_numbers_stay_words(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": int(row["label"] == "good")} for row in sentiment_rows()]
+    assert ClassificationTask(started(tmp_path, rows)).label_names == ["0", "1"]
+
+
+@pytest.mark.parametrize("label", ["a: b", "# x", "'q'", '"q"', "[1]", "ü", "1e3", "null", "~", "- x", "a\\b", "!x"])
+def test_awkward_label_reads_back_as_it_was(tmp_path: Path, label: str) -> None:
+    rows = [{"text": row["text"], "label": label if row["label"] == "good" else "plain"} for row in sentiment_rows()]
+    assert set(started(tmp_path, rows).card.labels or ()) == {label, "plain"}
+
+
+def test_siblings_named_validation_and_test_are_used(tmp_path: Path) -> None:
+    for name in ("dev", "test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", sentiment_rows()[:2])
+    config = started(tmp_path, sentiment_rows())
+    assert config.data.validation == str(tmp_path / "dev.jsonl")
+    assert config.data.test == str(tmp_path / "test.jsonl")
+
+
+def test_siblings_that_are_not_there_are_comments(tmp_path: Path) -> None:
+    config = started(tmp_path, sentiment_rows())
+    assert (config.data.validation, config.data.test) == (None, None)
+
+
+def test_file_in_another_folder_is_named_from_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", sentiment_rows())
+    write_jsonl(tmp_path / "data" / "test.jsonl", sentiment_rows()[:2])
+    monkeypatch.chdir(tmp_path)
+    config = filled_in(starter_config(Path("data/train.jsonl")), tmp_path / "config.yaml")
+    assert config.data.train == str(tmp_path / "data" / "train.jsonl")
+    assert config.data.test == str(tmp_path / "data" / "test.jsonl")
+
+
+def test_no_row_is_in_the_configuration(tmp_path: Path) -> None:
+    text = starter_config(write_jsonl(tmp_path / "train.jsonl", sentiment_rows()))
+    assert not any(row["text"] in text for row in sentiment_rows())
+
+
+def test_rows_without_a_label_column_are_told(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"text": f"text {i}"} for i in range(10)])
+    with pytest.raises(DataError, match="no column looks like a label"):
+        starter_config(path)
+
+
+def test_rows_without_text_are_told(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "train.jsonl", [{"x": i, "label": i % 2} for i in range(10)])
+    with pytest.raises(DataError, match="no column holds text"):
+        starter_config(path)

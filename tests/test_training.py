@@ -1,0 +1,245 @@
+"""One fine-tuning: which parameters change, in which batches, and that it repeats itself."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samples import SENTIMENT, examples, sentiment_rows
+
+from gpta_local.config import TrainingConfig
+from gpta_local.data import Example
+from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.errors import TrainingError
+from gpta_local.training import MIN_STEPS, Training, total_steps
+
+ROWS = examples(sentiment_rows(), ("bad", "good"))
+SETTINGS: dict[str, Any] = {"precision": "fp32", "batch_size": 8}
+
+
+def build(kind: str, request: pytest.FixtureRequest) -> DownstreamModel:
+    torch.manual_seed(0)
+    folder = request.getfixturevalue(kind)
+    return (SentenceClassifier if kind == "backbone" else SequenceClassifier)(folder, 2, None)
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest) -> DownstreamModel:
+    return build(getattr(request, "param", "bert"), request)
+
+
+def training(model: DownstreamModel, steps: int, *, seed: int = 0, **changes: Any) -> Training:
+    return Training(model, ROWS, TrainingConfig(**SETTINGS | changes), steps=steps, seed=seed)
+
+
+def weights(model: DownstreamModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+class Batches:
+    """Collects the row numbers of the batches that a training draws."""
+
+    def __init__(self, rows: int, batch_size: int, model: DownstreamModel, seed: int = 0) -> None:
+        data = [Example((" ".join(["word"] * (1 + i % 30)),), 0) for i in range(rows)]
+        config = TrainingConfig(batch_size=batch_size, precision="fp32")
+        self.lengths = [1 + i % 30 for i in range(rows)]
+        self._batches = Training(model, data, config, steps=1, seed=seed)._batches
+
+    def epoch(self, rows: int) -> list[list[int]]:
+        batches: list[list[int]] = []
+        while sum(map(len, batches)) < rows:
+            batches.append(next(self._batches))
+        return batches
+
+
+class TestParameters:
+    @pytest.mark.parametrize("model", ["backbone", "bert", "roberta"], indirect=True)
+    def test_every_parameter_but_the_word_embeddings_changes(self, model: DownstreamModel) -> None:
+        before = weights(model)
+        training(model, 3, weight_decay=0.1).run("Review:", 3)
+        frozen = {id(parameter) for parameter in model.input_embeddings().parameters()}
+        unused = {"network.pooler.dense.weight", "network.pooler.dense.bias"}  # mean pooling does not read it
+        for name, parameter in model.named_parameters():
+            if id(parameter) in frozen or (isinstance(model, SentenceClassifier) and name in unused):
+                assert torch.equal(parameter, before[name]), name
+            else:
+                assert not torch.equal(parameter, before[name]), name
+
+    def test_head_of_a_plain_checkpoint_has_ten_times_the_rate_of_its_encoder(self, model: DownstreamModel) -> None:
+        assert self.rates(training(model, 10, warmup=0.0)) == {"encoder": 5e-5, "head": pytest.approx(5e-4)}
+
+    @pytest.mark.parametrize("model", ["backbone"], indirect=True)
+    def test_head_of_a_sentence_backbone_has_its_own_rate(self, model: DownstreamModel) -> None:
+        assert self.rates(training(model, 10, warmup=0.0)) == {"encoder": 5e-5, "head": 1e-2}
+
+    def test_biases_and_norms_do_not_decay(self, model: DownstreamModel) -> None:
+        for group in training(model, 10, weight_decay=0.1)._optimizer.param_groups:
+            for parameter in group["params"]:
+                assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
+
+    def test_gradients_are_clipped(self, model: DownstreamModel) -> None:
+        steps = training(model, 2, max_grad_norm=0.01)
+        norms: list[float] = []
+
+        def measure(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+        steps._optimizer.optimizer.register_step_pre_hook(measure)
+        steps.run("", 2)
+        assert norms == pytest.approx([0.01, 0.01], rel=1e-2)
+
+    def test_every_trained_parameter_is_in_one_group(self, model: DownstreamModel) -> None:
+        groups = training(model, 10)._optimizer.param_groups
+        grouped = Counter(id(parameter) for group in groups for parameter in group["params"])
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        assert set(grouped) == trained
+        assert set(grouped.values()) == {1}
+
+    def rates(self, steps: Training) -> dict[str, float]:
+        groups = steps._optimizer.param_groups
+        head = {id(parameter) for parameter in steps.model.head.parameters()}
+        return {
+            "head" if id(parameter) in head else "encoder": group["lr"]
+            for group in groups
+            for parameter in group["params"]
+        }
+
+
+class TestRepetition:
+    def test_same_seed_gives_the_same_weights_to_the_bit(self, request: pytest.FixtureRequest) -> None:
+        runs = []
+        for _ in range(2):
+            model = build("bert", request)
+            training(model, 4).run("Review:", 4)
+            runs.append(weights(model))
+            torch.manual_seed(123)  # what else goes on in the process must not matter
+        assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+    def test_other_seed_gives_other_weights(self, request: pytest.FixtureRequest) -> None:
+        runs = []
+        for seed in (0, 1):
+            model = build("bert", request)
+            training(model, 4, seed=seed).run("Review:", 4)
+            runs.append(weights(model))
+        assert not all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+    def test_steps_in_parts_equal_steps_in_one_go(self, request: pytest.FixtureRequest) -> None:
+        whole, parts = build("bert", request), build("bert", request)
+        training(whole, 5).run("Review:", 5)
+        in_parts = training(parts, 5)
+        in_parts.run("Review:", 2)
+        in_parts.run("Review:", 3)
+        one, other = weights(whole), weights(parts)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_prefix_does_not_change_which_rows_are_drawn(self, model: DownstreamModel) -> None:
+        first, second = copy.deepcopy(model), copy.deepcopy(model)
+        drawn = []
+        for trained, prefix in ((first, ""), (second, "A rather long prefix:")):
+            steps = training(trained, 3)
+            steps.run(prefix, 3)
+            drawn.append(next(steps._batches))
+        assert drawn[0] == drawn[1]
+
+
+class TestBatches:
+    def test_every_epoch_takes_every_row_once(self, model: DownstreamModel) -> None:
+        batches = Batches(100, 8, model)
+        for _ in range(3):
+            assert sorted(row for batch in batches.epoch(100) for row in batch) == list(range(100))
+
+    def test_epochs_differ(self, model: DownstreamModel) -> None:
+        batches = Batches(100, 8, model)
+        assert batches.epoch(100) != batches.epoch(100)
+
+    def test_batches_have_the_size_of_the_configuration(self, model: DownstreamModel) -> None:
+        sizes = Counter(len(batch) for batch in Batches(100, 8, model).epoch(100))
+        assert sizes == {8: 12, 4: 1}
+
+    def test_fewer_rows_than_a_batch_are_one_batch(self, model: DownstreamModel) -> None:
+        assert [sorted(batch) for batch in Batches(3, 8, model).epoch(3)] == [[0, 1, 2]]
+
+    def test_texts_of_a_batch_are_of_like_length(self, model: DownstreamModel) -> None:
+        batches = Batches(240, 8, model)
+        spreads = [
+            max(batches.lengths[row] for row in batch) - min(batches.lengths[row] for row in batch)
+            for batch in batches.epoch(240)
+        ]
+        assert sum(spreads) / len(spreads) < 3  # in random batches of these lengths about 23
+
+    def test_batches_do_not_come_from_short_to_long(self, model: DownstreamModel) -> None:
+        batches = Batches(240, 8, model)
+        means = [sum(batches.lengths[row] for row in batch) / len(batch) for batch in batches.epoch(240)]
+        assert means != sorted(means)
+
+
+class TestSchedule:
+    def test_rate_rises_to_its_value_and_falls_to_zero(self, model: DownstreamModel) -> None:
+        steps = training(model, 10, warmup=0.2)
+        rates = []
+        for _ in range(10):
+            rates.append(steps._optimizer.param_groups[0]["lr"] / 5e-5)
+            steps.run("", 1)
+        assert rates == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+        assert steps._optimizer.param_groups[0]["lr"] == 0
+
+    def test_all_steps_of_the_configuration_count(self) -> None:
+        assert total_steps(TrainingConfig(steps=7), 10_000) == 7
+
+    def test_three_epochs_are_the_default(self) -> None:
+        assert total_steps(TrainingConfig(batch_size=16), 1001) == 3 * 63
+
+    def test_few_rows_get_the_least_steps(self) -> None:
+        assert total_steps(TrainingConfig(), 16) == MIN_STEPS
+
+
+class TestLoss:
+    @pytest.mark.parametrize("model", ["backbone"], indirect=True)
+    def test_loss_falls(self, model: DownstreamModel) -> None:
+        losses: list[float] = []
+        training(model, 16).run("Review:", 16, losses.append)
+        assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+    def test_mean_loss_is_that_of_the_steps(self, model: DownstreamModel) -> None:
+        losses: list[float] = []
+        mean = training(model, 3).run("", 3, losses.append)
+        assert mean == pytest.approx(sum(losses) / 3)
+        assert len(losses) == 3
+
+    def test_loss_that_is_no_number_stops_the_training(self, model: DownstreamModel) -> None:
+        with torch.no_grad():
+            model.head.weight.fill_(float("nan"))
+        with pytest.raises(TrainingError, match="the training loss is nan at step 1 of 2"):
+            training(model, 2).run("", 2)
+
+    def test_rates_that_are_far_too_high_stop_the_training(self, model: DownstreamModel) -> None:
+        with pytest.raises(TrainingError, match="Lower the learning rates"):
+            training(model, 20, encoder_learning_rate=1e37, warmup=0.0, max_grad_norm=1e9).run("", 20)
+
+    def test_model_is_in_evaluation_mode_afterwards(self, model: DownstreamModel) -> None:
+        training(model, 1).run("", 1)
+        assert not model.training
+
+
+def test_rows_of_the_tests_have_two_balanced_classes() -> None:
+    assert set(Counter(label for _, label in SENTIMENT).values()) == {12}
+
+
+def test_bfloat16_trains_close_to_float32(request: pytest.FixtureRequest) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        model = build("bert", request)
+        losses.append(training(model, 4, precision=precision).run("Review:", 4))
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_trained_backbone_folder_stays_as_it_was(bert: Path, model: DownstreamModel) -> None:
+    before = (bert / "model.safetensors").read_bytes()
+    training(model, 1).run("", 1)
+    assert (bert / "model.safetensors").read_bytes() == before
