@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from servers import ROOT, Endpoint
+from commands import ROOT, assert_refused, invoke
+from fault_server import FaultServer, Reply, always
+from servers import Endpoint
 
-from gpta_local.cli import main
 from gpta_local.history import open_existing
 
+QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
     "search.rounds=2",
     "search.proposals=6",
@@ -24,8 +26,7 @@ SMALL = (
 
 def train(assistant: dict[str, Any], folder: Path) -> str:
     overrides = [*SMALL, f"assistant={json.dumps(assistant)}"]
-    arguments = ["train", str(ROOT / "configs/quickstart/quickstart.yaml"), "--output", str(folder)]
-    result = CliRunner().invoke(main, [*arguments, *(word for key in overrides for word in ("--set", key))])
+    result = invoke("train", QUICKSTART, "--output", folder, *(word for key in overrides for word in ("--set", key)))
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -49,3 +50,50 @@ def test_quickstart_through_vllm(vllm_endpoint: Endpoint, tmp_path: Path, monkey
     assert history.scored(), "the served embedded assistant proposes usable prefixes"
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or str(vllm_endpoint.api_key).encode() not in path.read_bytes(), path
+
+
+FAULTS = {
+    "no key": (Reply(401, {"error": "Unauthorized"}), "api_key_env"),
+    "no such model": (Reply(404, {"error": {"message": "The model `m` does not exist."}}), "assistant.model"),
+    "a web page": (Reply(200, "<!doctype html><title>Sign in</title>"), "web page"),
+    "other JSON": (Reply(200, {"hello": "there"}), "assistant.base_url"),
+    "no completion": (Reply(200, {"object": "chat.completion", "model": "m", "choices": []}), "completion"),
+}
+
+
+def endpoint(base_url: str, **changes: Any) -> str:
+    settings = {"backend": "openai", "base_url": base_url, "model": "m", "max_retries": 0, **changes}
+    return f"assistant={json.dumps(settings)}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_of_an_endpoint_is_one_message_before_anything_is_written(fault: str, tmp_path: Path) -> None:
+    reply, words = FAULTS[fault]
+    with FaultServer(always(reply)) as server:
+        result = invoke("train", QUICKSTART, "--output", tmp_path / "run", "--set", endpoint(server.base_url))
+    assert_refused(result, words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_endpoint_that_refuses_the_connection_is_named(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        gone = server.base_url
+    result = invoke("train", QUICKSTART, "--output", tmp_path / "run", "--set", endpoint(gone))
+    assert_refused(result, "nothing listens", gone)
+
+
+def test_endpoint_that_does_not_answer_in_time_is_named(tmp_path: Path) -> None:
+    def sleepy(body: dict[str, Any]) -> Reply:
+        time.sleep(1.0)
+        return Reply(200, "")
+
+    with FaultServer(sleepy) as server:
+        result = invoke(
+            "train", QUICKSTART, "--output", tmp_path / "run", "--set", endpoint(server.base_url, timeout=0.3)
+        )
+    assert_refused(result, "0.3 s", "assistant.timeout")
+
+
+def test_missing_key_variable_is_named_before_anything_is_sent(tmp_path: Path) -> None:
+    setting = endpoint("http://127.0.0.1:9/v1", api_key_env="GPTA_NOT_SET")
+    assert_refused(invoke("train", QUICKSTART, "--output", tmp_path / "run", "--set", setting), "GPTA_NOT_SET")
