@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 bad input or configuration, 3 stop
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sqlite3
@@ -35,6 +36,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         os.environ.update(OFFLINE)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that knows no "±" gets a "?"
         try:
             return super().invoke(ctx)
         except GptaError as exc:
@@ -43,6 +47,11 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped. What the run recorded so far stays in its directory.", err=True)
             sys.exit(3)
+        except (RuntimeError, MemoryError) as exc:
+            if not isinstance(exc, MemoryError) and "out of memory" not in str(exc):
+                raise
+            click.echo("error: out of memory. Lower training.batch_size or downstream.max_length", err=True)
+            sys.exit(1)
         except sqlite3.Error as exc:
             click.echo(f"error: the history cannot be written ({exc})", err=True)
             sys.exit(2)

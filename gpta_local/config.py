@@ -86,6 +86,8 @@ class EndpointConfig(SamplingConfig):
     max_retries: int = Field(default=4, ge=0, le=20)
     concurrency: int = Field(default=8, ge=1, le=256)
     """Requests in flight at once."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request, such as top_k or chat_template_kwargs; null leaves a field out."""
 
 
 class OpenAIAssistantConfig(EndpointConfig):

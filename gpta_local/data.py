@@ -139,13 +139,13 @@ def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Exa
 
 
 def carve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off a stratified share: (rest, carved). A class keeps at least one row in the rest."""
+    """Split off a stratified share, at least a row of each class that has two: (rest, carved)."""
     rng = random.Random(f"carve-{seed}")
     rest: list[Example] = []
     carved: list[Example] = []
     for _, members in sorted(_by_label(examples).items()):
         rng.shuffle(members)
-        size = min(round(len(members) * share), len(members) - 1)
+        size = min(max(1, round(len(members) * share)), len(members) - 1)
         carved += members[:size]
         rest += members[size:]
     rng.shuffle(rest)

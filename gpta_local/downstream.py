@@ -226,7 +226,7 @@ def load_tokenizer(folder: Path, config: Any, max_length: int | None) -> PrefixT
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError("the tokenizer cannot be loaded", where=f"downstream.backbone ({folder})") from exc
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes an empty one without files
@@ -246,7 +246,7 @@ def _from_pretrained(kind: Any, folder: Path, **options: Any) -> nn.Module:
     quiet_transformers()
     try:
         network: nn.Module = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, **options
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **options
         )
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(

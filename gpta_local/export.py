@@ -29,6 +29,7 @@ from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
+PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HISTORY_ROOM = 2**25
 """Bytes kept free for history, metrics and summary."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
@@ -53,7 +54,7 @@ class Product:
             from sentence_transformers import SentenceTransformer
 
             with _loading(self.folder):
-                sentence_model = SentenceTransformer(str(self.folder), local_files_only=True)
+                sentence_model = SentenceTransformer(str(self.folder), local_files_only=True, trust_remote_code=False)
             for start in range(0, len(rows), batch_size):
                 yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
                     np.float64
@@ -64,9 +65,9 @@ class Product:
 
         with _loading(self.folder):
             model = AutoModelForSequenceClassification.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True
+                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         for start in range(0, len(rows), batch_size):
             columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
             with torch.inference_mode():
@@ -89,12 +90,15 @@ def make_folder(folder: Path, product_bytes: int) -> None:
     """
     check_folder(folder)
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"x" * 4096)
         free, needed = shutil.disk_usage(folder).free, product_bytes + HISTORY_ROOM
         if free < needed:
-            folder.rmdir()
+            if made:
+                folder.rmdir()
             raise OutputError(
                 f"the disk has {free // 2**20} MiB left and the run needs {needed // 2**20}",
                 where=str(folder),
@@ -108,7 +112,7 @@ def check_folder(folder: Path) -> None:
         raise OutputError(
             "there is something in this directory already",
             where=str(folder),
-            fix="Choose another with --output, or remove it",
+            fix="Choose another, or remove it",
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place with --output")
@@ -150,6 +154,12 @@ def open_product(run_or_folder: Path) -> Product:
     """
     for folder in (run_or_folder / "model", run_or_folder):
         if (folder / RECORD).is_file():
+            if foreign := [path.name for path in folder.rglob("*") if path.suffix in PICKLED]:
+                raise ModelError(
+                    f"{foreign[0]!r} is of a format that can run code and is not read",
+                    where=str(folder),
+                    fix="Only safetensors weights are read; export the model again",
+                )
             try:
                 record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             except (OSError, ValueError) as exc:
@@ -210,7 +220,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
     from transformers import AutoTokenizer
 
-    stock = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    stock = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     rows = [(text, PROBES[0]) if pair else (text,) for text in PROBES]
     wanted = model.tokenizer.encode(model.tokenizer.tokenise(rows), prefix)
     for row, encoded in zip(rows, wanted, strict=True):

@@ -94,21 +94,24 @@ class History:
         round_number: int,
         request: Request,
         sampling: Sampling,
-        completions: Sequence[Completion],
-        verdicts: Sequence[Verdict],
-    ) -> None:
-        """Record a request with its completions and what became of each."""
+    ) -> int:
+        """Record a request before it is sent; return its number."""
         messages = json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
         with self._connection as db:
             cursor = db.execute(
                 "INSERT INTO requests (round, kind, messages, sampling) VALUES (?, ?, ?, ?)",
                 (round_number, request.kind, messages, json.dumps(asdict(sampling))),
             )
+        return int(cursor.lastrowid or 0)
+
+    def add_completions(self, request: int, completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
+        """Record what came back for a request, and what became of each completion."""
+        with self._connection as db:
             db.executemany(
                 "INSERT INTO completions (request_id, text, model, finish_reason, prompt_tokens, completion_tokens,"
                 " outcome, result) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (cursor.lastrowid, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens, *verdict)
+                    (request, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens, *verdict)
                     for c, verdict in zip(completions, verdicts, strict=True)
                 ],
             )
@@ -154,12 +157,17 @@ class History:
         """Every message that was sent to the assistant, as JSON, in order."""
         return [row[0] for row in self._connection.execute("SELECT messages FROM requests ORDER BY id")]
 
-    def cost(self) -> Mapping[str, int]:
-        """Completions asked for, and tokens where the assistant counted them."""
-        completions, prompt, completion = self._connection.execute(
-            "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM completions"
+    def cost(self) -> Mapping[str, int | None]:
+        """Completions asked for, and their tokens; None where the assistant did not count them all."""
+        completions, counted, prompt, completion = self._connection.execute(
+            "SELECT count(*), count(prompt_tokens), sum(prompt_tokens), sum(completion_tokens) FROM completions"
         ).fetchone()
-        return {"completions": completions, "prompt_tokens": prompt, "completion_tokens": completion}
+        known = completions == counted
+        return {
+            "completions": completions,
+            "prompt_tokens": prompt if known else None,
+            "completion_tokens": completion if known else None,
+        }
 
     def rounds(self) -> list[tuple[int, str, int, float]]:
         """(number, chosen prefix, prefixes scored, seconds) of each round."""

@@ -47,8 +47,10 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
         partial.replace(output)
-    except OSError as exc:
+    except BaseException as exc:
         partial.unlink(missing_ok=True)
+        if not isinstance(exc, OSError):
+            raise
         raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(output)) from exc
 
 

@@ -6,6 +6,7 @@ prefix and score it row by row.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -107,6 +108,9 @@ def race(
     prefixes: Sequence[str],
     losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
     rows: Sequence[int],
+    *,
+    first_heat: int = FIRST_HEAT,
+    kept: str = "",
     on_scored: Callable[[], None] = lambda: None,
 ) -> list[ScoredPrefix]:
     """Score all prefixes on a few rows, the better half on twice as many, and so on (successive
@@ -116,9 +120,11 @@ def race(
     Args:
         losses: (prefix, rows) → loss per row, in nats.
         rows: all scoring rows, in the order in which heats take them.
+        first_heat: rows of the first heat; up to twice as many are taken in one.
+        kept: a prefix that stays in the race to the end.
         on_scored: called after each prefix of the first heat.
     """
-    size = len(rows) if len(rows) <= 2 * FIRST_HEAT else FIRST_HEAT
+    size = len(rows) if len(rows) <= 2 * first_heat else first_heat
     running, finished = list(dict.fromkeys(prefixes)), list[ScoredPrefix]()
     while True:
         heat = rows[:size]
@@ -130,36 +136,41 @@ def race(
             scored.append(ScoredPrefix(prefix, gain, standard_error, float(of_prefix.mean()), len(heat)))
             if not finished:
                 on_scored()
-        scored.sort(key=lambda s: s.gain, reverse=True)
+        scored.sort(key=lambda s: (s.text == kept, s.gain), reverse=True)
         if size >= len(rows) or len(scored) < 2:
             none = ScoredPrefix("", 0.0, 0.0, float(baseline.mean()), len(heat))
-            return [none, *scored, *finished]
+            return [none, *sorted(scored, key=lambda s: s.gain, reverse=True), *finished]
         half = (len(scored) + 1) // 2
         finished = scored[half:] + finished
         running = [s.text for s in scored[:half]]
         size = min(2 * size, len(rows))
 
 
+def margin(candidates: int) -> float:
+    """Standard errors that a gain must exceed when it is the best of so many: √(2 ln k), which the
+    largest of k standard normal draws stays below on average (Boucheron, Lugosi & Massart 2013,
+    §2.5), and at least 1. It corrects the winner's curse: of many noisy candidates the best looks
+    better than it is."""
+    return max(1.0, math.sqrt(2 * math.log(max(1, candidates))))
+
+
 def choose(scored: Sequence[ScoredPrefix], current: str = "") -> ScoredPrefix:
-    """The prefix with the highest lower bound (gain less one standard error), among those that
-    were measured on the most rows; the current one where none is above its gain. The bound is what
-    corrects the winner's curse: of many noisy candidates the best looks better than it is. θ has
-    learnt to read the current prefix, so leaving it must be worth it.
+    """The best prefix of a race if it is clearly better than the current one, else the current one:
+    θ has learnt to read that, so leaving it must be worth it.
 
     Args:
         scored: what `race` returned; no prefix is among it.
         current: the prefix that θ was last trained with.
     """
-    most = max(s.rows for s in scored)
-    finishers = [s for s in scored if s.rows == most]
-    kept = next((s for s in scored if s.text == current), scored[0])
-    challenger = finishers[best(finishers)]
-    return challenger if challenger.lower_bound > kept.gain else kept
+    finishers = [s for s in scored if s.rows == scored[0].rows]
+    kept = next(s for s in finishers if s.text == current)
+    challenger = finishers[best(finishers, len(scored) - 1)]
+    return challenger if challenger.bound(margin(len(scored) - 1)) > kept.gain else kept
 
 
-def best(gains: Sequence[ScoredPrefix]) -> int:
-    """Position of the highest lower bound; the first of equals."""
-    return max(range(len(gains)), key=lambda i: gains[i].lower_bound)
+def best(gains: Sequence[ScoredPrefix], candidates: int) -> int:
+    """Position of the highest lower bound, given how many were tried; the first of equals."""
+    return max(range(len(gains)), key=lambda i: gains[i].bound(margin(candidates)))
 
 
 def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list[ScoredPrefix]:
@@ -170,17 +181,18 @@ def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list
 
 
 def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
-    """Row numbers to score on: at most `size`, random, the classes taken in turn so that every
-    heat holds all of them in nearly equal parts."""
+    """Row numbers to score on: at most `size`, random, each class spread evenly over the order, so
+    that every heat holds the classes in about the proportions of the data."""
     rng = random.Random(f"scoring-{seed}")
     rows = list(range(len(labels)))
     rng.shuffle(rows)
-    turn: Counter[int] = Counter()
+    total, turn = Counter(labels), Counter[int]()
     keyed = []
     for row in rows:
-        keyed.append((turn[labels[row]], labels[row], row))
-        turn[labels[row]] += 1
-    return [row for _, _, row in sorted(keyed)][:size]
+        label = labels[row]
+        keyed.append(((turn[label] + rng.random()) / total[label], row))
+        turn[label] += 1
+    return [row for _, row in sorted(keyed)][:size]
 
 
 def _fold(prefix: str) -> str:

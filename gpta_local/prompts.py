@@ -41,7 +41,7 @@ def describe(card: DatasetCard) -> str:
 
 def label_texts_request(card: DatasetCard) -> Request:
     """Ask for a phrase for each label."""
-    return Request("label-texts", _chat(f"{describe(card)}\n\n{ASK_LABEL_TEXTS}"))
+    return Request("label-texts", _chat(f"{describe(card)}\n\n{ASK_LABEL_TEXTS}"), card.labels)
 
 
 def prefix_request(card: DatasetCard, history: Sequence[ScoredPrefix]) -> Request:

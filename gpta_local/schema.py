@@ -46,10 +46,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent to the assistant; `kind` says how the reply will be read."""
+    """What is sent to the assistant; `kind` says how the reply will be read.
+
+    `labels`: the labels of which each must have a line in the reply, in this order. Assistants that
+    can hold a model to a form do so (`local`, `vllm`); others leave it to the words of the request.
+    """
 
     kind: RequestKind
     messages: tuple[Message, ...]
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def line_starts(self) -> tuple[str, ...]:
+        return tuple(f"{label.name}:" for label in self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +97,9 @@ class ScoredPrefix:
     loss: float
     rows: int
 
-    @property
-    def lower_bound(self) -> float:
-        """The gain less one standard error: what a lucky candidate has to clear."""
-        return self.gain - self.standard_error
+    def bound(self, margin: float = 1.0) -> float:
+        """The gain less so many standard errors: what a lucky candidate has to clear."""
+        return self.gain - margin * self.standard_error if self.standard_error else self.gain
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,13 @@ def starter_config(path: Path) -> str:
     records = read_records(str(path))
     label = _label_column(records, str(path))
     texts = _text_columns(records, label, str(path))
-    names = sorted({str(record.values.get(label)) for record in records})
+    names = sorted({str(record.values.get(label)).strip() for record in records})
+    if 2 * len(names) > len(records):
+        raise DataError(
+            f"the column {label!r} has {len(names)} different values in {len(records)} rows; it holds no labels",
+            where=str(path),
+            fix="Name the label column `label`",
+        )
     siblings = {split: _sibling(path, split) for split in ("validation", "test")}
     pair = len(texts) == 2
     shots = "# shots: 8             # rows per class to train with; all rows if not given"

@@ -15,7 +15,7 @@ from gpta_local import export, prefix, summary
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config, dump
 from gpta_local.downstream import DownstreamModel
-from gpta_local.history import History, Verdict
+from gpta_local.history import History
 from gpta_local.metrics import paired_mean
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import Completion, Request, Round, Sampling, ScoredPrefix
@@ -59,6 +59,7 @@ class Run:
         regime = config.search.regime
         self.online = regime == "online" or (regime == "auto" and self.splits.many)
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
+        self.latest: list[ScoredPrefix] = []  # of the latest race
         self.assistant = open_assistant(config.assistant)
         observer.note(f"assistant: {self.assistant.check()}")
 
@@ -93,14 +94,14 @@ class Run:
 
     def propose_label_texts(self) -> list[dict[str, str]]:
         """Ask the assistant for label texts; with none usable, the label names stand in."""
-        asked = self.config.search.label_text_samples
+        asked = self.config.search.label_text_samples if self.task.uses_label_texts else 0
         sets: list[dict[str, str]] = []
         if asked:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(self.card)
-            completions = self.ask(0, request, asked)
+            asking, completions = self.ask(0, request, asked)
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
-            self.record(0, request, completions, verdicts)
+            self.history.add_completions(asking, completions, verdicts)
         self.observer.label_texts(sets, asked)
         return sets or [{name: name.replace("_", " ") for name in self.card.label_names}]
 
@@ -111,7 +112,7 @@ class Run:
         shown = prefix.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
         request = prefix_request(self.card, shown)
         self.observer.stage(f"round {number}: asking for prefixes", 1)
-        completions = self.ask(number, request, search.proposals)
+        asking, completions = self.ask(number, request, search.proposals)
         candidates = prefix.clean(
             completions,
             [scored.text for scored in known],
@@ -120,7 +121,7 @@ class Run:
             max_tokens=search.max_prefix_tokens,
             near_duplicate=search.near_duplicate,
         )
-        self.record(number, request, completions, candidates.verdicts)
+        self.history.add_completions(asking, completions, candidates.verdicts)
         return candidates
 
     def score(self, number: int, model: DownstreamModel, current: str, fresh: Sequence[str]) -> list[ScoredPrefix]:
@@ -129,10 +130,17 @@ class Run:
         known = [current, *self.finalists()] if self.online else []
         runners = [text for text in dict.fromkeys([*known, *fresh]) if text]
         seed = self.config.seed + (number if self.online else 0)
-        labels = [example.label for example in self.splits.train]
-        rows = prefix.scoring_order(labels, self.config.search.scoring_rows, seed)
+        rows = self.task.scoring_rows(self.splits.train, self.config.search.scoring_rows, seed)
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
-        return prefix.race(runners, self.task.scorer(model, self.splits.train).losses, rows, self.observer.advance)
+        self.latest = prefix.race(
+            runners,
+            self.task.scorer(model, self.splits.train).losses,
+            rows,
+            first_heat=max(prefix.FIRST_HEAT, 4 * len(self.card.labels)),
+            kept=current,
+            on_scored=self.observer.advance,
+        )
+        return self.latest
 
     def train(self, training: Training, text: str, number: int) -> float | None:
         """This round's share of the steps, which is none where there are more rounds than steps; the
@@ -159,11 +167,15 @@ class Run:
         ]
 
     def finalists(self) -> list[str]:
-        """The prefixes with the best lower bounds above 0; only one where no validation rows can
-        tell them apart."""
-        ranked = sorted(self.history.scored(), key=lambda scored: scored.lower_bound, reverse=True)
+        """The prefixes with the best lower bounds above 0, of those whose gains compare: measured on
+        the most rows and, online, at the latest θ. Where validation rows will tell them apart, one
+        standard error is enough to be among them; otherwise the best must be clear by itself."""
+        scored = [s for s in (self.latest if self.online else self.history.scored()) if s.text]
+        margin = 1.0 if self.splits.validation else prefix.margin(len(scored))
         size = self.config.finish.finalists if self.splits.validation else 1
-        return [scored.text for scored in ranked[:size] if scored.lower_bound > 0]
+        most = max((s.rows for s in scored), default=0)
+        ranked = sorted((s for s in scored if s.rows == most), key=lambda s: s.bound(margin), reverse=True)
+        return [s.text for s in ranked[:size] if s.bound(margin) > 0]
 
     def select(self, contestants: Sequence[Trained]) -> Selection:
         """Choose on the validation rows; without any, by the cross-validated gains of the search."""
@@ -183,7 +195,8 @@ class Run:
         none = ScoredPrefix(
             "", 0.0, 0.0, gains[0].loss + gains[0].gain if gains else 0.0, gains[0].rows if gains else 0
         )
-        selection = Selection(rows, (none, *gains), prefix.best([none, *gains]))
+        tried = len(gains) if self.splits.validation else len(self.history.scored())
+        selection = Selection(rows, (none, *gains), prefix.best([none, *gains], tried))
         self.observer.selection(selection)
         return selection
 
@@ -191,11 +204,11 @@ class Run:
         self, contestants: Sequence[Trained], selection: Selection, label_texts: Sequence[dict[str, str]]
     ) -> dict[str, Any]:
         """The product and its controls, once, on the test rows."""
-        arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
-        if self.config.finish.plain_control:
-            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)")
         split = "test" if self.splits.test else "validation" if self.splits.validation else ""
         rows = self.splits.test or self.splits.validation
+        arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
+        if rows and self.config.finish.plain_control and self.task.uses_label_texts:
+            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)")
         self.observer.stage("evaluating", len(arms))
         results = {}
         for name, trained in arms.items() if rows else ():
@@ -243,15 +256,13 @@ class Run:
         room = assistant.max_new_tokens or reply_room(request, self.card)
         return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
-    def ask(self, round_number: int, request: Request, n: int) -> list[Completion]:
-        completions = self.assistant.complete(request, n, self.sampling(round_number, request))
+    def ask(self, round_number: int, request: Request, n: int) -> tuple[int, list[Completion]]:
+        """Record the request, then send it; return its number in the history and the completions."""
+        sampling = self.sampling(round_number, request)
+        asking = self.history.add_request(round_number, request, sampling)
+        completions = self.assistant.complete(request, n, sampling)
         self.observer.advance()
-        return completions
-
-    def record(
-        self, round_number: int, request: Request, completions: Sequence[Completion], verdicts: Sequence[Verdict]
-    ) -> None:
-        self.history.add_request(round_number, request, self.sampling(round_number, request), completions, verdicts)
+        return asking, completions
 
     def open_folder(self, folder: Path) -> None:
         export.make_folder(folder, self.weights)

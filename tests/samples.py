@@ -138,7 +138,8 @@ def record_replies(folder: Path, label_texts: Sequence[str], prefixes: Sequence[
     for kind, replies in kinds:
         completions = [Completion(text, "scripted") for text in replies]
         verdicts = [("accepted", text) for text in replies]
-        history.add_request(1, Request(kind, (Message("user", "?"),)), Sampling(), completions, verdicts)
+        asking = history.add_request(1, Request(kind, (Message("user", "?"),)), Sampling())
+        history.add_completions(asking, completions, verdicts)
     history.close()
     return folder
 

@@ -16,6 +16,8 @@ from gpta_local.data import Example
 from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier
 from gpta_local.errors import ModelError
 from gpta_local.model_files import DEMO_SHA256, assistant_folder, backbone_folder
+from gpta_local.prompts import label_texts_request, prefix_request
+from gpta_local.schema import DatasetCard, Label, Sampling
 from gpta_local.tasks.classification import ClassificationTask, probe_losses
 from gpta_local.tokenization import EncodedRow
 
@@ -270,6 +272,18 @@ class TestUnsupportedBackbones:
             file.unlink()
         assert "tokenizer" in refusal(folder, tmp_path)
 
+    def test_code_of_a_model_folder_is_never_run(self, bert: Path, tmp_path: Path) -> None:
+        folder, mark = copy(bert, tmp_path / "model"), tmp_path / "ran"
+        config = json.loads((folder / "config.json").read_text())
+        config |= {
+            "model_type": "own",
+            "auto_map": {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"},
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass C: pass\nclass M: pass\n")
+        refusal(folder, tmp_path)
+        assert not mark.exists()
+
     def test_prefix_longer_than_the_room(self, bert: Path, tmp_path: Path) -> None:
         changes = {"downstream": {"backbone": str(bert), "max_length": 16}, "search": {"max_prefix_tokens": 12}}
         with pytest.raises(ModelError, match="inputs of 16 tokens have room for 5"):
@@ -286,6 +300,38 @@ class TestDemoBackbone:
         monkeypatch.setattr("gpta_local.model_files.DEMO_PACKAGE", "no-such-package-of-gpta")
         with pytest.raises(ModelError, match=r"pip install \"gpta-local\[demo\]\""):
             backbone_folder("all-MiniLM-L6-v2")
+
+
+class TestLocalAssistant:
+    """A random model with any chat template: what it says is noise, the form is not."""
+
+    TEMPLATE = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    CARD = DatasetCard("d", "text-classification", "Letters.", (Label("a_b"), Label("c")), 8)
+
+    @pytest.fixture(scope="class")
+    def assistant(self, tmp_path_factory: pytest.TempPathFactory) -> LocalAssistant:
+        from tiny_models import tiny_llama
+
+        folder = tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+        (folder / "chat_template.jinja").write_text(self.TEMPLATE)
+        return LocalAssistant(str(folder), "cpu")
+
+    def test_template_without_a_system_role_is_served(self, assistant: LocalAssistant) -> None:
+        assert len(assistant.complete(prefix_request(self.CARD, []), 3, Sampling(max_new_tokens=8))) == 3
+
+    def test_each_label_has_its_line(self, assistant: LocalAssistant) -> None:
+        for completion in assistant.complete(label_texts_request(self.CARD), 4, Sampling(max_new_tokens=32)):
+            assert [line.partition(":")[0] for line in completion.text.splitlines()] == ["a_b", "c"]
+
+    def test_same_seed_gives_the_same_replies(self, assistant: LocalAssistant) -> None:
+        first, second, other = (
+            assistant.complete(prefix_request(self.CARD, []), 4, Sampling(max_new_tokens=8, seed=seed))
+            for seed in (1, 1, 2)
+        )
+        assert first == second != other
 
 
 class TestUnsupportedAssistants:

@@ -247,6 +247,14 @@ class TestOpening:
         with pytest.raises(InputError, match="broken record"):
             open_product(tmp_path)
 
+    def test_weights_that_could_run_code_are_refused(
+        self, plain_product: tuple[Path, DownstreamModel], tmp_path: Path
+    ) -> None:
+        copy_product(open_product(plain_product[0]), tmp_path / "out")
+        (tmp_path / "out" / "pytorch_model.bin").write_bytes(b"x")
+        with pytest.raises(ModelError, match="can run code"):
+            open_product(tmp_path / "out")
+
     def test_missing_weights_are_told(self, plain_product: tuple[Path, DownstreamModel], tmp_path: Path) -> None:
         copy_product(open_product(plain_product[0]), tmp_path / "out")
         (tmp_path / "out" / "model.safetensors").unlink()

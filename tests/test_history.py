@@ -38,14 +38,16 @@ def history(path: Path) -> Iterator[History]:
 
 def test_completions_come_back_as_they_were(history: History) -> None:
     completions = [Completion("a: «b»\n漢字", "m", "length", 12, 3), Completion("", "m")]
-    history.add_request(1, request("prefix"), SAMPLING, completions, [("accepted", "x"), ("unusable", "empty reply")])
+    asking = history.add_request(1, request("prefix"), SAMPLING)
+    history.add_completions(asking, completions, [("accepted", "x"), ("unusable", "empty reply")])
     assert history.completions("prefix") == completions
 
 
 def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -> None:
     for number, kind in enumerate(("label-texts", "prefix", "prefix", "label-texts")):
         completions = [Completion(f"{kind} {number} {i}", "m") for i in range(2)]
-        history.add_request(number, request(kind), SAMPLING, completions, [("accepted", "")] * 2)
+        asking = history.add_request(number, request(kind), SAMPLING)
+        history.add_completions(asking, completions, [("accepted", "")] * 2)
     assert [completion.text for completion in history.completions("prefix")] == [
         "prefix 1 0",
         "prefix 1 1",
@@ -55,8 +57,8 @@ def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -
 
 
 def test_messages_are_all_that_was_sent(history: History) -> None:
-    history.add_request(1, request("prefix", "first"), SAMPLING, [], [])
-    history.add_request(2, request("prefix", "second"), SAMPLING, [], [])
+    history.add_request(1, request("prefix", "first"), SAMPLING)
+    history.add_request(2, request("prefix", "second"), SAMPLING)
     sent = [[message["content"] for message in json.loads(text)] for text in history.messages()]
     assert sent == [["Help.", "first"], ["Help.", "second"]]
 
@@ -80,19 +82,20 @@ def test_rounds_count_prefixes_without_the_empty_one(history: History) -> None:
     assert history.rounds() == [(1, "a", 2, 2.5)]
 
 
-def test_cost_adds_up_what_was_counted(history: History) -> None:
-    completions = [Completion("a", "m", "stop", 10, 2), Completion("b", "m", "stop", None, None)]
-    history.add_request(1, request("prefix"), SAMPLING, completions, [("accepted", "a"), ("accepted", "b")])
-    assert history.cost() == {"completions": 2, "prompt_tokens": 10, "completion_tokens": 2}
-
-
-def test_cost_of_nothing_is_zero(history: History) -> None:
-    assert history.cost() == {"completions": 0, "prompt_tokens": 0, "completion_tokens": 0}
+@pytest.mark.parametrize(("second", "prompt", "completion"), [((11, 4), 21, 6), ((None, None), None, None)])
+def test_cost_is_known_where_all_tokens_were_counted(
+    history: History, second: tuple[int | None, int | None], prompt: int | None, completion: int | None
+) -> None:
+    completions = [Completion("a", "m", "stop", 10, 2), Completion("b", "m", "stop", *second)]
+    asking = history.add_request(1, request("prefix"), SAMPLING)
+    history.add_completions(asking, completions, [("accepted", "a"), ("accepted", "b")])
+    assert history.cost() == {"completions": 2, "prompt_tokens": prompt, "completion_tokens": completion}
 
 
 def test_record_is_there_after_reopening(path: Path) -> None:
     first = History(path)
-    first.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")], [("accepted", "a")])
+    asking = first.add_request(1, request("prefix"), SAMPLING)
+    first.add_completions(asking, [Completion("a", "m")], [("accepted", "a")])
     first.add_round(Round(1, {}, (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
     first.close()
     again = open_existing(path)
@@ -102,16 +105,23 @@ def test_record_is_there_after_reopening(path: Path) -> None:
 
 
 def test_every_write_is_there_without_closing(path: Path, history: History) -> None:
-    history.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")], [("accepted", "a")])
+    asking = history.add_request(1, request("prefix"), SAMPLING)
+    history.add_completions(asking, [Completion("a", "m")], [("accepted", "a")])
     reader = open_existing(path)
     assert len(reader.completions("prefix")) == 1
     reader.close()
 
 
-def test_request_is_recorded_with_all_its_completions_or_not_at_all(history: History) -> None:
+def test_completions_are_recorded_all_or_none(history: History) -> None:
+    asking = history.add_request(1, request("prefix"), SAMPLING)
     with pytest.raises(ValueError, match="shorter"):
-        history.add_request(1, request("prefix"), SAMPLING, [Completion("a", "m")] * 2, [("accepted", "a")])
-    assert history.messages() == []
+        history.add_completions(asking, [Completion("a", "m")] * 2, [("accepted", "a")])
+    assert history.completions("prefix") == []
+
+
+def test_request_is_recorded_before_it_is_answered(history: History) -> None:
+    history.add_request(1, request("prefix"), SAMPLING)
+    assert len(history.messages()) == 1
 
 
 def test_new_file_has_the_latest_version(path: Path, history: History) -> None:

@@ -125,3 +125,9 @@ def test_rows_without_text_are_told(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", [{"x": i, "label": i % 2} for i in range(10)])
     with pytest.raises(DataError, match="no column holds text"):
         starter_config(path)
+
+
+def test_column_with_a_value_for_each_row_is_no_label_column(tmp_path: Path) -> None:
+    rows = [{"text": f"message number {i}", "target": f"private remark number {i}"} for i in range(20)]
+    with pytest.raises(DataError, match="holds no labels"):
+        starter_config(write_jsonl(tmp_path / "train.jsonl", rows))

@@ -236,4 +236,5 @@ def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_p
     model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
     assert model(**tokenizer("my bill is wrong", return_tensors="pt")).logits.shape == (1, 7)
-    assert result["arms"]["gpta"]["rows"] == 70
+    assert set(result["arms"]) == {"gpta", "no_prefix"} and result["arms"]["gpta"]["rows"] == 70
+    assert not open_existing(run.folder / "history.sqlite").completions("label-texts"), "they could start no head"

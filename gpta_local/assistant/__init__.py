@@ -45,6 +45,7 @@ def open_assistant(config: AssistantConfig) -> Assistant:
         timeout=config.timeout,
         max_retries=config.max_retries,
         concurrency=config.concurrency,
+        extra_body=config.extra_body,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from gpta_local.model_files import assistant_folder, quiet_transformers, resolve
 from gpta_local.schema import Completion, Request, Sampling
 
 GENERATION_BATCH = 64
+SHORTEST_LINE = 12
+"""Tokens that a line of a reply with given line starts needs at least."""
 
 
 class LocalAssistant:
@@ -28,40 +32,80 @@ class LocalAssistant:
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
         model, tokenizer = self._load()
-        chat = [{"role": message.role, "content": message.content} for message in request.messages]
-        try:
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except Exception as exc:  # a template is a program of its own and may raise anything
+        text = self._render(tokenizer, request)
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        room = (getattr(model.config, "max_position_embeddings", None) or 10**9) - length
+        if room < (SHORTEST_LINE * len(request.labels) or sampling.max_new_tokens):
             raise ModelError(
-                f"the chat template refuses the request ({exc})", where=f"assistant.model ({self.name})"
-            ) from exc
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
-        length = inputs["input_ids"].shape[1]
-        room = getattr(model.config, "max_position_embeddings", None)
-        if room and length + sampling.max_new_tokens > room:
-            raise ModelError(
-                f"the request of {length} tokens and {sampling.max_new_tokens} new ones exceed the model's {room}",
+                f"the request of {length} tokens leaves {room} for the reply, which is too few",
                 where="card.description",
                 fix="Shorten the description, or lower search.history_shown or assistant.max_new_tokens",
             )
+        sampling = replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))
+        write = self._write_lines if request.line_starts else self._write
         completions: list[Completion] = []
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(sampling.seed)
             while len(completions) < n:
                 count = min(GENERATION_BATCH, n - len(completions))
-                output = model.generate(**inputs, num_return_sequences=count, **_generation(sampling, tokenizer))
-                completions += [self._read(tokenizer, ids[length:].tolist(), length, sampling) for ids in output]
+                completions += write(text, request.line_starts, count, sampling)
         return completions
 
     def close(self) -> None:
         self._loaded = None
 
-    def _read(self, tokenizer: Any, ids: list[int], prompt_tokens: int, sampling: Sampling) -> Completion:
-        stops = [i for i, token in enumerate(ids) if token in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
-        kept = ids[: stops[0]] if stops else ids
-        text = tokenizer.decode(kept, skip_special_tokens=True)
-        reason = "stop" if stops or len(ids) < sampling.max_new_tokens else "length"
-        return Completion(text, self.name, reason, prompt_tokens, len(kept))
+    def _render(self, tokenizer: Any, request: Request) -> str:
+        """The request as the model reads it. Templates without a system role get one user message."""
+        chat = [{"role": message.role, "content": message.content} for message in request.messages]
+        joined = [{"role": "user", "content": "\n\n".join(message.content for message in request.messages)}]
+        for messages in (chat, joined):
+            try:
+                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            except Exception as exc:  # a template is a program of its own and may raise anything
+                refusal = exc
+        raise ModelError(
+            f"the chat template refuses the request ({refusal})", where=f"assistant.model ({self.name})"
+        ) from refusal
+
+    def _write(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
+        """Draw `count` continuations of one text."""
+        return [
+            Completion(reply, self.name, reason, length, tokens)
+            for reply, reason, length, tokens in self._continue([text] * count, sampling)
+        ]
+
+    def _write_lines(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
+        """Draw `count` continuations line by line, the start of each line being given."""
+        room = replace(sampling, max_new_tokens=max(8, sampling.max_new_tokens // len(line_starts)))
+        replies, spent, length = [""] * count, [0] * count, 0
+        for start in line_starts:
+            replies = [f"{reply}\n{start}".lstrip("\n") for reply in replies]
+            for i, (rest, _, whole, tokens) in enumerate(
+                self._continue([text + reply for reply in replies], room, "\n")
+            ):
+                replies[i] += " " + rest.strip()
+                spent[i] += tokens
+                length = length or whole
+        return [
+            Completion(reply, self.name, "stop", length, tokens) for reply, tokens in zip(replies, spent, strict=True)
+        ]
+
+    def _continue(
+        self, texts: Sequence[str], sampling: Sampling, stop: str | None = None
+    ) -> list[tuple[str, str, int, int]]:
+        """Sample a continuation of each text: (reply up to `stop`, finish reason, tokens read, tokens written)."""
+        model, tokenizer = self._load()
+        inputs = tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        length = inputs["input_ids"].shape[1]
+        output = model.generate(**inputs, **_generation(sampling, tokenizer, stop))
+        found = []
+        for row, mask in zip(output[:, length:].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
+            ends = [i for i, token in enumerate(row) if token in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
+            ids = row[: ends[0]] if ends else row
+            reply = tokenizer.decode(ids, skip_special_tokens=True)
+            reason = "stop" if ends or len(row) < sampling.max_new_tokens else "length"
+            found.append((reply.strip().partition(stop)[0] if stop else reply, reason, mask, len(ids)))
+        return found
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -69,8 +113,10 @@ class LocalAssistant:
         return self._loaded
 
 
-def _generation(sampling: Sampling, tokenizer: Any) -> dict[str, Any]:
+def _generation(sampling: Sampling, tokenizer: Any, stop: str | None) -> dict[str, Any]:
     common = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
+    if stop:
+        common |= {"stop_strings": [stop], "tokenizer": tokenizer}
     if sampling.temperature == 0:
         return {**common, "do_sample": False}
     return {**common, "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -85,8 +131,10 @@ def _load(name: str, device_name: str) -> tuple[Any, Any]:
     quiet_transformers()
     where = f"assistant.model ({folder})"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        )
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(f"the model cannot be loaded: {str(exc).splitlines()[0][:200]}", where=where) from exc
     if not tokenizer.chat_template:
@@ -97,4 +145,5 @@ def _load(name: str, device_name: str) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
+    tokenizer.padding_side = "left"
     return model.to(device), tokenizer  # type: ignore[arg-type]  # transformers wraps torch's method without its types

@@ -1,13 +1,20 @@
 """A vLLM server as an assistant.
 
-Knows what vLLM says beyond the chat API: the room of the model's context. Neither starts nor stops
-a server.
+Knows what vLLM does beyond the chat API: it says the room of the model's context, and it can hold a
+reply to a form. Neither starts nor stops a server.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.errors import EndpointError
+from gpta_local.schema import Request, Sampling
+
+LINE_LENGTH = 160
+"""Characters that a line may have after its start, where the form of the reply is given."""
 
 
 class VLLMAssistant(OpenAIAssistant):
@@ -28,3 +35,10 @@ class VLLMAssistant(OpenAIAssistant):
             raise EndpointError(what, where=self._at("base_url"), fix="Set assistant.backend to openai")
         self.max_model_len = room
         return f"{line} (vLLM, context of {room} tokens)"
+
+    def _body(self, request: Request, sampling: Sampling, first: int, n: int) -> dict[str, Any]:
+        body = super()._body(request, sampling, first, n)
+        if request.line_starts:
+            lines = (f"{re.escape(start)} [^\\n]{{3,{LINE_LENGTH}}}" for start in request.line_starts)
+            body["structured_outputs"] = {"regex": "\\n".join(lines)}
+        return body

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from gpta_local.data import Example, Record, Splits
 from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone
 from gpta_local.errors import DataError, ModelError, TrainingError
 from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_device
+from gpta_local.prefix import scoring_order
 from gpta_local.schema import DatasetCard, Label
 from gpta_local.tasks.base import Evaluation, Losses
 
@@ -104,6 +104,13 @@ class ClassificationTask:
             )
         return model.to(resolve_device(self._config.training.device, "training.device"))
 
+    @property
+    def uses_label_texts(self) -> bool:
+        return is_sentence_backbone(self._backbone)
+
+    def scoring_rows(self, examples: Sequence[Example], size: int, seed: int) -> list[int]:
+        return scoring_order([example.label for example in examples], size, seed)
+
     def scorer(self, model: DownstreamModel, examples: Sequence[Example]) -> ProbeScorer:
         return ProbeScorer(model, examples, multiplies_in_bf16(self._config.training.precision, model.device))
 
@@ -185,10 +192,9 @@ def probe_losses(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
         labels: (n,) class numbers.
         head: where the probe starts, and what it is pulled to.
     """
-    fold = torch.empty_like(labels)  # (n,): the rows of each class are dealt to the folds in turn
-    for label in set(labels.tolist()):
-        members = (labels == label).nonzero().squeeze(1)
-        fold[members] = torch.arange(len(members), device=labels.device) % FOLDS
+    # Dealt to the folds in turn, class after class: folds of equal size, the classes spread over them.
+    fold = torch.empty_like(labels)  # (n,)
+    fold[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % FOLDS
     kept = (fold.unsqueeze(0) != torch.arange(FOLDS, device=labels.device).unsqueeze(1)).float()  # (k, n)
     start = torch.cat([head.weight, head.bias.unsqueeze(1)], dim=1).detach().float()  # (c, d + 1)
     inputs = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)  # (n, d + 1)
@@ -281,7 +287,8 @@ def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
         names: list[str] = sorted(found)
         meanings: Mapping[str, str] = {}
     else:
-        names, meanings = list(given), given if isinstance(given, dict) else {}
+        names = [name.strip() for name in given]
+        meanings = {name.strip(): text for name, text in given.items()} if isinstance(given, dict) else {}
     if len(names) < 2:
         raise DataError(
             f"only one class, {names[0]!r}" if names else "no class",
@@ -307,8 +314,3 @@ def _check_unicode(value: str, column: str, where: str) -> None:
         value.encode()
     except UnicodeEncodeError as exc:
         raise DataError(f"{column!r} is not valid Unicode (half of a surrogate pair)", where=where) from exc
-
-
-def class_share(examples: Sequence[Example]) -> float:
-    """Share of the most frequent class: what guessing would reach."""
-    return float(np.bincount([example.label for example in examples]).max() / len(examples))
