@@ -302,6 +302,16 @@ class TestDemoBackbone:
             backbone_folder("all-MiniLM-L6-v2")
 
 
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> LocalAssistant:
+    """A random Llama whose chat template knows no system role."""
+    from tiny_models import tiny_llama
+
+    folder = tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+    (folder / "chat_template.jinja").write_text(TestLocalAssistant.TEMPLATE)
+    return LocalAssistant(str(folder), "cpu")
+
+
 class TestLocalAssistant:
     """A random model with any chat template: what it says is noise, the form is not."""
 
@@ -310,14 +320,6 @@ class TestLocalAssistant:
         "{{ m.content }}{% endfor %}"
     )
     CARD = DatasetCard("d", "text-classification", "Letters.", (Label("a_b"), Label("c")), 8)
-
-    @pytest.fixture(scope="class")
-    def assistant(self, tmp_path_factory: pytest.TempPathFactory) -> LocalAssistant:
-        from tiny_models import tiny_llama
-
-        folder = tiny_llama(tmp_path_factory.mktemp("models") / "llama")
-        (folder / "chat_template.jinja").write_text(self.TEMPLATE)
-        return LocalAssistant(str(folder), "cpu")
 
     def test_template_without_a_system_role_is_served(self, assistant: LocalAssistant) -> None:
         assert len(assistant.complete(prefix_request(self.CARD, []), 3, Sampling(max_new_tokens=8))) == 3

@@ -95,7 +95,9 @@ class LocalAssistant:
     ) -> list[tuple[str, str, int, int]]:
         """Sample a continuation of each text: (reply up to `stop`, finish reason, tokens read, tokens written)."""
         model, tokenizer = self._load()
-        inputs = tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        inputs = tokenizer(
+            list(texts), return_tensors="pt", padding=True, add_special_tokens=False, return_attention_mask=True
+        ).to(model.device)
         length = inputs["input_ids"].shape[1]
         output = model.generate(**inputs, **_generation(sampling, tokenizer, stop))
         found = []
