@@ -40,7 +40,7 @@ types: install
 wheel: install
 	$(BIN)/python -m build --wheel
 
-# Train the embedded assistant anew (see models/nano-assistant/README.md; about an hour).
+# Train the embedded assistant anew (see models/nano-assistant/README.md; one to two hours).
 nano-assistant: install
 	$(BIN)/python models/nano-assistant/build.py
 

@@ -84,16 +84,15 @@ class TerminalObserver:
     def warn(self, text: str) -> None:
         self._warnings.print(f"[yellow]warning:[/yellow] {escape(text)}")
 
-    def label_texts(self, sets: Sequence[Mapping[str, str]], asked: int) -> None:
+    def label_texts(self, chosen: Sequence[Mapping[str, str]], usable: int, asked: int) -> None:
         if not asked:
             return
-        if not sets:
+        if not usable:
             self.warn(f"none of {asked} replies had usable label texts; the head starts from the label names")
             return
-        self._print(
-            f"label texts: {len(sets)} usable sets in {asked} replies" + ("" if self._verbose else ", the first:")
-        )
-        for texts in sets if self._verbose else sets[:1]:
+        kept = f"of {usable} usable sets and the label names, the best {len(chosen)} together start the head"
+        self._print(f"label texts: {asked} replies; {kept}" + (":" if self._verbose else "; the first:"))
+        for texts in chosen if self._verbose else chosen[:1]:
             self.console.print(_grid([(name, phrase) for name, phrase in texts.items()]))
 
     def round(self, entry: Round) -> None:
@@ -104,7 +103,8 @@ class TerminalObserver:
         )
         if not scored:
             self.warn(f"round {entry.number} brought no new prefix")
-        self.console.print(_gains(scored if self._verbose else scored[:SHOWN], entry.chosen))
+        if scored:
+            self.console.print(_gains(scored if self._verbose else scored[:SHOWN], entry.chosen))
         if entry.training_loss is not None:
             self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
 
@@ -144,22 +144,19 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
 
 
-def _gains(scored: Sequence[ScoredPrefix], chosen: ScoredPrefix) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right")
-    table.add_column(no_wrap=True)
+def _gains(scored: Sequence[ScoredPrefix], chosen: ScoredPrefix) -> str:
+    """A line for each prefix; long ones are not cut."""
+    lines = []
     for s in scored:
-        gain = f"{s.gain:+.3f} ± {s.standard_error:.3f}" if s.standard_error else f"{s.gain:+.3f}        "
-        style = "green" if s is chosen else ""
-        table.add_row(f"  {gain}", f"{escape(_name(s.text))}{'  ← chosen' if s is chosen else ''}", style=style)
-    return table
+        error = f" ± {s.standard_error:.3f}" if s.standard_error else " " * 8
+        line = escape(f"  {s.gain:+.3f}{error}  {_name(s.text)}")
+        lines.append(f"[green]{line}  ← chosen[/green]" if s is chosen else line)
+    return "\n".join(lines)
 
 
-def _grid(rows: Sequence[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows:
-        table.add_row(f"  {escape(name)}", escape(text))
-    return table
+def _grid(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(escape(f"  {name:<{width}}  {text}") for name, text in rows)
 
 
 def _name(prefix: str) -> str:

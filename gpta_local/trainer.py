@@ -31,7 +31,7 @@ class Observer(Protocol):
     def advance(self) -> None: ...
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
-    def label_texts(self, sets: Sequence[dict[str, str]], asked: int) -> None: ...
+    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None: ...
     def round(self, entry: Round) -> None: ...
     def selection(self, selection: Selection) -> None: ...
 
@@ -93,7 +93,8 @@ class Run:
     # ── search ──────────────────────────────────────────────────────────────────────────────────
 
     def propose_label_texts(self) -> list[dict[str, str]]:
-        """Ask the assistant for label texts; with none usable, the label names stand in."""
+        """Ask the assistant for label texts, and keep those that start the model best; the label
+        names are one more candidate."""
         asked = self.config.search.label_text_samples if self.task.uses_label_texts else 0
         sets: list[dict[str, str]] = []
         if asked:
@@ -102,8 +103,10 @@ class Run:
             asking, completions = self.ask(0, request, asked)
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
             self.history.add_completions(asking, completions, verdicts)
-        self.observer.label_texts(sets, asked)
-        return sets or [{name: name.replace("_", " ") for name in self.card.label_names}]
+        names = {name: name.replace("_", " ") for name in self.card.label_names}
+        chosen = self.task.choose_label_texts([names, *sets], self.config.search.scoring_rows) if sets else [names]
+        self.observer.label_texts(chosen, len(sets), asked)
+        return chosen
 
     def propose(self, number: int, model: DownstreamModel) -> prefix.Candidates:
         """Ask for prefixes, showing a part of the history; clean what comes back."""

@@ -261,7 +261,13 @@ try:
 finally:
     assistant.close()
 """
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+
+    def hears_ctrl_c() -> None:  # a shell starts what it runs in the background deaf to SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    ) as process:
         assert asked.wait(20)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=10)

@@ -45,7 +45,7 @@ class Silent:
         self.warnings: list[str] = []
         self.rounds: list[Round] = []
         self.selections: list[Selection] = []
-        self.sets: list[dict[str, str]] = []
+        self.usable = 0
         self.left = 0
 
     def stage(self, title: str, steps: int) -> None:
@@ -60,8 +60,8 @@ class Silent:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def label_texts(self, sets: Sequence[dict[str, str]], asked: int) -> None:
-        self.sets = list(sets)
+    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None:
+        self.usable = usable
 
     def round(self, entry: Round) -> None:
         self.rounds.append(entry)
@@ -146,7 +146,7 @@ def test_embedded_assistant_writes_usable_label_texts_and_prefixes(
     finished: tuple[Path, dict[str, Any], Silent],
 ) -> None:
     _, _, observer = finished
-    assert observer.sets
+    assert observer.usable
     accepted = sum(entry.proposals.get("accepted", 0) for entry in observer.rounds)
     assert accepted >= 6
 
@@ -190,7 +190,7 @@ def test_later_rounds_see_earlier_gains(tmp_path: Path) -> None:
 
 def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:
     result, observer, _ = train(tmp_path / "run", assistant=Scripted(label_texts="I cannot do that."))
-    assert observer.sets == []
+    assert observer.usable == 0
     assert result["label_texts"][0]["test_results"] == "test results"
 
 

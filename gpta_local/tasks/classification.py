@@ -83,10 +83,13 @@ class ClassificationTask:
         """The model before training, its head started from the mean of all sets of label texts;
         a plain checkpoint has no sentence space to start it in and gets a random head."""
         model = self.build_plain()
+        self._start(model, label_texts)
+        return model
+
+    def _start(self, model: DownstreamModel, label_texts: Sequence[Mapping[str, str]]) -> None:
         if isinstance(model, SentenceClassifier):
             phrases = [[texts[name] for texts in label_texts] for name in self.label_names]
             model.start_from_label_texts(phrases, self._config.downstream.label_text_scale)
-        return model
 
     def build_plain(self) -> DownstreamModel:
         """The model before training with a random head, the same for the same seed."""
@@ -107,6 +110,22 @@ class ClassificationTask:
     @property
     def uses_label_texts(self) -> bool:
         return is_sentence_backbone(self._backbone)
+
+    def choose_label_texts(self, sets: Sequence[dict[str, str]], size: int) -> list[dict[str, str]]:
+        """The sets whose mean starts the model best: ranked one by one by the loss of the probe on at
+        most `size` training rows, then the first k of that ranking with the lowest loss together,
+        for k = 1, 2, 4, …"""
+        examples = self._splits.train
+        rows = self.scoring_rows(examples, size, self._config.seed)
+        model = self.build_plain()
+        scorer = self.scorer(model, examples)
+
+        def loss(chosen: Sequence[Mapping[str, str]]) -> float:
+            self._start(model, chosen)
+            return float(scorer.losses("", rows).mean())
+
+        ranked = sorted(sets, key=lambda texts: loss([texts]))
+        return min((ranked[: 2**k] for k in range(len(ranked).bit_length())), key=loss)
 
     def scoring_rows(self, examples: Sequence[Example], size: int, seed: int) -> list[int]:
         return scoring_order([example.label for example in examples], size, seed)
