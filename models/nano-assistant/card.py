@@ -107,10 +107,10 @@ It loads with stock `AutoModelForCausalLM` and `AutoTokenizer`, and any server f
 ## Data
 
 Everything was written for this project by an AI model, card by card, or made from that by `scenes.py` and
-`generator.py`; no public data set was used. `corpus/cards_*.yaml` holds 285 cards of imagined data sets with descriptions, label
-explanations, label texts and prefixes; `corpus/frames.yaml` holds sentence frames. The generator varies them
-without end: other words for nouns (a list of 20,000 English words and made-up words), other label sets and
-names, descriptions composed from frames with distracting sentences, and histories whose gains follow a hidden
+`generator.py`; no public data set was used. `corpus/cards_*.yaml` holds 285 cards of imagined data sets with
+descriptions, label explanations, label texts and prefixes; `corpus/frames.yaml` holds sentence frames. The generator
+varies them without end: other words for nouns (a list of 20,000 English words and made-up words), other label
+sets and names, descriptions composed from frames with distracting sentences, and histories whose gains follow a hidden
 preference that the right answer continues. `corpus/heldout.yaml` holds 30 cards for evaluation; their fields of
 life are in no training card. Film reviews, question types, subjectivity, news topics, short social posts, clinic
 messages, news paraphrases and image captions are kept out of training for evaluation.
