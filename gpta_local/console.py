@@ -121,7 +121,7 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if result["arms"]:
         names = {
-            "gpta": "GPTA: label texts and prefix" if result["prefix"] else "GPTA: label texts, no prefix",
+            "gpta": "GPTA, with its prefix" if result["prefix"] else "GPTA, no prefix chosen",
             "no_prefix": "same training without a prefix",
             "plain": "plain fine-tuning",
         }
