@@ -313,7 +313,8 @@ class TestTrain:
             assert arm["interval"][0] <= arm["accuracy"] <= arm["interval"][1]
 
     def test_summary_has_the_label_texts_of_the_assistant(self, run: Path) -> None:
-        assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["label_texts"] == [LABEL_TEXTS]
+        chosen = json.loads((run / "summary.json").read_text(encoding="utf-8"))["label_texts"]
+        assert LABEL_TEXTS in chosen and len(chosen) <= 2, "the label names are the only other candidate"
 
     def test_result_goes_to_standard_output_and_the_rest_to_standard_error(self, run: Path) -> None:
         stdout = (run.parent / "stdout").read_text(encoding="utf-8")

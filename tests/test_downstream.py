@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -190,6 +191,22 @@ class TestProbe:
     def test_class_of_a_single_row_has_a_finite_loss(self) -> None:
         labels = torch.tensor([0, 0, 0, 0, 1])
         assert torch.isfinite(probe_losses(torch.randn(5, 3), labels, torch.nn.Linear(3, 2))).all()
+
+
+class TestChoiceOfLabelTexts:
+    GOOD: ClassVar[dict[str, str]] = {
+        "bad": "terrible food and rude waiters",
+        "good": "wonderful food and kind waiters",
+    }
+    BAD: ClassVar[dict[str, str]] = {"bad": "wonderful food and kind waiters", "good": "terrible food and rude waiters"}
+
+    def test_texts_that_fit_the_rows_come_first(self, tmp_path: Path) -> None:
+        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
+        assert task.choose_label_texts([self.BAD, self.GOOD], 64)[0] == self.GOOD
+
+    def test_single_candidate_is_kept(self, tmp_path: Path) -> None:
+        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
+        assert task.choose_label_texts([self.BAD], 64) == [self.BAD]
 
 
 class TestEvaluation:
