@@ -7,9 +7,11 @@
     │   └── ModelError        a model folder, or what is asked of it
     ├── AssistantError   (2)  the assistant's endpoint or record does not give what was asked
     │   ├── EndpointError     refused, timed out, not authorised, no such model, not a chat API
+    │   ├── AdapterRefused    it does not take an adapter; it goes on answering without
     │   └── ReplayExhausted   the recorded completions have run out
-    ├── OutputError      (2)  the run directory cannot be made or written
-    └── TrainingError    (1)  a run that started well cannot go on (a loss that is not a number)
+    ├── OutputError      (2)  the run directory or another file cannot be made or written
+    ├── TrainingError    (1)  a run that started well cannot go on (a loss that is not a number)
+    └── ServerError      (1)  a server that we started does not get ready, or ends by itself
 
 A completion that cannot be read is no error of this tree: `prompts.UnusableReply` says why, and
 the caller counts it.
@@ -62,6 +64,10 @@ class EndpointError(AssistantError):
     pass
 
 
+class AdapterRefused(AssistantError):
+    pass
+
+
 class ReplayExhausted(AssistantError):
     pass
 
@@ -71,4 +77,8 @@ class OutputError(GptaError):
 
 
 class TrainingError(GptaError):
+    exit_code = 1
+
+
+class ServerError(GptaError):
     exit_code = 1

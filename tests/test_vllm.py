@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -113,6 +114,14 @@ def test_wrong_key_is_explained(connect: Connect, key: str | None, message: str)
 def test_address_without_version_is_explained(connect: Connect, vllm_endpoint: Endpoint) -> None:
     with pytest.raises(EndpointError, match=r"no chat API \(404\): Not Found\. .*/v1"):
         connect(base_url=vllm_endpoint.base_url.removesuffix("/v1")).check()
+
+
+def test_server_without_adapters_says_how_to_get_one_that_takes_them(connect: Connect) -> None:
+    assistant = connect()
+    assistant.check()
+    assert not assistant.takes_adapters
+    message = r"does not load adapters while it runs \(404\): Not Found\. Restart it with --enable-lora and .*serve`"
+    assert re.search(message, assistant.adapters_refused)
 
 
 def test_parameter_out_of_range_is_named(connect: Connect) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from gpta_local.assistant.base import Assistant
 from gpta_local.config import (
@@ -34,19 +35,21 @@ def open_assistant(config: AssistantConfig) -> Assistant:
         from gpta_local.assistant.replay import ReplayAssistant
 
         return ReplayAssistant(Path(config.run))
+    endpoint: dict[str, Any] = {
+        "base_url": config.base_url,
+        "api_key": _key(config.api_key_env),
+        "timeout": config.timeout,
+        "max_retries": config.max_retries,
+        "concurrency": config.concurrency,
+        "extra_body": config.extra_body,
+    }
     if isinstance(config, OpenAIAssistantConfig):
-        from gpta_local.assistant.openai_api import OpenAIAssistant as Endpoint
-    else:
-        from gpta_local.assistant.vllm import VLLMAssistant as Endpoint
-    return Endpoint(
-        config.model,
-        base_url=config.base_url,
-        api_key=_key(config.api_key_env),
-        timeout=config.timeout,
-        max_retries=config.max_retries,
-        concurrency=config.concurrency,
-        extra_body=config.extra_body,
-    )
+        from gpta_local.assistant.openai_api import OpenAIAssistant
+
+        return OpenAIAssistant(config.model, **endpoint)
+    from gpta_local.assistant.vllm import VLLMAssistant
+
+    return VLLMAssistant(config.model, weights=Path(config.weights) if config.weights else None, **endpoint)
 
 
 def _key(variable: str | None) -> str | None:

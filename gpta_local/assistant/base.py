@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from gpta_local.schema import Completion, Request, Sampling
@@ -15,6 +16,10 @@ class Assistant(Protocol):
     """
 
     name: str
+    takes_adapters: bool
+    """Whether `use_adapter` can be called with a folder; known after `check`."""
+    adapters_refused: str
+    """Why not, where it takes none."""
 
     def check(self) -> str:
         """Verify, before any work is done, that the assistant can answer; describe it in a line."""
@@ -22,6 +27,21 @@ class Assistant(Protocol):
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
         """Draw `n` independent completions of the request, in a reproducible order."""
+        ...
+
+    def use_adapter(self, folder: Path | None) -> None:
+        """Answer with the LoRA adapter in this folder from now on, or (None) with the base model.
+        Adapters used before stay loaded, so that one can go back to them, until `drop_adapter`.
+
+        Raises:
+            ModelError: the folder holds no adapter for this base model.
+            AdapterRefused: the server does not take it. What answered before goes on answering.
+            EndpointError: the server cannot be reached.
+        """
+        ...
+
+    def drop_adapter(self, folder: Path) -> None:
+        """Unload an adapter that is not in use; its folder may be deleted afterwards."""
         ...
 
     def close(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpta_local.adapters import check_adapter
 from gpta_local.errors import ModelError
 from gpta_local.model_files import assistant_folder, quiet_transformers, resolve_device
 from gpta_local.schema import Completion, Request, Sampling
@@ -20,10 +22,14 @@ SHORTEST_LINE = 12
 class LocalAssistant:
     """Loads the model when it is first needed, in bfloat16 on a GPU and float32 elsewhere."""
 
+    takes_adapters = True
+    adapters_refused = ""
+
     def __init__(self, model: str, device: str = "auto") -> None:
         self.name = model
         self._device_name = device
         self._loaded: tuple[Any, Any] | None = None
+        self._adapted: Any = None
 
     def check(self) -> str:
         model, _ = self._load()
@@ -51,21 +57,34 @@ class LocalAssistant:
                 completions += write(text, request.line_starts, count, sampling)
         return completions
 
+    def use_adapter(self, folder: Path | None) -> None:
+        """Put the adapter on the model, in place of the one before; only one is in memory."""
+        if folder is not None:
+            check_adapter(folder, assistant_folder(self.name))
+        model, _ = self._load()
+        if self._adapted is not None:
+            self._adapted.unload()
+            self._adapted = None
+        if folder is not None:
+            from peft import PeftModel
+
+            self._adapted = PeftModel.from_pretrained(model, folder).eval()
+
+    def drop_adapter(self, folder: Path) -> None:
+        """Nothing is left of an adapter that is not in use."""
+
+    def base(self) -> tuple[Any, Any]:
+        """The model and its tokenizer, for training; without an adapter."""
+        self.use_adapter(None)
+        return self._load()
+
     def close(self) -> None:
-        self._loaded = None
+        self._loaded = self._adapted = None
 
     def _render(self, tokenizer: Any, request: Request) -> str:
-        """The request as the model reads it. Templates without a system role get one user message."""
-        chat = [{"role": message.role, "content": message.content} for message in request.messages]
-        joined = [{"role": "user", "content": "\n\n".join(message.content for message in request.messages)}]
-        for messages in (chat, joined):
-            try:
-                return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            except Exception as exc:  # a template is a program of its own and may raise anything
-                refusal = exc
-        raise ModelError(
-            f"the chat template refuses the request ({refusal})", where=f"assistant.model ({self.name})"
-        ) from refusal
+        """The request as the model reads it."""
+        messages = chat(tokenizer, request, f"assistant.model ({self.name})")
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _write(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
         """Draw `count` continuations of one text."""
@@ -99,7 +118,7 @@ class LocalAssistant:
             list(texts), return_tensors="pt", padding=True, add_special_tokens=False, return_attention_mask=True
         ).to(model.device)
         length = inputs["input_ids"].shape[1]
-        output = model.generate(**inputs, **_generation(sampling, tokenizer, stop))
+        output = (self._adapted or model).generate(**inputs, **_generation(sampling, tokenizer, stop))
         found = []
         for row, mask in zip(output[:, length:].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
             ends = [i for i, token in enumerate(row) if token in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
@@ -111,8 +130,26 @@ class LocalAssistant:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            self._loaded = _load(self.name, self._device_name)
+            self._loaded = load_model(assistant_folder(self.name), self._device_name, "assistant")
         return self._loaded
+
+
+def chat(tokenizer: Any, request: Request, where: str) -> list[dict[str, str]]:
+    """The messages of a request as the chat template takes them: one user message where it has no system role.
+
+    Raises:
+        ModelError: it takes neither.
+    """
+    apart = [{"role": message.role, "content": message.content} for message in request.messages]
+    joined = [{"role": "user", "content": "\n\n".join(message.content for message in request.messages)}]
+    for messages in (apart, joined):
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as exc:  # a template is a program of its own and may raise anything
+            refusal = exc
+        else:
+            return messages
+    raise ModelError(f"the chat template refuses the request ({refusal})", where=where) from refusal
 
 
 def _generation(sampling: Sampling, tokenizer: Any, stop: str | None) -> dict[str, Any]:
@@ -124,14 +161,22 @@ def _generation(sampling: Sampling, tokenizer: Any, stop: str | None) -> dict[st
     return {**common, "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
-def _load(name: str, device_name: str) -> tuple[Any, Any]:
+def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
+    """A causal LM and its tokenizer, padded on the left; in bfloat16 on a GPU and float32 elsewhere.
+
+    Args:
+        section: of the configuration, for error messages.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or has no chat template.
+        ConfigError: there is no such device.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = assistant_folder(name)
-    device = resolve_device(device_name, "assistant.device")
+    device = resolve_device(device_name, f"{section}.device")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     quiet_transformers()
-    where = f"assistant.model ({folder})"
+    where = f"{section}: model ({folder})"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(

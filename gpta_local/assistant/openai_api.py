@@ -19,11 +19,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from gpta_local.errors import EndpointError
+from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.schema import Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class OpenAIAssistant:
     """
 
     start_hint = "vllm serve {model} --port {port}"
+    takes_adapters = False
+    adapters_refused = (
+        "An endpoint of the backend openai takes no adapters. "
+        "Serve the model by vLLM (assistant.backend: vllm) or in this process (local)"
+    )
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class OpenAIAssistant:
         concurrency: int,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name = model
+        self.name = self._asked_for = model
         self._url = _usable_url(base_url)
         self._key = _usable_key(api_key)
         self._timeout = timeout
@@ -118,6 +124,13 @@ class OpenAIAssistant:
             asked = [(slot, 1) for slot in missing]
         return [found[slot] for slot in range(n)]
 
+    def use_adapter(self, folder: Path | None) -> None:
+        if folder is not None:
+            raise AdapterRefused(self.adapters_refused, where=self._at("base_url"))
+
+    def drop_adapter(self, folder: Path) -> None:
+        """There is none."""
+
     def close(self) -> None:
         self._client.close()
 
@@ -148,7 +161,7 @@ class OpenAIAssistant:
 
     def _body(self, request: Request, sampling: Sampling, first: int, n: int) -> dict[str, Any]:
         body = {
-            "model": self.name,
+            "model": self._asked_for,
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
             "n": n if n > 1 else None,
             "max_tokens": sampling.max_new_tokens,
@@ -188,7 +201,7 @@ class OpenAIAssistant:
             reply = json.loads(text)
         except ValueError as exc:
             kind = "a web page" if text.lstrip().startswith("<") else "no JSON"
-            raise self._no_chat_api(f"the server answers with {kind}: {self._quote(_own_words(text))}") from exc
+            raise self._no_chat_api(f"the server answers with {kind}: {self._quote(own_words(text))}") from exc
         try:
             choices = sorted(reply["choices"], key=lambda choice: choice.get("index") or 0)
             contents = [(choice["message"].get("content") or "", choice.get("finish_reason")) for choice in choices]
@@ -197,7 +210,7 @@ class OpenAIAssistant:
                 Completion(
                     # JSON can carry half a surrogate pair, no file can
                     text=content.encode("utf-8", "replace").decode(),
-                    model=str(reply.get("model") or self.name),
+                    model=self._answered_as(str(reply.get("model") or self.name)),
                     finish_reason=str(finish_reason or "unknown"),
                     prompt_tokens=usage.get("prompt_tokens"),
                     completion_tokens=usage.get("completion_tokens"),
@@ -212,9 +225,13 @@ class OpenAIAssistant:
             raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log")
         return completions
 
+    def _answered_as(self, served_name: str) -> str:
+        """The model that a completion is by, for the record."""
+        return served_name
+
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """The one place where errors of the library become ours."""
+    def _explained(self, refusal: Callable[[APIStatusError], AssistantError] | None = None) -> Iterator[None]:
+        """The one place where errors of the library become ours; statuses do by `refusal`, or `_refusal`."""
         from openai import APIConnectionError, APIStatusError
 
         try:
@@ -222,7 +239,7 @@ class OpenAIAssistant:
         except APIStatusError as exc:
             exc.message = self._quote(exc.message)  # some servers repeat the key that they refuse
             exc.args = (exc.message,)
-            raise self._refusal(exc) from exc
+            raise (refusal or self._refusal)(exc) from exc
         except APIConnectionError as exc:
             raise self._no_connection(exc) from exc
 
@@ -255,7 +272,7 @@ class OpenAIAssistant:
 
     def _refusal(self, exc: APIStatusError) -> EndpointError:
         """What a status other than 2xx means for the user."""
-        status, said = exc.status_code, self._quote(_own_words(exc.response.text)).rstrip(".") or "no explanation"
+        status, said = exc.status_code, self._quote(own_words(exc.response.text)).rstrip(".") or "no explanation"
         if status in (401, 403):
             what = f"the server {'refuses the key' if self._key else 'asks for a key'} ({status}): {said}"
             fix = "The key is read from the environment variable that assistant.api_key_env names"
@@ -264,7 +281,7 @@ class OpenAIAssistant:
             what = f"the server redirects to {target} ({status}), which is not followed"
             fix = "If that is the right server, write its address into assistant.base_url"
         elif status in (400, 404, 422) and self._means_the_model(exc, said):
-            return self._no_such_model(f"the server refuses the model {self.name!r} ({status}): {said}")
+            return self._no_such_model(f"the server refuses the model {self._asked_for!r} ({status}): {said}")
         elif status in (404, 405, 501):
             return self._no_chat_api(f"there is no chat API ({status}): {said}")
         elif status in (400, 413, 422) and re.search(r"(?i)context.(length|window|size)|max_model_len|too long", said):
@@ -297,7 +314,7 @@ class OpenAIAssistant:
     def _means_the_model(self, exc: APIStatusError, said: str) -> bool:
         if exc.param not in (None, "", "model"):
             return False
-        quoted = re.search(rf"""['"`]{re.escape(self.name)}['"`]""", said) is not None
+        quoted = re.search(rf"""['"`]{re.escape(self._asked_for)}['"`]""", said) is not None
         return quoted or (exc.status_code == 404 and "model" in said.lower())
 
     def _no_such_model(self, what: str) -> EndpointError:
@@ -383,7 +400,7 @@ def _operating_system_error(exc: BaseException) -> OSError | None:
     return cause
 
 
-def _own_words(text: str) -> str:
+def own_words(text: str) -> str:
     """The message in an error body, whose shape every server chooses for itself."""
     try:
         content = json.loads(text)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpta_local.errors import ReplayExhausted
+from gpta_local.errors import AdapterRefused, ReplayExhausted
 from gpta_local.history import open_existing
 from gpta_local.schema import Completion, Request, Sampling
 
 
 class ReplayAssistant:
     """Answers requests of each kind with the completions that the run recorded for that kind."""
+
+    takes_adapters = False
+    adapters_refused = "A recorded run cannot be taught: its completions are given"
 
     def __init__(self, run: Path) -> None:
         self.name = f"replay of {run}"
@@ -33,6 +36,13 @@ class ReplayAssistant:
             )
         self._left[request.kind] = left[n:]
         return left[:n]
+
+    def use_adapter(self, folder: Path | None) -> None:
+        if folder is not None:
+            raise AdapterRefused(self.adapters_refused, where=f"assistant.run ({self.name})")
+
+    def drop_adapter(self, folder: Path) -> None:
+        """There is none."""
 
     def close(self) -> None:
         pass

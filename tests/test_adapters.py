@@ -1,0 +1,637 @@
+"""Adapter folders, and how they get into a server that behaves as vLLM, or does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fault_server import FaultServer, Json, Received, Reply, completion, model_list
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file, save_file
+from tiny_models import SHAPE
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from gpta_local.adapters import CONFIG, WEIGHTS, adapter_digest, adapter_rank, check_adapter
+from gpta_local.assistant import open_assistant
+from gpta_local.assistant.openai_api import OpenAIAssistant
+from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.assistant.vllm import VLLMAssistant
+from gpta_local.config import load
+from gpta_local.errors import AdapterRefused, EndpointError, ModelError
+from gpta_local.history import History
+from gpta_local.schema import Message, Request, Sampling
+
+KEY = "sk-very-secret-0123456789"
+REQUEST = Request("prefix", (Message("user", "Write one prefix."),))
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+RANK = 4
+
+
+def save_adapter(config: Any, folder: Path, **lora: Any) -> Path:
+    """An untrained adapter for a model of this configuration."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config) if isinstance(config, GPT2Config) else LlamaForCausalLM(config)
+    settings = {"r": RANK, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
+    get_peft_model(model, LoraConfig(**settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base` and an adapter for it, `fits`; `wide` and `deep` for models of other shapes."""
+    folder = tmp_path_factory.mktemp("adapters")
+    LlamaConfig(**SHAPE).save_pretrained(folder / "base")
+    save_adapter(LlamaConfig(**SHAPE), folder / "fits")
+    save_adapter(LlamaConfig(**SHAPE | {"hidden_size": 64}), folder / "wide")
+    save_adapter(LlamaConfig(**SHAPE | {"num_hidden_layers": 3}), folder / "deep")
+    return folder
+
+
+@pytest.fixture
+def base(folders: Path) -> Path:
+    return folders / "base"
+
+
+@pytest.fixture
+def adapter(folders: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(folders / "fits", tmp_path / "001"))
+
+
+def change_config(adapter: Path, **changes: Any) -> None:
+    content = json.loads((adapter / CONFIG).read_text()) | changes
+    (adapter / CONFIG).write_text(json.dumps(content))
+
+
+def change_tensors(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = load_file(adapter / WEIGHTS)
+    change(tensors)
+    save_file(tensors, adapter / WEIGHTS)
+
+
+# What an adapter folder is
+
+
+def test_adapter_as_peft_saves_it_fits_its_base(folders: Path, base: Path) -> None:
+    check_adapter(folders / "fits", base)
+    assert adapter_rank(folders / "fits") == RANK
+
+
+def test_adapter_of_some_layers_fits(base: Path, tmp_path: Path) -> None:
+    check_adapter(save_adapter(LlamaConfig(**SHAPE), tmp_path / "some", target_modules=["v_proj"]), base)
+
+
+def test_adapter_fits_layers_whose_weights_are_transposed(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    config.save_pretrained(tmp_path / "gpt2")
+    check_adapter(save_adapter(config, tmp_path / "001", fan_in_fan_out=True), tmp_path / "gpt2")
+
+
+def test_no_weights_of_the_base_are_needed(base: Path) -> None:
+    assert [path.name for path in base.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("wide", r"has the shape \(.*\); rank 4 on this base needs \("), ("deep", r"layers\.2\..* not have")],
+)
+def test_adapter_of_another_base_is_refused(folders: Path, base: Path, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=rf"adapter \(.*{name}\): .*{message}.*trained on another model"):
+        check_adapter(folders / name, base)
+
+
+def test_rank_other_than_the_configured_one_is_refused(adapter: Path, base: Path) -> None:
+    change_config(adapter, r=8)
+    with pytest.raises(ModelError, match=r"shape \(4, \d+\); rank 8 on this base needs \(8, \d+\)"):
+        check_adapter(adapter, base)
+
+
+@pytest.mark.parametrize("rank", [0, -1, "4", True, 4.0, None])
+def test_rank_that_is_none_is_refused(adapter: Path, rank: object) -> None:
+    change_config(adapter, r=rank)
+    with pytest.raises(ModelError, match="which is no rank"):
+        adapter_rank(adapter)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": None},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"rank_pattern": {"q_proj": 8}},
+        {"init_lora_weights": "pissa"},
+    ],
+)
+def test_adapter_that_is_more_than_plain_lora_is_refused(adapter: Path, base: Path, changes: dict[str, Any]) -> None:
+    change_config(adapter, **changes)
+    with pytest.raises(ModelError, match=rf"{CONFIG} (says|asks for) {next(iter(changes))}.* Train a plain LoRA"):
+        check_adapter(adapter, base)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff", "[" * 100_000])
+def test_configuration_that_cannot_be_read_is_refused(adapter: Path, base: Path, content: str) -> None:
+    (adapter / CONFIG).write_text(content, errors="surrogateescape")
+    with pytest.raises(ModelError, match=rf"{CONFIG} (cannot be read as JSON|holds no JSON object)"):
+        check_adapter(adapter, base)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_missing_file_is_named(adapter: Path, base: Path, name: str) -> None:
+    (adapter / name).unlink()
+    with pytest.raises(ModelError, match=rf"adapter \({adapter}\): there is no {name}\. .*save_pretrained"):
+        check_adapter(adapter, base)
+
+
+def test_missing_folder_is_refused(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(ModelError, match=f"there is no {CONFIG}"):
+        check_adapter(tmp_path / "none", base)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "training_args.BIN"])
+def test_weights_that_can_run_code_are_refused(adapter: Path, base: Path, name: str) -> None:
+    (adapter / name).write_bytes(b"")
+    with pytest.raises(ModelError, match=rf"it holds {name}; formats other than safetensors can run code"):
+        check_adapter(adapter, base)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_weights_that_are_cut_off_are_refused(adapter: Path, base: Path, kept: int) -> None:
+    (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:kept])
+    with pytest.raises(ModelError, match=f"{WEIGHTS} is damaged or cut off"):
+        check_adapter(adapter, base)
+
+
+def test_weights_without_a_tensor_are_refused(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, dict.clear)
+    with pytest.raises(ModelError, match="holds no tensor"):
+        check_adapter(adapter, base)
+
+
+def test_half_a_pair_of_matrices_is_refused(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors.pop(f"{LAYER}.lora_B.weight"))
+    with pytest.raises(ModelError, match=r"only one of the two matrices for model\.layers\.0\.self_attn\.q_proj"):
+        check_adapter(adapter, base)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_tensor_that_is_no_matrix_of_a_linear_layer_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = save_adapter(LlamaConfig(**SHAPE), tmp_path / "001", target_modules=["embed_tokens", "q_proj"])
+    with pytest.raises(ModelError, match=r"embed_tokens.* is no LoRA matrix of a linear layer"):
+        check_adapter(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no config.json"),
+        ("{}", "describes no language model known here"),
+        ('{"model_type": "bert_of_mars"}', "describes no language model known here: .*bert_of_mars"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "describes no language model known here"),
+    ],
+)
+def test_base_that_is_none_is_named(adapter: Path, tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"base model \({tmp_path}\): .*{message}"):
+        check_adapter(adapter, tmp_path)
+
+
+def test_code_in_the_folder_of_the_base_is_not_run(adapter: Path, tmp_path: Path) -> None:
+    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": code}))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="describes no language model known here"):
+        check_adapter(adapter, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_digest_is_that_of_the_weights_file(adapter: Path) -> None:
+    assert adapter_digest(adapter) == hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_digest_of_nothing_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"adapter \({tmp_path}\): {WEIGHTS} cannot be read"):
+        adapter_digest(tmp_path)
+
+
+# Into a server
+
+
+class FakeVLLM(FaultServer):
+    """Answers as vLLM 0.32 with LoRA and run-time loading; `on_load` takes the place of a load's answer."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(self._chat_as_vllm, model_list("m", max_model_len=2048, root=str(root)))
+        self.adapters: dict[str, str] = {}
+        self.on_load: Callable[[Json], Reply] | None = None
+
+    def sent(self, action: str) -> list[Json]:
+        return [request.body for request in self.received if request.path == f"/v1/{action}_lora_adapter"]
+
+    def _answer(self, request: Received) -> Reply:
+        if request.path == "/v1/load_lora_adapter":
+            self.received.append(request)
+            return (self.on_load or self._load)(request.body)
+        if request.path == "/v1/unload_lora_adapter":
+            self.received.append(request)
+            name = request.body["lora_name"]
+            found = self.adapters.pop(name, None)
+            return Reply(200, "Success") if found else error(404, f"The lora adapter '{name}' cannot be found.")
+        return super()._answer(request)
+
+    def _load(self, body: Json) -> Reply:
+        if not Path(body["lora_path"]).is_dir():
+            return error(404, f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}")
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return Reply(200, "Success")
+
+    def _chat_as_vllm(self, body: Json) -> Reply:
+        model = body["model"]
+        if model != "m" and model not in self.adapters:
+            return error(404, f"The model `{model}` does not exist. Valid aliases: m.")
+        return Reply(body=completion(*["by " + Path(self.adapters.get(model, "base")).name] * 2, model=model))
+
+
+def error(status: int, words: str) -> Reply:
+    return Reply(status, {"error": {"message": words, "type": "SomeError", "param": None, "code": status}})
+
+
+def failed(words: str) -> Reply:
+    """As vLLM 0.32 says that an adapter cannot be loaded."""
+    sentence = f"Call to add_lora method failed: Worker failed with error '{words}', please check the stack trace above"
+    return error(500, f"{sentence} for the root cause")
+
+
+Connect = Callable[..., VLLMAssistant]
+
+
+@pytest.fixture
+def server(base: Path) -> Iterator[FakeVLLM]:
+    with FakeVLLM(base) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: FakeVLLM) -> Iterator[Connect]:
+    """Make a client that has checked the server."""
+    with ExitStack() as stack:
+
+        def make(**changes: Any) -> VLLMAssistant:
+            settings: dict[str, Any] = {"api_key": None, "timeout": 10.0, "max_retries": 3, "concurrency": 4}
+            assistant = VLLMAssistant("m", base_url=server.base_url, **settings | changes)
+            stack.callback(assistant.close)
+            assistant.check()
+            return assistant
+
+        yield make
+
+
+@pytest.fixture
+def other(adapter: Path) -> Path:
+    return Path(shutil.copytree(adapter, adapter.with_name("002")))
+
+
+def answer(assistant: OpenAIAssistant) -> tuple[str, str]:
+    (only,) = assistant.complete(REQUEST, 1, Sampling())
+    return only.text, only.model
+
+
+BASE = ("by base", "m")
+
+
+def test_check_finds_that_the_server_takes_adapters(server: FakeVLLM, connect: Connect, base: Path) -> None:
+    assistant = connect()
+    assert (assistant.takes_adapters, assistant.adapters_refused, assistant.weights) == (True, "", base)
+    assert server.adapters == {}
+
+
+CANNOT = {
+    "run-time loading is off": (Reply(404, {"detail": "Not Found"}), "does not load adapters while it runs (404)"),
+    "LoRA is off": (
+        failed("LoRA is not enabled. Use --enable-lora to enable LoRA."),
+        "takes no adapters (500): LoRA is not enabled. Use --enable-lora to enable LoRA. Restart it with --enable-lora",
+    ),
+    "a failure": (Reply(500, "oops"), "the server fails (500): oops"),
+    "a success": (Reply(200, "Success"), "says that it loaded an adapter that does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_check_says_why_a_server_takes_no_adapters(server: FakeVLLM, connect: Connect, case: str) -> None:
+    reply, message = CANNOT[case]
+    server.on_load = lambda body: reply
+    assistant = connect()
+    assert not assistant.takes_adapters
+    assert message in assistant.adapters_refused
+
+
+def test_check_asks_once_for_a_folder_that_is_nowhere_on_the_network(server: FakeVLLM, connect: Connect) -> None:
+    server.on_load = lambda body: Reply(500, "oops")
+    connect(max_retries=3)
+    (asked,) = server.sent("load")
+    assert asked["lora_path"].startswith("/")
+
+
+@pytest.mark.parametrize("root", ["someone/model", "relative/folder", "/no/such/folder", None, 7])
+def test_adapters_are_refused_where_the_weights_are_not_known(
+    server: FakeVLLM, connect: Connect, adapter: Path, root: object
+) -> None:
+    server._models = model_list("m", max_model_len=2048, root=root)
+    assistant = connect()
+    assert not assistant.takes_adapters
+    assert assistant.adapters_refused.endswith("Set assistant.weights to the model's folder")
+    with pytest.raises(AdapterRefused, match=r"not known here.*assistant\.weights"):
+        assistant.use_adapter(adapter)
+    assert len(server.sent("load")) == 1
+
+
+def test_given_weights_are_believed_over_the_servers(
+    server: FakeVLLM, connect: Connect, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    server._models = model_list("m", max_model_len=2048, root="someone/model")
+    weights = Path(shutil.copytree(base, tmp_path / "weights"))
+    (weights / "model.safetensors").write_bytes(b"")
+    assistant = connect(weights=weights)
+    assistant.use_adapter(adapter)
+    assert assistant.weights == weights
+
+
+def test_given_weights_that_are_no_model_are_refused_at_once(server: FakeVLLM, connect: Connect) -> None:
+    with pytest.raises(ModelError, match=r"assistant\.weights \(/no/such/folder\): no such model folder"):
+        connect(weights=Path("/no/such/folder"))
+    assert server.received == []
+
+
+def test_configured_weights_reach_the_assistant_as_an_absolute_path(tmp_path: Path) -> None:
+    keys = "{backend: vllm, model: m, weights: models/m}"
+    text = f"data: {{train: t.jsonl}}\ncard: {{description: Some letters.}}\nassistant: {keys}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    assistant = open_assistant(load(tmp_path / "c.yaml").assistant)
+    assert isinstance(assistant, VLLMAssistant)
+    assert assistant.weights == tmp_path / "models" / "m"
+
+
+def test_adapter_in_use_answers_and_is_recorded_by_its_folder(connect: Connect, adapter: Path, other: Path) -> None:
+    assistant = connect()
+    answers = []
+    for folder in (adapter, other, adapter, None):
+        assistant.use_adapter(folder)
+        answers.append(answer(assistant))
+    assert answers == [("by 001", "m+001"), ("by 002", "m+002"), ("by 001", "m+001"), BASE]
+
+
+def test_adapter_that_is_loaded_is_not_loaded_again(
+    server: FakeVLLM, connect: Connect, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(adapter.parent)
+    assistant = connect()
+    for folder in (adapter, None, adapter, Path("001")):
+        assistant.use_adapter(folder)
+    assert [body["lora_path"] for body in server.sent("load")[1:]] == [str(adapter)]
+
+
+def test_same_folder_gets_a_new_name_each_time_it_is_loaded(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    """vLLM finds what it computed from a prompt again by the name and the path."""
+    assistant = connect()
+    for _ in range(3):
+        assistant.use_adapter(adapter)
+        assistant.use_adapter(None)
+        assistant.drop_adapter(adapter)
+    assert len({body["lora_name"] for body in server.sent("load")[1:]}) == 3
+
+
+def test_runs_on_one_server_do_not_meet(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    one, two = connect(), connect()
+    one.use_adapter(adapter)
+    two.use_adapter(adapter)
+    assert len(server.adapters) == 2
+    one.close()
+    assert answer(two) == ("by 001", "m+001")
+
+
+def test_dropped_adapter_is_unloaded_and_others_stay(
+    server: FakeVLLM, connect: Connect, adapter: Path, other: Path
+) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    assistant.use_adapter(other)
+    assistant.drop_adapter(adapter)
+    assert list(server.adapters.values()) == [str(other)]
+    assert answer(assistant) == ("by 002", "m+002")
+
+
+def test_adapter_in_use_cannot_be_dropped(connect: Connect, adapter: Path) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    with pytest.raises(ValueError, match="001 is in use"):
+        assistant.drop_adapter(adapter)
+    assert answer(assistant) == ("by 001", "m+001")
+
+
+def test_adapter_that_was_never_loaded_is_dropped_already(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    connect().drop_adapter(adapter)
+    assert server.sent("unload") == []
+
+
+def test_adapter_that_the_server_lost_is_dropped_already(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    assistant.use_adapter(None)
+    server.adapters.clear()
+    assistant.drop_adapter(adapter)
+
+
+def test_close_unloads_what_is_loaded(server: FakeVLLM, connect: Connect, adapter: Path, other: Path) -> None:
+    assistant = connect()
+    for folder in (adapter, other):
+        assistant.use_adapter(folder)
+    assistant.close()
+    assistant.close()
+    assert server.adapters == {}
+
+
+def test_close_does_not_mind_a_server_that_is_gone(base: Path, adapter: Path) -> None:
+    with FakeVLLM(base) as server:
+        settings: dict[str, Any] = {"api_key": None, "timeout": 10.0, "max_retries": 3, "concurrency": 4}
+        assistant = VLLMAssistant("m", base_url=server.base_url, **settings)
+        assistant.check()
+        assistant.use_adapter(adapter)
+    start = time.monotonic()
+    assistant.close()
+    assert time.monotonic() - start < 2
+
+
+def test_adapter_of_another_base_is_refused_before_anything_is_sent(
+    server: FakeVLLM, connect: Connect, adapter: Path, folders: Path
+) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    sent = len(server.received)
+    with pytest.raises(ModelError, match="trained on another model"):
+        assistant.use_adapter(folders / "wide")
+    assert len(server.received) == sent
+    assert answer(assistant) == ("by 001", "m+001")
+
+
+REFUSALS = {
+    "rank": (
+        failed("LoRA rank 20 is greater than max_lora_rank 16."),
+        AdapterRefused,
+        "the server refuses the adapter (500): LoRA rank 20 is greater than max_lora_rank 16. "
+        "Restart it with --max-lora-rank 32 or `gpta-local assistant serve --lora-rank 32`",
+    ),
+    "rank without a worker": (
+        error(500, "Call to add_lora method failed: LoRA rank 600 is greater than max_lora_rank 8."),
+        AdapterRefused,
+        "the server refuses the adapter (500): LoRA rank 600 is greater than max_lora_rank 8. Restart it",
+    ),
+    "DoRA": (failed("vLLM does not yet support DoRA."), AdapterRefused, "(500): vLLM does not yet support DoRA. Look"),
+    "name": (error(400, "has already been loaded"), AdapterRefused, "refuses the adapter (400): has already been"),
+    "path": (
+        error(404, "Loading lora m-1 failed: No adapter found for /x"),
+        AdapterRefused,
+        "does not see the adapter's folder (404): Loading lora m-1 failed: No adapter found for /x. It must run on",
+    ),
+    "run-time loading": (
+        Reply(404, {"detail": "Not Found"}),
+        AdapterRefused,
+        "does not load adapters while it runs (404): Not Found. Restart it with --enable-lora and the environment "
+        "variable VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, or start it with `gpta-local assistant serve`",
+    ),
+    "LoRA": (failed("LoRA is not enabled."), AdapterRefused, "takes no adapters (500): LoRA is not enabled. Restart"),
+    "dying": (
+        error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause."),
+        EndpointError,
+        "the server fails (500): EngineCore encountered an issue",
+    ),
+    "gateway": (Reply(503, "<h1>down</h1>"), EndpointError, "the server fails (503): down"),
+    "key": (error(401, "Unauthorized"), EndpointError, "asks for a key (401): Unauthorized"),
+    "rate": (error(429, "slow down"), EndpointError, "refuses further requests for now (429): slow down"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_adapter_is_one_message_and_the_one_before_answers_on(
+    server: FakeVLLM, connect: Connect, adapter: Path, other: Path, case: str
+) -> None:
+    reply, kind, message = REFUSALS[case]
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    server.on_load = lambda body: reply
+    with pytest.raises(kind, match=re.escape(message)) as caught:
+        assistant.use_adapter(other)
+    assert "\n" not in str(caught.value)
+    assert answer(assistant) == ("by 001", "m+001")
+    assert len(server.sent("load")) == 3  # the check's and one for each: nothing is sent twice
+
+
+def test_adapter_can_be_used_after_a_refusal_has_passed(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    assistant = connect()
+    server.on_load = lambda body: Reply(503, "busy")
+    with pytest.raises(EndpointError):
+        assistant.use_adapter(adapter)
+    server.on_load = None
+    assistant.use_adapter(adapter)
+    assert answer(assistant) == ("by 001", "m+001")
+
+
+def test_load_that_takes_too_long_is_taken_back(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    assistant = connect(timeout=0.3)
+
+    def late(body: Json) -> Reply:
+        reply = server._load(body)
+        time.sleep(0.8)
+        return reply
+
+    server.on_load = late
+    with pytest.raises(EndpointError, match=r"no answer within 0.3 s"):
+        assistant.use_adapter(adapter)
+    assert server.adapters == {}
+    assert answer(assistant) == BASE
+
+
+def test_interrupted_load_is_taken_back(
+    server: FakeVLLM, connect: Connect, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = connect()
+    post = assistant._client.post
+
+    def interrupted(path: str, **options: Any) -> object:
+        reply = post(path, **options)
+        if path == "/load_lora_adapter":
+            raise KeyboardInterrupt
+        return reply
+
+    monkeypatch.setattr(assistant._client, "post", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        assistant.use_adapter(adapter)
+    assert len(server.sent("load")) == 2
+    assert server.adapters == {}
+
+
+def test_key_that_the_server_repeats_is_not_shown(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    assistant = connect(api_key=KEY)
+    server.on_load = lambda body: failed(f"no adapter for {KEY}")
+    with pytest.raises(AdapterRefused) as caught:
+        assistant.use_adapter(adapter)
+    assert KEY not in str(caught.value)
+
+
+def test_adapter_lost_by_a_restart_is_explained(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    server.adapters.clear()
+    with pytest.raises(EndpointError, match=r"The model `m-001-\w+` does not exist.*was it restarted"):
+        answer(assistant)
+
+
+def test_adapters_go_to_the_server_with_the_key_and_nothing_else(
+    server: FakeVLLM, connect: Connect, adapter: Path
+) -> None:
+    assistant = connect(api_key=KEY, extra_body={"top_k": 5})
+    assistant.use_adapter(adapter)
+    assistant.use_adapter(None)
+    assistant.drop_adapter(adapter)
+    assert server.sent("load")[-1].keys() == {"lora_name", "lora_path"}
+    assert server.sent("unload")[-1].keys() == {"lora_name"}
+    assert {request.headers["authorization"] for request in server.received} == {f"Bearer {KEY}"}
+
+
+# Where there are no adapters
+
+
+@pytest.fixture(params=["openai", "replay"])
+def unteachable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenAIAssistant | ReplayAssistant]:
+    if request.param == "replay":
+        History(tmp_path / "history.sqlite").close()
+        yield ReplayAssistant(tmp_path)
+        return
+    settings: dict[str, Any] = {"api_key": None, "timeout": 1.0, "max_retries": 0, "concurrency": 1}
+    assistant = OpenAIAssistant("m", base_url="http://127.0.0.1:9/v1", **settings)
+    yield assistant
+    assistant.close()
+
+
+def test_assistants_without_adapters_say_so(unteachable: OpenAIAssistant | ReplayAssistant) -> None:
+    assert not unteachable.takes_adapters
+    assert unteachable.adapters_refused
+    with pytest.raises(AdapterRefused, match=re.escape(unteachable.adapters_refused)):
+        unteachable.use_adapter(Path("001"))
+
+
+def test_assistants_without_adapters_go_on_with_the_base(unteachable: OpenAIAssistant | ReplayAssistant) -> None:
+    unteachable.use_adapter(None)
+    unteachable.drop_adapter(Path("001"))
