@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -72,6 +72,8 @@ class LocalAssistantConfig(SamplingConfig):
     backend: Literal["local"] = "local"
     model: str = EMBEDDED_ASSISTANT
     """A model folder, or "nano-assistant" for the embedded one."""
+    adapter: str | None = None
+    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
     device: str = "auto"
 
 
@@ -88,6 +90,9 @@ class EndpointConfig(SamplingConfig):
     """Requests in flight at once."""
     extra_body: dict[str, Any] = {}
     """Further fields of each request, such as top_k or chat_template_kwargs; null leaves a field out."""
+    weights: str | None = None
+    """Folder of the served model's weights on this machine: the dialogue gradient trains adapters on it.
+    None: what a vLLM server says it serves."""
 
 
 class OpenAIAssistantConfig(EndpointConfig):
@@ -101,6 +106,8 @@ class VLLMAssistantConfig(EndpointConfig):
 
     backend: Literal["vllm"]
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://")
+    adapter: str | None = None
+    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
 
 
 class ReplayAssistantConfig(SamplingConfig):
@@ -148,6 +155,30 @@ class SearchConfig(Section):
     from 500 training rows."""
 
 
+class DialogueGradientConfig(Section):
+    """Fine-tuning the assistant on its own history: which prefixes gained, which did not."""
+
+    method: Literal["sft", "weighted-sft", "dpo", "kto", "grpo"] = "weighted-sft"
+    """sft: on the winners alike. weighted-sft: on the winners by their advantage. dpo, kto: on winners
+    against what did worse. grpo: on replies sampled in training, the gain as reward."""
+    every: int = Field(default=1, ge=1)
+    """Rounds between two steps."""
+    steps: int = Field(default=30, ge=1)
+    """Optimiser steps of one fine-tuning."""
+    batch_size: int = Field(default=8, ge=2)
+    """Dialogues per optimiser step; for grpo the replies to one request."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    rank: int = Field(default=16, ge=1, le=512)
+    winners: float = Field(default=0.125, gt=0, le=0.5)
+    """The share of the scored prefixes, from the best down, that is taught."""
+    dialogues_per_winner: int = Field(default=8, ge=1, le=64)
+    """How often a winner is taught, each time with other entries of the history shown."""
+    beta: float = Field(default=0.1, gt=0)
+    """For dpo and kto: how closely the assistant is held to what it was."""
+    device: str = "auto"
+    """Where a served assistant is trained, in a process of its own; a local one is trained where it is."""
+
+
 class TrainingConfig(Section):
     steps: int | None = Field(default=None, ge=1)
     """None: three epochs, at least 40 steps."""
@@ -180,6 +211,7 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
     finish: FinishConfig = FinishConfig()
+    dialogue_gradient: DialogueGradientConfig | None = None
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
@@ -212,6 +244,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as exc:
         raise ConfigError("\n".join(_explain(error, content) for error in exc.errors()), where=str(path)) from exc
     return _resolve(config, path)
+
+
+def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
+    """The section `dialogue_gradient` from KEY=VALUE overrides alone.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _override(content, f"dialogue_gradient.{override}")
+    try:
+        return DialogueGradientConfig.model_validate(content.get("dialogue_gradient", {}))
+    except ValidationError as exc:
+        errors = [{**error, "loc": ("dialogue_gradient", *error["loc"])} for error in exc.errors()]
+        raise ConfigError("\n".join(_explain(error, content) for error in errors), where="--set") from exc
 
 
 def dump(config: Config) -> str:
@@ -310,8 +358,9 @@ def _known_keys(location: list[str], content: dict[str, Any]) -> list[str]:
             "replay": ReplayAssistantConfig,
         }
         return list(backends[content["assistant"]["backend"]].model_fields)
-    field = Config.model_fields[location[0]].annotation
-    return list(field.model_fields) if isinstance(field, type) and issubclass(field, Section) else []
+    annotation = Config.model_fields[location[0]].annotation
+    sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return [name for kind in sections if issubclass(kind, Section) for name in kind.model_fields]
 
 
 def _resolve(config: Config, path: Path) -> Config:
@@ -338,6 +387,10 @@ def _resolve(config: Config, path: Path) -> Config:
         assistant = assistant.model_copy(update={"model": absolute(assistant.model)})
     if isinstance(assistant, ReplayAssistantConfig):
         assistant = assistant.model_copy(update={"run": absolute(assistant.run)})
+    if isinstance(assistant, EndpointConfig):
+        assistant = assistant.model_copy(update={"weights": absolute(assistant.weights)})
+    if isinstance(assistant, LocalAssistantConfig | VLLMAssistantConfig):
+        assistant = assistant.model_copy(update={"adapter": absolute(assistant.adapter)})
     downstream = config.downstream
     if downstream.backbone != DEMO_BACKBONE:
         downstream = downstream.model_copy(update={"backbone": absolute(downstream.backbone)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,8 +23,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gpta_local.schema import Round, ScoredPrefix
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
 from gpta_local.summary import Selection, verdict
+
+if TYPE_CHECKING:
+    from gpta_local.assistant_evaluation import ProposalQuality
 
 SHOWN = 5
 """Prefixes of a round in its table; all of them with --verbose."""
@@ -108,6 +111,20 @@ class TerminalObserver:
         if entry.training_loss is not None:
             self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
 
+    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
+        self._print(
+            f"adapter {after.adapter} {verdict}: {_figures(after)}, "
+            f"against {_figures(before)} of {f'adapter {before.adapter}' if before.adapter else 'the base model'}"
+        )
+
+    def taught(self, step: DialogueGradientStep, refused: str) -> None:
+        self._print(
+            f"dialogue gradient ({step.method}): {step.dialogues} dialogues, {len(step.losses)} steps, "
+            f"loss {step.losses[0]:.3f} → {step.losses[-1]:.3f}, {step.seconds:.1f} s; adapter {step.adapter}"
+        )
+        if refused:
+            self.warn(f"adapter {step.adapter} is saved but does not answer: {refused}")
+
     def selection(self, selection: Selection) -> None:
         self._print(f"choice of the prefix, on {selection.rows} rows:")
         self.console.print(_gains(selection.gains, selection.gains[selection.chosen]))
@@ -142,6 +159,35 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
         console.print(f"[bold]{escape(line)}[/bold]")
     seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
     console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
+
+
+def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:
+    """A row for each sample and assistant, then what each adapter changes on average."""
+    from gpta_local.assistant_evaluation import compare
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("data", "seed", "assistant"):
+        table.add_column(title, no_wrap=True)
+    for title in ("hit rate", "new", "on topic", "mean gain", "best gain", "best shown"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for r in results:
+        shares = (f"{share:.3f}" for share in (r.hit_rate, r.fresh, r.on_topic))
+        gains = (f"{gain:+.3f}" for gain in (r.mean_gain, r.best_gain, r.best_shown))
+        table.add_row(r.card, str(r.seed), r.assistant, *shares, *gains)
+    console.print(table)
+    for adapter in adapters:
+        interval = compare(results, adapter)
+        samples = sum(r.assistant == adapter for r in results)
+        console.print(
+            f"[bold]{escape(adapter)}: hit rate {interval.value:+.3f} against the base[/bold] "
+            f"(95 % interval {interval.low:+.3f} to {interval.high:+.3f}, {samples} samples)"
+        )
+
+
+def _figures(figures: ProposalFigures) -> str:
+    gain = "" if figures.mean_gain is None else f", mean gain {figures.mean_gain:+.3f}"
+    return f"{figures.hits} hits among {figures.fresh} new of {figures.asked} proposals{gain}"
 
 
 def _gains(scored: Sequence[ScoredPrefix], chosen: ScoredPrefix) -> str:

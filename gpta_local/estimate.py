@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from gpta_local.assistant.local import LocalAssistant
+from gpta_local.dialogue_gradient import train_adapter
+from gpta_local.dialogues import build_dialogues
 from gpta_local.prefix import FIRST_HEAT
 from gpta_local.prompts import prefix_request
+from gpta_local.schema import ScoredPrefix
 from gpta_local.trainer import Run
 from gpta_local.training import Training
 
@@ -30,16 +36,39 @@ def estimate(run: Run) -> dict[str, float]:
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
     request = prefix_request(run.card, [])
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
+    dialogue_gradients = _dialogue_gradients(run)
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
     trainings = 1 + finalists + run.online + run.config.finish.plain_control
     contestants = 1 + run.config.finish.finalists
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
+        **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
         "training": one_step * run.steps * trainings,
         "evaluating": one_row
         * (len(splits.validation) * contestants + len(splits.test) * (2 + run.config.finish.plain_control)),
     }
+
+
+def _dialogue_gradients(run: Run) -> float:
+    """Seconds for all of them, from a short one; 0 where another process would train (that takes as long
+    as loading the weights there, and longer)."""
+    config = run.config.dialogue_gradient
+    if config is None or not isinstance(run.assistant, LocalAssistant) or config.method == "grpo":
+        return 0.0
+    history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(run.config.search.proposals)]
+    shown = run.config.search.history_shown
+    dialogues = build_dialogues(
+        run.card, [history], [], winners=config.winners, per_winner=config.dialogues_per_winner, shown=shown, seed=0
+    )
+    if not dialogues:
+        return 0.0
+    short = config.model_copy(update={"steps": MEASURED_STEPS})
+    model, tokenizer = run.assistant.base()
+    with tempfile.TemporaryDirectory() as scratch:
+        train_adapter(model, tokenizer, dialogues, short, Path(scratch, "first"), seed=0)  # also imports
+        seconds = _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, Path(scratch, "second"), seed=0))
+    return seconds / MEASURED_STEPS * config.steps * ((run.config.search.rounds - 1) // config.every)
 
 
 def _seconds(work: Callable[[], object]) -> float:

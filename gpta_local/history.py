@@ -13,7 +13,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError
-from gpta_local.schema import Completion, Request, RequestKind, Round, Sampling, ScoredPrefix
+from gpta_local.schema import (
+    Completion,
+    DatasetCard,
+    DialogueGradientStep,
+    Label,
+    ProposalFigures,
+    Regime,
+    Request,
+    RequestKind,
+    Round,
+    Sampling,
+    ScoredLabelTexts,
+    ScoredPrefix,
+    StepVerdict,
+)
 
 MIGRATIONS = (
     """
@@ -51,6 +65,36 @@ MIGRATIONS = (
         standard_error REAL NOT NULL,
         loss REAL NOT NULL,
         rows INTEGER NOT NULL
+    );
+    """,
+    """
+    ALTER TABLE requests ADD COLUMN adapter TEXT NOT NULL DEFAULT '';
+    CREATE TABLE runs (
+        card TEXT NOT NULL,
+        regime TEXT NOT NULL CHECK (regime IN ('low-resource', 'online'))
+    );
+    CREATE TABLE label_text_scores (
+        id INTEGER PRIMARY KEY,
+        texts TEXT NOT NULL,
+        loss REAL NOT NULL
+    );
+    CREATE TABLE dialogue_gradient_steps (
+        adapter TEXT PRIMARY KEY,
+        round INTEGER NOT NULL REFERENCES rounds (number),
+        method TEXT NOT NULL,
+        dialogues INTEGER NOT NULL,
+        losses TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        verdict TEXT NOT NULL
+    );
+    CREATE TABLE proposal_figures (
+        id INTEGER PRIMARY KEY,
+        round INTEGER NOT NULL,
+        adapter TEXT NOT NULL,
+        asked INTEGER NOT NULL,
+        fresh INTEGER NOT NULL,
+        hits INTEGER NOT NULL,
+        mean_gain REAL
     );
     """,
 )
@@ -94,13 +138,14 @@ class History:
         round_number: int,
         request: Request,
         sampling: Sampling,
+        adapter: str = "",
     ) -> int:
-        """Record a request before it is sent; return its number."""
+        """Record a request before it is sent; return its number. `adapter`: the name of the folder."""
         messages = json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
         with self._connection as db:
             cursor = db.execute(
-                "INSERT INTO requests (round, kind, messages, sampling) VALUES (?, ?, ?, ?)",
-                (round_number, request.kind, messages, json.dumps(asdict(sampling))),
+                "INSERT INTO requests (round, kind, messages, sampling, adapter) VALUES (?, ?, ?, ?, ?)",
+                (round_number, request.kind, messages, json.dumps(asdict(sampling)), adapter),
             )
         return int(cursor.lastrowid or 0)
 
@@ -129,20 +174,108 @@ class History:
                     entry.seconds,
                 ),
             )
+            self._add_scores(db, entry.number, entry.scored)
             db.executemany(
-                "INSERT INTO scores (round, prefix, gain, standard_error, loss, rows) VALUES (?, ?, ?, ?, ?, ?)",
-                [(entry.number, s.text, s.gain, s.standard_error, s.loss, s.rows) for s in entry.scored],
+                "INSERT INTO proposal_figures (round, adapter, asked, fresh, hits, mean_gain)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                [(entry.number, f.adapter, f.asked, f.fresh, f.hits, f.mean_gain) for f in entry.figures],
             )
+
+    def add_scores(self, round_number: int, scored: Sequence[ScoredPrefix]) -> None:
+        """Record prefixes that were scored after the round: those that `grpo` proposed in training."""
+        with self._connection as db:
+            self._add_scores(db, round_number, scored)
+
+    def add_run(self, card: DatasetCard, regime: Regime) -> None:
+        """Record, once, whose history this is."""
+        with self._connection as db:
+            row = (json.dumps(asdict(card), ensure_ascii=False), regime)
+            db.execute("INSERT INTO runs (card, regime) VALUES (?, ?)", row)
+
+    def add_label_text_scores(self, scored: Sequence[ScoredLabelTexts]) -> None:
+        with self._connection as db:
+            db.executemany(
+                "INSERT INTO label_text_scores (texts, loss) VALUES (?, ?)",
+                [(json.dumps(dict(s.texts), ensure_ascii=False), s.loss) for s in scored],
+            )
+
+    def add_step(self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict) -> None:
+        with self._connection as db:
+            db.execute(
+                "INSERT INTO dialogue_gradient_steps (adapter, round, method, dialogues, losses, seconds, verdict)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    step.adapter,
+                    round_number,
+                    step.method,
+                    step.dialogues,
+                    json.dumps(step.losses),
+                    step.seconds,
+                    verdict,
+                ),
+            )
+
+    def judge_step(self, adapter: str, verdict: StepVerdict) -> None:
+        with self._connection as db:
+            db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (verdict, adapter))
+
+    @staticmethod
+    def _add_scores(db: sqlite3.Connection, round_number: int, scored: Sequence[ScoredPrefix]) -> None:
+        db.executemany(
+            "INSERT INTO scores (round, prefix, gain, standard_error, loss, rows) VALUES (?, ?, ?, ?, ?, ?)",
+            [(round_number, s.text, s.gain, s.standard_error, s.loss, s.rows) for s in scored],
+        )
 
     def scored(self) -> list[ScoredPrefix]:
         """The latest score of each prefix, in the order of first scoring; "" is left out."""
-        rows = self._connection.execute(
-            "SELECT prefix, gain, standard_error, loss, rows FROM scores WHERE prefix <> '' ORDER BY id"
-        )
         latest: dict[str, ScoredPrefix] = {}
-        for prefix, gain, standard_error, loss, count in rows:
-            latest[prefix] = ScoredPrefix(prefix, gain, standard_error, loss, count)
+        for scored in self.scored_by_round().values():
+            latest |= {s.text: s for s in scored}
         return list(latest.values())
+
+    def scored_by_round(self) -> dict[int, list[ScoredPrefix]]:
+        """The scores of each round; "" is left out."""
+        rounds: dict[int, list[ScoredPrefix]] = {}
+        for number, *score in self._connection.execute(
+            "SELECT round, prefix, gain, standard_error, loss, rows FROM scores WHERE prefix <> '' ORDER BY id"
+        ):
+            rounds.setdefault(number, []).append(ScoredPrefix(*score))
+        return rounds
+
+    def run(self) -> tuple[DatasetCard, Regime] | None:
+        """The card and regime of the run; None for histories of version 1, which did not keep them."""
+        row = self._connection.execute("SELECT card, regime FROM runs").fetchone()
+        if row is None:
+            return None
+        fields = json.loads(row[0])
+        return DatasetCard(**fields | {"labels": tuple(Label(**label) for label in fields["labels"])}), row[1]
+
+    def comparable_groups(self, regime: Regime) -> list[list[ScoredPrefix]]:
+        """Scored prefixes in groups within which gains compare: all of a low-resource run, whose θ and
+        rows stay; those of one round of an online run."""
+        return list(self.scored_by_round().values()) if regime == "online" else [self.scored()]
+
+    def label_text_scores(self) -> list[ScoredLabelTexts]:
+        rows = self._connection.execute("SELECT texts, loss FROM label_text_scores ORDER BY id")
+        return [ScoredLabelTexts(json.loads(texts), loss) for texts, loss in rows]
+
+    def proposal_figures(self) -> list[tuple[int, ProposalFigures]]:
+        """(round, figures), in order."""
+        rows = self._connection.execute(
+            "SELECT round, adapter, asked, fresh, hits, mean_gain FROM proposal_figures ORDER BY id"
+        )
+        return [(number, ProposalFigures(*figures)) for number, *figures in rows]
+
+    def steps(self) -> list[tuple[int, DialogueGradientStep, str]]:
+        """(round, step, verdict), in order."""
+        rows = self._connection.execute(
+            "SELECT round, adapter, method, dialogues, losses, seconds, verdict FROM dialogue_gradient_steps"
+            " ORDER BY rowid"
+        )
+        return [
+            (number, DialogueGradientStep(adapter, method, dialogues, tuple(json.loads(losses)), seconds), verdict)
+            for number, adapter, method, dialogues, losses, seconds, verdict in rows
+        ]
 
     def completions(self, kind: RequestKind) -> list[Completion]:
         """All completions of one kind of request, in the order of asking."""
@@ -152,6 +285,17 @@ class History:
             (kind,),
         )
         return [Completion(*row) for row in rows]
+
+    def completions_by_adapter(self, kind: RequestKind) -> dict[str, list[Completion]]:
+        """The same by the adapter that answered; "" is the base model."""
+        found: dict[str, list[Completion]] = {}
+        for adapter, *fields in self._connection.execute(
+            "SELECT r.adapter, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens"
+            " FROM completions c JOIN requests r ON r.id = c.request_id WHERE r.kind = ? ORDER BY c.id",
+            (kind,),
+        ):
+            found.setdefault(adapter, []).append(Completion(*fields))
+        return found
 
     def messages(self) -> list[str]:
         """Every message that was sent to the assistant, as JSON, in order."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gpta_local.history import Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.prompts import UnusableReply, read_label_texts, read_prefix
-from gpta_local.schema import Completion, ScoredPrefix
+from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
@@ -58,9 +58,7 @@ def clean(
     seen = {_fold(prefix) for prefix in known}
     for completion in completions:
         try:
-            prefix = read_prefix(completion.text)
-            if (length := tokens(prefix)) > max_tokens:
-                raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
+            prefix = _usable(completion.text, tokens, max_tokens)
         except UnusableReply as exc:
             fresh.append(None)
             verdicts.append(("unusable", str(exc)))
@@ -146,6 +144,67 @@ def race(
         size = min(2 * size, len(rows))
 
 
+class GainReward:
+    """Completions → gains, for a method that samples in training. What cannot be used is worth as much
+    less than the worst known prefix as that one is less than the best.
+
+    `found`: the prefixes that were scored here for the first time.
+
+    Args:
+        known: scored prefixes whose gains compare with what is found here.
+        losses: (prefix, rows) → loss per row, in nats.
+    """
+
+    def __init__(
+        self,
+        known: Sequence[ScoredPrefix],
+        losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
+        rows: Sequence[int],
+        *,
+        tokens: Callable[[str], int],
+        max_tokens: int,
+    ) -> None:
+        self.found: list[ScoredPrefix] = []
+        self._gains = {_fold(s.text): s.gain for s in known}
+        worst, best = min(self._gains.values(), default=0.0), max(self._gains.values(), default=0.0)
+        self._unusable = 2 * worst - best
+        self._losses, self._rows, self._tokens, self._max_tokens = losses, rows, tokens, max_tokens
+        self._baseline = losses("", rows)
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        return [self._gain(text) for text in texts]
+
+    def _gain(self, text: str) -> float:
+        try:
+            prefix = _usable(text, self._tokens, self._max_tokens)
+        except UnusableReply:
+            return self._unusable
+        if _fold(prefix) not in self._gains:
+            losses = self._losses(prefix, self._rows)
+            scored = ScoredPrefix(prefix, *paired_mean(self._baseline - losses), float(losses.mean()), len(self._rows))
+            self.found.append(scored)
+            self._gains[_fold(prefix)] = scored.gain
+        return self._gains[_fold(prefix)]
+
+
+def figures(
+    adapter: str, verdicts: Sequence[Verdict], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
+) -> ProposalFigures:
+    """How the proposals of an adapter did in a race.
+
+    Args:
+        verdicts: of its completions, as `clean` gives them.
+        scored: what `race` returned. Who ran longer than the best shown prefix has beaten it.
+        best_shown: with its score at the same θ on the same rows; None where nothing was shown.
+    """
+    ran = {s.text: s for s in scored}
+    fresh = [ran[text] for outcome, text in verdicts if outcome == "accepted"]
+    best = (best_shown.rows, best_shown.gain) if best_shown else (0, 0.0)
+    hits = sum((s.rows if best_shown else 0, s.gain) > best for s in fresh)
+    mean = float(np.mean([s.gain for s in fresh])) if fresh else None
+    return ProposalFigures(adapter, len(verdicts), len(fresh), hits, mean)
+
+
 def margin(candidates: int) -> float:
     """Standard errors that a gain must exceed when it is the best of so many: √(2 ln k), which the
     largest of k standard normal draws stays below on average (Boucheron, Lugosi & Massart 2013,
@@ -193,6 +252,14 @@ def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
         keyed.append(((turn[label] + rng.random()) / total[label], row))
         turn[label] += 1
     return [row for _, row in sorted(keyed)][:size]
+
+
+def _usable(text: str, tokens: Callable[[str], int], max_tokens: int) -> str:
+    """The prefix in a completion, not too long; otherwise UnusableReply."""
+    prefix = read_prefix(text)
+    if (length := tokens(prefix)) > max_tokens:
+        raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
+    return prefix
 
 
 def _fold(prefix: str) -> str:

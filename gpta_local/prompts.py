@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpta_local.schema import DatasetCard, Message, Request, ScoredPrefix
 
@@ -101,6 +101,11 @@ def read_label_texts(text: str, label_names: Sequence[str]) -> dict[str, str]:
     if len({phrase.casefold() for phrase in found.values()}) < len(found):
         raise UnusableReply("two labels have the same phrase")
     return {name: found[name] for name in label_names}
+
+
+def write_label_texts(texts: Mapping[str, str]) -> str:
+    """The reply that `read_label_texts` reads as these texts."""
+    return "\n".join(f"{name}: {phrase}" for name, phrase in texts.items())
 
 
 def _chat(content: str) -> tuple[Message, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RequestKind = Literal["label-texts", "prefix"]
+Regime = Literal["low-resource", "online"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,58 @@ class ScoredPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredLabelTexts:
+    """A phrase for each label, and the loss with which it starts the head: the mean cross-validated
+    cross-entropy over the scoring rows, in nats; lower is better."""
+
+    texts: Mapping[str, str]
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalFigures:
+    """How the proposals of one adapter did in a round.
+
+    `adapter` is the name of its folder, "" for the base model. Of `asked` completions, `fresh` were
+    prefixes that had not been there before, and `hits` of these gained more than the best prefix that
+    the assistant was shown. `mean_gain` is that of the fresh ones, in nats; None without any.
+    """
+
+    adapter: str
+    asked: int
+    fresh: int
+    hits: int
+    mean_gain: float | None
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over all completions asked for: what repeats or cannot be read is no hit."""
+        return self.hits / self.asked if self.asked else 0.0
+
+
+StepVerdict = Literal["on trial", "kept", "rolled back", "saved only"]
+
+
+@dataclass(frozen=True, slots=True)
+class DialogueGradientStep:
+    """One fine-tuning of the assistant. `adapter`: the name of the new adapter's folder. `losses`: one
+    per optimiser step, in the units of the method."""
+
+    adapter: str
+    method: str
+    dialogues: int
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """What one turn of the outer loop did. `proposals` counts completions by what became of them:
-    accepted, repeated (exact or near), unusable."""
+    accepted, repeated (exact or near), unusable; `figures` hold them by adapter."""
 
     number: int
     proposals: Mapping[str, int]
+    figures: tuple[ProposalFigures, ...]
     scored: tuple[ScoredPrefix, ...]
     chosen: ScoredPrefix
     training_loss: float | None

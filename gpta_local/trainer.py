@@ -14,14 +14,27 @@ from typing import Any, Protocol
 from gpta_local import export, prefix, summary
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config, dump
+from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
-from gpta_local.history import History
+from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
+from gpta_local.plots import plot_dialogue_gradient
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
-from gpta_local.schema import Completion, Request, Round, Sampling, ScoredPrefix
+from gpta_local.schema import (
+    Completion,
+    DialogueGradientStep,
+    ProposalFigures,
+    Regime,
+    Request,
+    Round,
+    Sampling,
+    ScoredPrefix,
+    StepVerdict,
+)
 from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
 from gpta_local.training import Training, total_steps
+from gpta_local.tuner import Tuner
 
 
 class Observer(Protocol):
@@ -33,6 +46,8 @@ class Observer(Protocol):
     def warn(self, text: str) -> None: ...
     def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None: ...
     def round(self, entry: Round) -> None: ...
+    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None: ...
+    def taught(self, step: DialogueGradientStep, refused: str) -> None: ...
     def selection(self, selection: Selection) -> None: ...
 
 
@@ -43,6 +58,17 @@ class Trained:
     model: DownstreamModel
     prefix: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
+    the verdicts on those of each adapter, and the best prefix that it was shown."""
+
+    prefixes: list[str]
+    counts: dict[str, int]
+    verdicts: dict[str, list[Verdict]]
+    best_shown: ScoredPrefix | None
 
 
 class Run:
@@ -56,12 +82,17 @@ class Run:
         for warning in self.splits.warnings:
             observer.warn(warning)
         self.steps = total_steps(config.training, len(self.splits.train))
-        regime = config.search.regime
-        self.online = regime == "online" or (regime == "auto" and self.splits.many)
+        auto: Regime = "online" if self.splits.many else "low-resource"
+        self.regime = auto if config.search.regime == "auto" else config.search.regime
+        self.online = self.regime == "online"
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.latest: list[ScoredPrefix] = []  # of the latest race
+        self.first_heat = max(prefix.FIRST_HEAT, 4 * len(self.card.labels))
         self.assistant = open_assistant(config.assistant)
         observer.note(f"assistant: {self.assistant.check()}")
+        self.tuner = Tuner(self.assistant, config)
+        if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
+            observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
 
     def run(self, folder: Path) -> dict[str, Any]:
         """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds."""
@@ -73,14 +104,17 @@ class Run:
         current, loss = "", None
         for number in range(1, self.config.search.rounds + 1):
             round_started = time.monotonic()
-            candidates = self.propose(number, model)
-            scored = self.score(number, model, current, candidates.prefixes)
+            proposals = self.propose(number, model)
+            scored = self.score(number, model, current, proposals)
+            figures = self.judge(proposals, scored)
             chosen = prefix.choose(scored, current)
             if training is not None:
                 current, loss = chosen.text, self.train(training, chosen.text, number)
-            entry = Round(number, candidates.counts, tuple(scored), chosen, loss, time.monotonic() - round_started)
+            seconds = time.monotonic() - round_started
+            entry = Round(number, proposals.counts, figures, tuple(scored), chosen, loss, seconds)
             self.history.add_round(entry)
             self.observer.round(entry)
+            self.teach(number, model)
         self.assistant.close()
         searched = Trained(model, current, time.monotonic() - started)
         contestants = self.contestants(label_texts, searched)
@@ -104,46 +138,117 @@ class Run:
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
             self.history.add_completions(asking, completions, verdicts)
         names = {name: name.replace("_", " ") for name in self.card.label_names}
-        chosen = self.task.choose_label_texts([names, *sets], self.config.search.scoring_rows) if sets else [names]
+        chosen, scored = self.task.choose_label_texts([names, *sets], self.config.search.scoring_rows)
+        self.history.add_label_text_scores([s for s in scored if s.texts != names])
         self.observer.label_texts(chosen, len(sets), asked)
         return chosen
 
-    def propose(self, number: int, model: DownstreamModel) -> prefix.Candidates:
-        """Ask for prefixes, showing a part of the history; clean what comes back."""
+    def propose(self, number: int, model: DownstreamModel) -> Proposals:
+        """Ask for prefixes, showing a part of the history; clean what comes back. An adapter on trial
+        gives half of them."""
         search = self.config.search
         known = self.history.scored()
         shown = prefix.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
         request = prefix_request(self.card, shown)
-        self.observer.stage(f"round {number}: asking for prefixes", 1)
-        asking, completions = self.ask(number, request, search.proposals)
+        self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
+        asked = []
+        for folder, count in self.tuner.shares(search.proposals):
+            self.assistant.use_adapter(folder)
+            adapter = folder.name if folder else ""
+            asked.append((adapter, *self.ask(number, request, count, adapter)))
+        # in turns, so that neither of two adapters is the first to say what both say
+        turns = sorted(
+            (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
+        )
+        replies = [iter(reply) for *_, reply in asked]
         candidates = prefix.clean(
-            completions,
+            [next(replies[who]) for _, who in turns],
             [scored.text for scored in known],
             embed=lambda texts: model.embed(texts).cpu().numpy(),
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=search.max_prefix_tokens,
             near_duplicate=search.near_duplicate,
         )
-        self.history.add_completions(asking, completions, candidates.verdicts)
-        return candidates
+        verdicts: dict[str, list[Verdict]] = {}
+        for who, (adapter, asking, reply) in enumerate(asked):
+            verdicts[adapter] = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
+            self.history.add_completions(asking, reply, verdicts[adapter])
+        return Proposals(
+            candidates.prefixes, candidates.counts, verdicts, max(shown, key=lambda s: s.gain, default=None)
+        )
 
-    def score(self, number: int, model: DownstreamModel, current: str, fresh: Sequence[str]) -> list[ScoredPrefix]:
+    def score(self, number: int, model: DownstreamModel, current: str, proposals: Proposals) -> list[ScoredPrefix]:
         """Race the new prefixes at the current θ. Where θ moves, the current and the best known
         prefixes run again, on new rows: gains at different θ do not compare."""
-        known = [current, *self.finalists()] if self.online else []
-        runners = [text for text in dict.fromkeys([*known, *fresh]) if text]
-        seed = self.config.seed + (number if self.online else 0)
-        rows = self.task.scoring_rows(self.splits.train, self.config.search.scoring_rows, seed)
+        best_shown = [proposals.best_shown.text] if proposals.best_shown else []
+        known = [current, *best_shown, *self.finalists()] if self.online else []
+        runners = [text for text in dict.fromkeys([*known, *proposals.prefixes]) if text]
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
         self.latest = prefix.race(
             runners,
             self.task.scorer(model, self.splits.train).losses,
-            rows,
-            first_heat=max(prefix.FIRST_HEAT, 4 * len(self.card.labels)),
+            self.rows(number),
+            first_heat=self.first_heat,
             kept=current,
             on_scored=self.observer.advance,
         )
         return self.latest
+
+    def rows(self, number: int) -> list[int]:
+        """The scoring rows of a round: the same in all rounds unless θ moves."""
+        seed = self.config.seed + (number if self.online else 0)
+        return self.task.scoring_rows(self.splits.train, self.config.search.scoring_rows, seed)
+
+    def judge(self, proposals: Proposals, scored: Sequence[ScoredPrefix]) -> tuple[ProposalFigures, ...]:
+        """The hit rate of each adapter that proposed; one on trial is kept or rolled back."""
+        best = proposals.best_shown
+        if best is not None and self.online:
+            best = next(s for s in scored if s.text == best.text)
+        figures = tuple(prefix.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts.items())
+        if self.tuner.trial is not None:
+            verdict = self.tuner.judge(figures)
+            self.history.judge_step(figures[1].adapter, verdict)
+            self.observer.judged(figures[0], figures[1], verdict)
+        return figures
+
+    def teach(self, number: int, model: DownstreamModel) -> None:
+        """The dialogue gradient: fine-tune the assistant on the history, and put the new adapter on
+        trial for the next round."""
+        config = self.config.dialogue_gradient
+        if config is None or number % config.every or number == self.config.search.rounds:
+            return
+        dialogues = build_dialogues(
+            self.card,
+            self.history.comparable_groups(self.regime),
+            self.history.label_text_scores(),
+            winners=config.winners,
+            per_winner=config.dialogues_per_winner,
+            shown=self.config.search.history_shown,
+            seed=self.config.seed,
+        )
+        if not dialogues:
+            self.observer.warn(
+                f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
+            )
+            return
+        self.observer.stage(f"round {number}: teaching the assistant", config.steps)
+        reward = self.reward(number, model)
+        step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
+        self.history.add_step(number, step, "saved only" if refused else "on trial")
+        if not self.online:  # where θ has moved since, what was found does not compare with the round's scores
+            self.history.add_scores(number, reward.found)
+        self.observer.taught(step, refused)
+
+    def reward(self, number: int, model: DownstreamModel) -> prefix.GainReward:
+        """The gain of what `grpo` samples, on the rows of the round (online: of its first heat)."""
+        rows = self.rows(number)
+        return prefix.GainReward(
+            [] if self.online else self.history.scored(),
+            self.task.scorer(model, self.splits.train).losses,
+            rows if len(rows) <= 2 * self.first_heat else rows[: self.first_heat],
+            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
+            max_tokens=self.config.search.max_prefix_tokens,
+        )
 
     def train(self, training: Training, text: str, number: int) -> float | None:
         """This round's share of the steps, which is none where there are more rounds than steps; the
@@ -218,7 +323,7 @@ class Run:
             results[name] = self.task.evaluate(trained.model, rows, trained.prefix)
             self.observer.advance()
         return {
-            **summary.describe_run(self.card, "online" if self.online else "low-resource", label_texts, selection),
+            **summary.describe_run(self.card, self.regime, label_texts, selection),
             "evaluated_on": split,
             "arms": {name: summary.arm(results[name], arms[name].prefix, arms[name].seconds) for name in results},
             "differences": {
@@ -259,10 +364,10 @@ class Run:
         room = assistant.max_new_tokens or reply_room(request, self.card)
         return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
-    def ask(self, round_number: int, request: Request, n: int) -> tuple[int, list[Completion]]:
+    def ask(self, round_number: int, request: Request, n: int, adapter: str = "") -> tuple[int, list[Completion]]:
         """Record the request, then send it; return its number in the history and the completions."""
         sampling = self.sampling(round_number, request)
-        asking = self.history.add_request(round_number, request, sampling)
+        asking = self.history.add_request(round_number, request, sampling, adapter)
         completions = self.assistant.complete(request, n, sampling)
         self.observer.advance()
         return asking, completions
@@ -271,10 +376,14 @@ class Run:
         export.make_folder(folder, self.weights)
         (folder / "config.yaml").write_text(dump(self.config), encoding="utf-8")
         self.folder, self.history = folder, History(folder / "history.sqlite")
+        self.history.add_run(self.card, self.regime)
+        self.tuner.folder = folder / "adapters"
 
     def write(self, product: Trained, result: dict[str, Any]) -> None:
-        """The product first, the summary last: a run with a summary is whole."""
+        """The product first, the summary after it: a run with a summary is whole."""
         export.write_product(self.folder / "model", product.model, product.prefix, self.task, self.config.data)
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "summary.json").write_text(text, encoding="utf-8")
+        if steps := self.history.steps():
+            plot_dialogue_gradient(self.history.proposal_figures(), [step for _, step, _ in steps], self.folder)
         self.history.close()

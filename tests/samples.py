@@ -13,7 +13,21 @@ from commands import ROOT
 from gpta_local.config import Config, load
 from gpta_local.data import Example
 from gpta_local.history import History
-from gpta_local.schema import Completion, Message, Request, RequestKind, Round, Sampling, ScoredPrefix
+from gpta_local.schema import (
+    Completion,
+    DatasetCard,
+    DialogueGradientStep,
+    Label,
+    Message,
+    ProposalFigures,
+    Request,
+    RequestKind,
+    Round,
+    Sampling,
+    ScoredPrefix,
+    StepVerdict,
+)
+from gpta_local.summary import Selection
 
 QUICKSTART = ROOT / "configs" / "quickstart"
 LABEL_TEXTS = {
@@ -26,6 +40,13 @@ LABEL_TEXTS = {
     "technical_support": "trouble with the login, the app or a video link",
 }
 PREFIXES = ("Request:", "The patient wants", "Department for this message:")
+CARD = DatasetCard(
+    "restaurant",
+    "text-classification",
+    "What guests wrote.",
+    (Label("bad", "an unhappy guest"), Label("good")),
+    training_rows=16,
+)
 
 SENTIMENT = [  # 24 rows of two classes
     ("the soup was cold and the waiter rude", "bad"),
@@ -144,34 +165,44 @@ def record_replies(folder: Path, label_texts: Sequence[str], prefixes: Sequence[
     return folder
 
 
-class SilentObserver:
-    """Keeps what a run tells."""
+class Silent:
+    """An observer of a run that remembers what it was told, and insists that stages end as announced."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
         self.warnings: list[str] = []
         self.rounds: list[Round] = []
+        self.verdicts: list[tuple[ProposalFigures, ProposalFigures, StepVerdict]] = []
+        self.steps: list[tuple[DialogueGradientStep, str]] = []
+        self.selections: list[Selection] = []
+        self.usable = 0
+        self.left = 0
 
     def stage(self, title: str, steps: int) -> None:
-        self.notes.append(title)
+        assert self.left == 0, f"the stage before {title!r} ended early"
+        self.left = steps
 
     def advance(self) -> None:
-        pass
+        self.left -= 1
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    def note(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def label_texts(self, sets: Sequence[Mapping[str, str]], asked: int) -> None:
-        pass
+    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None:
+        self.usable = usable
 
     def round(self, entry: Round) -> None:
         self.rounds.append(entry)
 
-    def selection(self, selection: object) -> None:
-        pass
+    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
+        self.verdicts.append((before, after, verdict))
+
+    def taught(self, step: DialogueGradientStep, refused: str) -> None:
+        self.steps.append((step, refused))
+
+    def selection(self, selection: Selection) -> None:
+        self.selections.append(selection)
 
 
 def scored(text: str, gain: float, standard_error: float = 0.0, rows: int = 8) -> ScoredPrefix:

@@ -12,6 +12,7 @@ from samples import write_config
 from gpta_local.config import (
     DEMO_BACKBONE,
     EMBEDDED_ASSISTANT,
+    DialogueGradientConfig,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
     ReplayAssistantConfig,
@@ -77,6 +78,7 @@ def test_card_name_defaults_to_the_name_of_the_file(path: Path) -> None:
         ({"assistant": {"temprature": 1}}, "assistant.temprature", "temperature"),
         ({"assistant": {"backend": "vllm", "model": "m", "baseurl": "x"}}, "assistant.baseurl", "base_url"),
         ({"search": {"proposal": 4}}, "search.proposal", "proposals"),
+        ({"dialogue_gradient": {"methd": "sft"}}, "dialogue_gradient.methd", "method"),
     ],
 )
 def test_unknown_key_names_the_nearest(tmp_path: Path, changes: dict[str, Any], key: str, nearest: str) -> None:
@@ -119,6 +121,10 @@ def test_missing_key_is_named(tmp_path: Path, changes: dict[str, Any], key: str)
         ({"card": {"description": "short"}}, "card.description"),
         ({"assistant": "local"}, "assistant"),
         ({"assistant": ["local"]}, "assistant"),
+        ({"dialogue_gradient": {"method": "ppo"}}, "dialogue_gradient.method"),
+        ({"dialogue_gradient": {"batch_size": 1}}, "dialogue_gradient.batch_size"),
+        ({"dialogue_gradient": {"learning_rate": 0}}, "dialogue_gradient.learning_rate"),
+        ({"dialogue_gradient": "sft"}, "dialogue_gradient"),
     ],
 )
 def test_wrong_value_is_told_with_its_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
@@ -323,3 +329,36 @@ def test_dump_names_the_key_variable_and_holds_no_key(tmp_path: Path, monkeypatc
     text = dump(load(changed(tmp_path, {"assistant": assistant})))
     assert "THE_KEY" in text
     assert "sk-secret-value" not in text
+
+
+def test_dialogue_gradient_is_off_unless_asked_for(path: Path) -> None:
+    assert load(path).dialogue_gradient is None
+
+
+def test_empty_section_of_the_dialogue_gradient_is_its_defaults(path: Path) -> None:
+    assert load(path, ["dialogue_gradient={}"]).dialogue_gradient == DialogueGradientConfig()
+
+
+def test_key_of_the_dialogue_gradient_can_be_overridden(path: Path) -> None:
+    section = load(path, ["dialogue_gradient.method=dpo", "dialogue_gradient.steps=3"]).dialogue_gradient
+    assert section is not None and (section.method, section.steps) == ("dpo", 3)
+
+
+def test_dialogue_gradient_comes_back_from_its_dump(path: Path, tmp_path: Path) -> None:
+    config = load(path, ["dialogue_gradient.method=grpo"])
+    (tmp_path / "dumped.yaml").write_text(dump(config), encoding="utf-8")
+    assert load(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"backend": "local", "adapter": "a/001"}, "adapter"),
+        ({"backend": "vllm", "model": "m", "adapter": "a/001"}, "adapter"),
+        ({"backend": "vllm", "model": "m", "weights": "a/001"}, "weights"),
+        ({"backend": "openai", "model": "m", "base_url": "http://h/v1", "weights": "a/001"}, "weights"),
+    ],
+)
+def test_folders_of_the_assistant_are_relative_to_the_file(tmp_path: Path, section: dict[str, Any], key: str) -> None:
+    config = load(changed(tmp_path, {"assistant": section}))
+    assert getattr(config.assistant, key) == str(tmp_path / "a" / "001")

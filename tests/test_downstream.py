@@ -202,11 +202,20 @@ class TestChoiceOfLabelTexts:
 
     def test_texts_that_fit_the_rows_come_first(self, tmp_path: Path) -> None:
         task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
-        assert task.choose_label_texts([self.BAD, self.GOOD], 64)[0] == self.GOOD
+        chosen, _ = task.choose_label_texts([self.BAD, self.GOOD], 64)
+        assert chosen[0] == self.GOOD
 
     def test_single_candidate_is_kept(self, tmp_path: Path) -> None:
         task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
-        assert task.choose_label_texts([self.BAD], 64) == [self.BAD]
+        chosen, scored = task.choose_label_texts([self.BAD], 64)
+        assert chosen == [self.BAD] == [entry.texts for entry in scored]
+
+    def test_every_set_comes_back_with_its_loss_from_best_to_worst(self, tmp_path: Path) -> None:
+        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
+        _, scored = task.choose_label_texts([self.BAD, self.GOOD], 64)
+        assert [entry.texts for entry in scored] == [self.GOOD, self.BAD]
+        assert 0 < scored[0].loss < scored[1].loss
+        assert scored[0].loss == task.choose_label_texts([self.GOOD], 64)[1][0].loss, "each set is scored alone"
 
 
 class TestEvaluation:

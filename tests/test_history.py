@@ -8,14 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samples import record_replies, scored
+from samples import CARD, record_replies, scored
 
 from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.config import ReplayAssistantConfig
 from gpta_local.errors import InputError, OutputError, ReplayExhausted
 from gpta_local.history import MIGRATIONS, History, open_existing
-from gpta_local.schema import Completion, Message, Request, RequestKind, Round, Sampling
+from gpta_local.schema import (
+    Completion,
+    DialogueGradientStep,
+    Message,
+    ProposalFigures,
+    Regime,
+    Request,
+    RequestKind,
+    Round,
+    Sampling,
+    ScoredLabelTexts,
+    StepVerdict,
+)
 
 SAMPLING = Sampling(temperature=0.5, seed=7)
 
@@ -65,20 +77,20 @@ def test_messages_are_all_that_was_sent(history: History) -> None:
 
 def test_scores_come_back_in_the_order_of_first_scoring(history: History) -> None:
     entries = [scored("", 0.0), scored("b", 0.2, 0.1), scored("a", -0.1, 0.3)]
-    history.add_round(Round(1, {"accepted": 2}, tuple(entries), entries[1], None, 1.5))
+    history.add_round(Round(1, {"accepted": 2}, (), tuple(entries), entries[1], None, 1.5))
     assert history.scored() == entries[1:]
 
 
 def test_latest_score_of_a_prefix_counts(history: History) -> None:
     for number, gain in ((1, 0.2), (2, 0.4)):
         entry = scored("a", gain)
-        history.add_round(Round(number, {}, (scored("", 0.0), entry), entry, 0.7, 1.0))
+        history.add_round(Round(number, {}, (), (scored("", 0.0), entry), entry, 0.7, 1.0))
     assert history.scored() == [scored("a", 0.4)]
 
 
 def test_rounds_count_prefixes_without_the_empty_one(history: History) -> None:
     entries = (scored("", 0.0), scored("a", 0.1), scored("b", 0.0))
-    history.add_round(Round(1, {}, entries, entries[1], None, 2.5))
+    history.add_round(Round(1, {}, (), entries, entries[1], None, 2.5))
     assert history.rounds() == [(1, "a", 2, 2.5)]
 
 
@@ -96,7 +108,7 @@ def test_record_is_there_after_reopening(path: Path) -> None:
     first = History(path)
     asking = first.add_request(1, request("prefix"), SAMPLING)
     first.add_completions(asking, [Completion("a", "m")], [("accepted", "a")])
-    first.add_round(Round(1, {}, (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
+    first.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
     first.close()
     again = open_existing(path)
     assert again.completions("prefix") == [Completion("a", "m")]
@@ -127,6 +139,130 @@ def test_request_is_recorded_before_it_is_answered(history: History) -> None:
 def test_new_file_has_the_latest_version(path: Path, history: History) -> None:
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+class TestVersion1:
+    """A file as the first release wrote it."""
+
+    @pytest.fixture
+    def old(self, path: Path) -> Path:
+        sampling = json.dumps({"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "seed": 1})
+        messages = json.dumps([{"role": "user", "content": "Write one."}])
+        connection = sqlite3.connect(path)
+        connection.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+        connection.execute("INSERT INTO requests VALUES (1, 1, 'prefix', ?, ?, '2026-01-01')", (messages, sampling))
+        connection.execute("INSERT INTO completions VALUES (1, 1, 'a', 'm', 'stop', 9, 2, 'accepted', 'a')")
+        connection.execute("INSERT INTO rounds VALUES (1, 'a', '{\"accepted\": 1}', NULL, 1.5)")
+        connection.execute("INSERT INTO scores VALUES (1, 1, '', 0.0, 0.0, 1.0, 8)")
+        connection.execute("INSERT INTO scores VALUES (2, 1, 'a', 0.25, 0.1, 0.75, 8)")
+        connection.commit()
+        connection.close()
+        return path
+
+    def test_its_record_is_read(self, old: Path) -> None:
+        history = open_existing(old)
+        assert history.completions("prefix") == [Completion("a", "m", "stop", 9, 2)]
+        assert history.scored() == [scored("a", 0.25, 0.1)]
+        assert history.rounds() == [(1, "a", 1, 1.5)]
+        assert history.cost() == {"completions": 1, "prompt_tokens": 9, "completion_tokens": 2}
+        history.close()
+
+    def test_what_it_did_not_keep_is_not_there(self, old: Path) -> None:
+        history = open_existing(old)
+        assert history.run() is None
+        assert history.label_text_scores() == history.steps() == history.proposal_figures() == []
+        history.close()
+
+    def test_its_requests_are_those_of_the_base_model(self, old: Path) -> None:
+        open_existing(old).close()
+        with sqlite3.connect(old) as connection:
+            assert connection.execute("SELECT adapter FROM requests").fetchall() == [("",)]
+
+    def test_it_is_brought_to_the_latest_version_once(self, old: Path) -> None:
+        for _ in range(2):
+            open_existing(old).close()
+        with sqlite3.connect(old) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+    def test_it_can_be_gone_on_with(self, old: Path) -> None:
+        history = open_existing(old)
+        history.add_run(CARD, "low-resource")
+        history.add_round(Round(2, {}, (FIGURES,), (scored("b", 0.5),), scored("b", 0.5), None, 1.0))
+        assert [entry.text for entry in history.scored()] == ["a", "b"]
+        assert history.proposal_figures() == [(2, FIGURES)]
+        history.close()
+
+
+FIGURES = ProposalFigures("001", 8, 3, 1, 0.125)
+NOTHING_NEW = ProposalFigures("", 8, 0, 0, None)
+STEP = DialogueGradientStep("001", "weighted-sft", 12, (0.75, 0.5), 3.5)
+
+
+class TestDialogueGradient:
+    @pytest.mark.parametrize("regime", ["low-resource", "online"])
+    def test_card_and_regime_come_back_as_they_were(self, history: History, regime: Regime) -> None:
+        assert history.run() is None
+        history.add_run(CARD, regime)
+        assert history.run() == (CARD, regime)
+
+    def test_gains_compare_in_all_rounds_unless_the_model_is_trained_between_them(self, history: History) -> None:
+        for number, text in ((1, "a"), (2, "b")):
+            entry = scored(text, number / 10)
+            history.add_round(Round(number, {}, (), (scored("", 0.0), entry), entry, None, 1.0))
+        assert history.comparable_groups("low-resource") == [[scored("a", 0.1), scored("b", 0.2)]]
+        assert history.comparable_groups("online") == [[scored("a", 0.1)], [scored("b", 0.2)]]
+
+    def test_completions_of_each_adapter_are_kept_apart(self, history: History) -> None:
+        for adapter, text in (("", "x"), ("001", "y"), ("", "z")):
+            asking = history.add_request(1, request("prefix"), SAMPLING, adapter)
+            history.add_completions(asking, [Completion(text, "m")], [("accepted", text)])
+        assert history.completions_by_adapter("prefix") == {
+            "": [Completion("x", "m"), Completion("z", "m")],
+            "001": [Completion("y", "m")],
+        }
+
+    def test_scores_of_label_texts_come_back_in_order(self, history: History) -> None:
+        entries = [ScoredLabelTexts({"b": "«2»", "a": "漢字"}, 1.5), ScoredLabelTexts({"b": "x", "a": "y"}, 0.5)]
+        history.add_label_text_scores(entries)
+        assert history.label_text_scores() == entries
+        assert list(history.label_text_scores()[0].texts) == ["b", "a"]
+
+    def test_figures_of_a_round_come_back_in_order(self, history: History) -> None:
+        history.add_round(Round(1, {}, (NOTHING_NEW, FIGURES), (), scored("", 0.0), None, 1.0))
+        assert history.proposal_figures() == [(1, NOTHING_NEW), (1, FIGURES)]
+
+    @pytest.mark.parametrize("verdict", ["kept", "rolled back"])
+    def test_verdict_on_a_step_is_kept(self, history: History, verdict: StepVerdict) -> None:
+        history.add_round(Round(1, {}, (), (), scored("", 0.0), None, 1.0))
+        history.add_step(1, STEP, "on trial")
+        assert history.steps() == [(1, STEP, "on trial")]
+        history.judge_step("001", verdict)
+        assert history.steps() == [(1, STEP, verdict)]
+
+    def test_verdict_is_of_one_step_only(self, history: History) -> None:
+        other = DialogueGradientStep("002", "sft", 3, (), 0.0)
+        for number, step in enumerate((STEP, other), start=1):
+            history.add_round(Round(number, {}, (), (), scored("", 0.0), None, 1.0))
+            history.add_step(number, step, "on trial")
+        history.judge_step("002", "kept")
+        assert [verdict for _, _, verdict in history.steps()] == ["on trial", "kept"]
+
+    def test_step_needs_its_round(self, history: History) -> None:
+        with pytest.raises(sqlite3.IntegrityError):
+            history.add_step(1, STEP, "on trial")
+
+    def test_adapter_of_a_request_is_kept(self, path: Path, history: History) -> None:
+        for adapter in ("", "001"):
+            history.add_request(2, request("prefix"), SAMPLING, adapter)
+        with sqlite3.connect(path) as connection:
+            assert connection.execute("SELECT adapter FROM requests ORDER BY id").fetchall() == [("",), ("001",)]
+
+    def test_scores_that_training_found_are_those_of_the_round(self, history: History) -> None:
+        history.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
+        history.add_round(Round(2, {}, (), (scored("b", 0.2),), scored("b", 0.2), None, 1.0))
+        history.add_scores(2, [scored("found", 0.3)])
+        assert history.scored_by_round() == {1: [scored("a", 0.1)], 2: [scored("b", 0.2), scored("found", 0.3)]}
+        assert [entry.text for entry in history.scored()] == ["a", "b", "found"]
 
 
 def test_file_of_a_later_version_is_refused(path: Path) -> None:

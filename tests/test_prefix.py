@@ -11,9 +11,19 @@ from numpy.typing import NDArray
 from samples import scored
 
 from gpta_local.metrics import paired_mean
-from gpta_local.prefix import FIRST_HEAT, Candidates, choose, clean, race, read_label_text_sets, scoring_order
+from gpta_local.prefix import (
+    FIRST_HEAT,
+    Candidates,
+    GainReward,
+    choose,
+    clean,
+    figures,
+    race,
+    read_label_text_sets,
+    scoring_order,
+)
 from gpta_local.prefix import shown_history as shown
-from gpta_local.schema import Completion
+from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 
 def letters(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -288,3 +298,86 @@ class TestScoringOrder:
 
     def test_other_seed_gives_other_rows(self) -> None:
         assert set(scoring_order(self.LABELS, 20, 4)) != set(scoring_order(self.LABELS, 20, 5))
+
+
+class TestFigures:
+    SCORED = (scored("", 0.0), scored("a", 0.3), scored("b", 0.1), scored("c", -0.1), scored("other", 0.9))
+    VERDICTS = (("accepted", "a"), ("repeated", "old"), ("accepted", "b"), ("unusable", "empty reply"))
+
+    def test_counts_are_those_of_the_adapters_own_proposals(self) -> None:
+        found = figures("001", self.VERDICTS, self.SCORED, None)
+        assert found == ProposalFigures("001", 4, 2, 2, pytest.approx(0.2))
+
+    def test_hit_gains_more_than_the_best_that_was_shown(self) -> None:
+        assert figures("", self.VERDICTS, self.SCORED, scored("best", 0.2)).hits == 1
+
+    def test_equal_gain_is_no_hit(self) -> None:
+        assert figures("", self.VERDICTS, self.SCORED, scored("best", 0.3)).hits == 0
+
+    def test_gain_below_none_is_no_hit_where_nothing_was_shown(self) -> None:
+        assert figures("", [("accepted", "c")], self.SCORED, None).hits == 0
+
+    def test_prefix_that_ran_further_than_the_best_shown_has_beaten_it(self) -> None:
+        entries = [scored("", 0.0), scored("a", 0.1, rows=16), scored("b", 0.3, rows=8)]
+        assert figures("", self.VERDICTS, entries, scored("best", 0.2, rows=8)).hits == 2
+        assert figures("", self.VERDICTS, entries, scored("best", 0.05, rows=16)).hits == 1
+
+    def test_without_anything_new_there_is_no_mean(self) -> None:
+        assert figures("", [("repeated", "old")], self.SCORED, None) == ProposalFigures("", 1, 0, 0, None)
+
+    def test_hit_rate_is_over_all_that_was_asked_for(self) -> None:
+        assert figures("", self.VERDICTS, self.SCORED, None).hit_rate == 0.5
+        assert ProposalFigures("", 0, 0, 0, None).hit_rate == 0
+
+
+class TestGainReward:
+    KNOWN = (scored("best one", 0.4), scored("worst one", -0.2))
+
+    def reward(self, known: Sequence[ScoredPrefix] = KNOWN) -> tuple[GainReward, list[str]]:
+        """Rewards, and the prefixes that it has scored: each word gains 0.1 nats."""
+        asked: list[str] = []
+
+        def losses(prefix: str, rows: Sequence[int]) -> NDArray[np.float64]:
+            asked.append(prefix)
+            return np.array([2.0 + row / 10 - len(prefix.split()) / 10 for row in rows])
+
+        reward = GainReward(known, losses, [0, 1, 2, 3], tokens=lambda text: len(text.split()), max_tokens=4)
+        return reward, asked
+
+    def test_new_prefix_is_worth_its_gain(self) -> None:
+        reward, _ = self.reward()
+        assert reward(["two words", "three words here"]) == pytest.approx([0.2, 0.3])
+
+    def test_known_prefix_is_worth_what_it_gained_and_not_scored_again(self) -> None:
+        reward, asked = self.reward()
+        assert reward(["best one", "Worst  one"]) == [0.4, -0.2]
+        assert asked == [""] and reward.found == []
+
+    def test_new_prefix_is_scored_once(self) -> None:
+        reward, asked = self.reward()
+        assert reward(["new", "NEW"]) + reward([" new "]) == pytest.approx([0.1] * 3)
+        assert asked == ["", "new"]
+        assert [entry.text for entry in reward.found] == ["new"]
+
+    def test_what_was_found_has_gain_loss_and_rows(self) -> None:
+        reward, _ = self.reward()
+        reward(["two words"])
+        (found,) = reward.found
+        assert (found.rows, found.standard_error) == (4, pytest.approx(0))
+        assert (found.gain, found.loss) == (pytest.approx(0.2), pytest.approx(1.95))
+
+    @pytest.mark.parametrize("text", ["", "two\nlines", "...", "far too many words here"])
+    def test_unusable_text_is_as_far_below_the_worst_as_that_is_below_the_best(self, text: str) -> None:
+        reward, asked = self.reward()
+        assert reward([text]) == pytest.approx([-0.8])
+        assert asked == [""]
+
+    def test_unusable_text_stays_worth_the_same(self) -> None:
+        reward, _ = self.reward()
+        first = reward([""])
+        reward(["one", "two words"])
+        assert reward([""]) == first
+
+    def test_prefix_is_read_out_of_the_text_as_in_a_round(self) -> None:
+        reward, _ = self.reward()
+        assert reward(['Prefix: "best one"']) == [0.4]

@@ -17,10 +17,12 @@ import pytest
 from commands import ROOT, invoke
 from samples import label_text_reply, record_replies, write_config, write_jsonl
 
+from gpta_local.dialogues import Dialogue
 from gpta_local.schema import DatasetCard, Label, Message, Request
 
 PACKAGE = ROOT / "gpta_local"
-ASSISTANT_SIDE = ["gpta_local.prompts", "gpta_local.schema"] + [
+TEACHING = ["adapters", "dialogues", "dialogue_gradient", "dialogue_worker", "tuner"]
+ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("prompts", "schema", *TEACHING)] + [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((PACKAGE / "assistant").rglob("*.py"))
 ]
@@ -106,6 +108,14 @@ class TestTypes:
     def test_nothing_can_be_added_to_a_record(self, record: Any) -> None:
         assert record.__dataclass_params__.frozen
         assert "__dict__" not in dir(record)
+
+    def test_what_is_taught_is_a_request_two_replies_and_figures(self) -> None:
+        assert typing.get_type_hints(Dialogue) == {
+            "request": Request,
+            "reply": str,
+            "weight": float,
+            "worse": str,
+        }
 
     def allowed(self, kind: Any) -> bool:
         if typing.get_origin(kind) is typing.Literal:

@@ -19,6 +19,7 @@ from gpta_local.prompts import (
     read_label_texts,
     read_prefix,
     reply_room,
+    write_label_texts,
 )
 from gpta_local.schema import DatasetCard, Label, Request
 
@@ -234,6 +235,9 @@ class TestReadLabelTexts:
     def test_labels_that_differ_in_marks_only_are_kept_apart(self, names: tuple[str, ...]) -> None:
         texts = {name: f"phrase {number}" for number, name in enumerate(names)}
         assert read_label_texts(label_text_reply(texts), names) == texts
+
+    def test_written_label_texts_are_read_as_what_they_were(self) -> None:
+        assert read_label_texts(write_label_texts(LABEL_TEXTS), tuple(LABEL_TEXTS)) == LABEL_TEXTS
 
     def test_labels_of_the_quickstart_are_read(self) -> None:
         assert read_label_texts(label_text_reply(LABEL_TEXTS), tuple(LABEL_TEXTS)) == LABEL_TEXTS

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from samples import Silent
 
 from gpta_local import config, trainer
 from gpta_local.export import open_product
 from gpta_local.history import open_existing
 from gpta_local.inference import evaluate
-from gpta_local.schema import Completion, Request, Round, Sampling
-from gpta_local.summary import Selection
+from gpta_local.schema import Completion, Request, Sampling
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
@@ -38,42 +38,12 @@ nurse_advice: I have a fever, should I come in
 technical_support: the login does not work"""
 
 
-class Silent:
-    """An observer that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.rounds: list[Round] = []
-        self.selections: list[Selection] = []
-        self.usable = 0
-        self.left = 0
-
-    def stage(self, title: str, steps: int) -> None:
-        assert self.left == 0, f"the stage before {title!r} ended early"
-        self.left = steps
-
-    def advance(self) -> None:
-        self.left -= 1
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None:
-        self.usable = usable
-
-    def round(self, entry: Round) -> None:
-        self.rounds.append(entry)
-
-    def selection(self, selection: Selection) -> None:
-        self.selections.append(selection)
-
-
 class Scripted:
     """An assistant that says fixed things, in turn."""
 
     name = "scripted"
+    takes_adapters = False
+    adapters_refused = "A script cannot be taught"
 
     def __init__(self, prefixes: Sequence[str] = PREFIXES, label_texts: str = LABEL_TEXTS) -> None:
         self.replies = {"prefix": prefixes, "label-texts": (label_texts,)}
@@ -86,6 +56,10 @@ class Scripted:
         self.requests.append(request)
         replies = self.replies[request.kind]
         return [Completion(replies[i % len(replies)], self.name, "stop", 100, 10) for i in range(n)]
+
+    def use_adapter(self, folder: Path | None) -> None: ...
+
+    def drop_adapter(self, folder: Path) -> None: ...
 
     def close(self) -> None: ...
 

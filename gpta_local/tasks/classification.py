@@ -20,7 +20,7 @@ from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceC
 from gpta_local.errors import DataError, ModelError, TrainingError
 from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_device
 from gpta_local.prefix import scoring_order
-from gpta_local.schema import DatasetCard, Label
+from gpta_local.schema import DatasetCard, Label, ScoredLabelTexts
 from gpta_local.tasks.base import Evaluation, Losses
 
 FOLDS = 4
@@ -111,10 +111,12 @@ class ClassificationTask:
     def uses_label_texts(self) -> bool:
         return is_sentence_backbone(self._backbone)
 
-    def choose_label_texts(self, sets: Sequence[dict[str, str]], size: int) -> list[dict[str, str]]:
-        """The sets whose mean starts the model best: ranked one by one by the loss of the probe on at
-        most `size` training rows, then the first k of that ranking with the lowest loss together,
-        for k = 1, 2, 4, …"""
+    def choose_label_texts(
+        self, sets: Sequence[dict[str, str]], size: int
+    ) -> tuple[list[dict[str, str]], list[ScoredLabelTexts]]:
+        """The sets whose mean starts the model best, and the loss of each set alone. Sets are ranked one
+        by one by the loss of the probe on at most `size` training rows; then the first k of that ranking
+        with the lowest loss together are chosen, for k = 1, 2, 4, …"""
         examples = self._splits.train
         rows = self.scoring_rows(examples, size, self._config.seed)
         model = self.build_plain()
@@ -124,8 +126,9 @@ class ClassificationTask:
             self._start(model, chosen)
             return float(scorer.losses("", rows).mean())
 
-        ranked = sorted(sets, key=lambda texts: loss([texts]))
-        return min((ranked[: 2**k] for k in range(len(ranked).bit_length())), key=loss)
+        scored = sorted((ScoredLabelTexts(texts, loss([texts])) for texts in sets), key=lambda s: s.loss)
+        ranked = [dict(s.texts) for s in scored]
+        return min((ranked[: 2**k] for k in range(len(ranked).bit_length())), key=loss), scored
 
     def scoring_rows(self, examples: Sequence[Example], size: int, seed: int) -> list[int]:
         return scoring_order([example.label for example in examples], size, seed)

@@ -1,0 +1,142 @@
+"""The assistant as it learns from its own history: which adapter answers, when a new one is trained,
+and the guard that keeps it or rolls it back.
+
+Knows adapters, dialogues and figures of proposals. Does not know rows, prefixes or their scores.
+
+A new adapter is on trial for one round: it gets half of the round's proposals, the adapter before
+gets the other half, both are shown the same history, and what they propose runs in the same race. No
+proposal is spent on the comparison alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpta_local.assistant import Assistant
+from gpta_local.assistant.local import LocalAssistant
+from gpta_local.assistant.vllm import VLLMAssistant
+from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, ReplayAssistantConfig
+from gpta_local.dialogue_gradient import Reward, train_adapter
+from gpta_local.dialogue_worker import train_in_process_of_its_own
+from gpta_local.dialogues import Dialogue
+from gpta_local.errors import AdapterRefused, ConfigError
+from gpta_local.model_files import checked_folder
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
+
+COLLAPSE = 0.5
+"""A new adapter with less than this share of the fresh proposals of the one before has collapsed."""
+
+
+class Tuner:
+    """`folder` is where each step makes a folder for its adapter: 001, 002, …; a run sets it.
+
+    Raises:
+        ConfigError: the assistant cannot be trained: a replay, or an endpoint whose weights are not
+            on this machine.
+        ModelError, AdapterRefused: the adapter that the configuration names cannot be used.
+    """
+
+    def __init__(self, assistant: Assistant, config: Config) -> None:
+        self._assistant, self._config = assistant, config.dialogue_gradient
+        self._seed = config.seed
+        self._weights = _weights(assistant, config.assistant) if self._config else None
+        self._start = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
+        self.folder = Path("adapters")
+        self.trusted = self._start
+        """The adapter that answers; None is the base model."""
+        self.trial: Path | None = None
+        """A newer one, not yet trusted."""
+        self._steps = 0
+        assistant.use_adapter(self._start)
+
+    def shares(self, proposals: int) -> list[tuple[Path | None, int]]:
+        """How many proposals to ask of which adapter."""
+        if self.trial is None:
+            return [(self.trusted, proposals)]
+        half = proposals // 2
+        return [(self.trusted, proposals - half), (self.trial, half)]
+
+    def judge(self, figures: Sequence[ProposalFigures]) -> StepVerdict:
+        """Keep the adapter on trial, or go back to the one before: where its hit rate is lower, where
+        hit rates are equal and its mean gain is lower, or where too few of its proposals are new.
+
+        Args:
+            figures: of the trusted adapter and of the one on trial, in the same round.
+        """
+        assert self.trial is not None
+        before, after = figures
+        collapsed = after.fresh * before.asked < COLLAPSE * before.fresh * after.asked
+        keep = not collapsed and _quality(after) >= _quality(before)
+        loser = self.trusted if keep else self.trial
+        self.trusted, self.trial = self.trial if keep else self.trusted, None
+        self._assistant.use_adapter(self.trusted)
+        if loser is not None:
+            self._assistant.drop_adapter(loser)
+        return "kept" if keep else "rolled back"
+
+    def step(
+        self, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
+    ) -> tuple[DialogueGradientStep, str]:
+        """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
+        saved, why.
+
+        Raises:
+            EndpointError: the server went away.
+        """
+        assert self._config is not None
+        self._steps += 1
+        folder = self.folder / f"{self._steps:03d}"
+        settings: dict[str, Any] = {
+            "seed": self._seed + self._steps,
+            "start": self._start,
+            "reward": reward,
+            "on_step": on_step,
+        }
+        if isinstance(self._assistant, LocalAssistant):
+            step = train_adapter(*self._assistant.base(), dialogues, self._config, folder, **settings)
+            self._assistant.use_adapter(self.trusted)
+        else:
+            assert self._weights is not None
+            step = train_in_process_of_its_own(self._weights, dialogues, self._config, folder, **settings)
+        try:
+            self._assistant.use_adapter(folder)
+        except AdapterRefused as exc:
+            return step, str(exc)
+        self.trial = folder
+        return step, ""
+
+
+def _weights(assistant: Assistant, config: AssistantConfig) -> Path | None:
+    """The folder of the base model to train; None where the model itself is in this process."""
+    if isinstance(config, LocalAssistantConfig):
+        import torch
+
+        if config.device != "cpu" and torch.cuda.device_count() > 1:
+            raise ConfigError(
+                "several GPUs are visible, and the dialogue gradient of a local assistant runs on one",
+                where="dialogue_gradient",
+                fix="Show it one: CUDA_VISIBLE_DEVICES=0 gpta-local train ...",
+            )
+        return None
+    if isinstance(config, ReplayAssistantConfig):
+        raise ConfigError(
+            "a replay cannot be taught",
+            where="dialogue_gradient",
+            fix="Leave the section out, or use another assistant",
+        )
+    if config.weights is not None:
+        return checked_folder(config.weights, "assistant.weights")
+    if isinstance(assistant, VLLMAssistant) and assistant.weights is not None:
+        return assistant.weights
+    raise ConfigError(
+        "the weights of the served model are not known, so no adapter can be trained on them",
+        where="dialogue_gradient",
+        fix="Set assistant.weights to their folder on this machine, or leave the section out",
+    )
+
+
+def _quality(figures: ProposalFigures) -> tuple[float, float]:
+    return figures.hit_rate, -math.inf if figures.mean_gain is None else figures.mean_gain

@@ -1,0 +1,50 @@
+"""Makes a small random language model that chats, and dialogues to teach it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from samples import CARD, scored
+from tiny_models import tiny_llama
+
+from gpta_local.assistant.local import LocalAssistant
+from gpta_local.config import DialogueGradientConfig
+from gpta_local.dialogues import Dialogue
+from gpta_local.prompts import prefix_request
+from gpta_local.schema import Request, Sampling
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}"
+)
+WORKER = "gpta_local.dialogue_worker"
+
+
+def tiny_chat_llama(folder: Path) -> Path:
+    """A causal language model with a chat template; 1024 positions."""
+    tiny_llama(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def settings(method: str = "sft", **changes: Any) -> DialogueGradientConfig:
+    """Two short steps."""
+    return DialogueGradientConfig.model_validate({"method": method, "steps": 2, "batch_size": 2, "rank": 4} | changes)
+
+
+def dialogue(reply: str, *, worse: str = "Read this", weight: float = 1.0, shown: int = 2) -> Dialogue:
+    entries = [scored(f"Text {number}", number / 10) for number in range(shown)]
+    return Dialogue(prefix_request(CARD, entries), reply, weight, worse)
+
+
+DIALOGUES = (
+    dialogue("What a guest wrote", worse="Some text", weight=1.5),
+    dialogue("My visit was", worse="Menu", weight=0.5, shown=0),
+    dialogue("The guest is", weight=1.0, shown=1),
+)
+
+
+def greedy(assistant: LocalAssistant, request: Request = DIALOGUES[0].request, tokens: int = 24) -> str:
+    (completion,) = assistant.complete(request, 1, Sampling(temperature=0, max_new_tokens=tokens))
+    return completion.text

@@ -1,0 +1,244 @@
+"""What the assistant is taught: winners after histories that they beat, and nothing but the record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import CARD, scored
+
+from gpta_local.dialogues import Dialogue, build_dialogues
+from gpta_local.prompts import label_texts_request, prefix_request, read_label_texts, write_label_texts
+from gpta_local.schema import ScoredLabelTexts, ScoredPrefix
+
+GAINS = (-0.3, -0.1, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
+GROUP = tuple(scored(f"prefix {number}", gain) for number, gain in enumerate(GAINS))
+WINNERS = ["prefix 4", "prefix 5", "prefix 6", "prefix 7"]
+"""The better half."""
+
+
+def label_texts(loss: float, word: str) -> ScoredLabelTexts:
+    return ScoredLabelTexts({"bad": f"{word} complaint", "good": f"{word} praise"}, loss)
+
+
+SETS = (label_texts(2.0, "a"), label_texts(1.0, "some"), label_texts(1.8, "the"), label_texts(0.5, "loud"))
+
+
+def build(
+    *groups: Sequence[ScoredPrefix],
+    sets: Sequence[ScoredLabelTexts] = (),
+    winners: float = 0.5,
+    per_winner: int = 4,
+    shown: int = 4,
+    seed: int = 0,
+) -> list[Dialogue]:
+    return build_dialogues(CARD, groups, sets, winners=winners, per_winner=per_winner, shown=shown, seed=seed)
+
+
+def shown_in(dialogue: Dialogue) -> list[str]:
+    """The prefixes of the history in the request."""
+    return re.findall(r"^[+-]\d+\.\d{3} (.*)$", dialogue.request.messages[-1].content, flags=re.MULTILINE)
+
+
+def of(dialogues: Sequence[Dialogue], reply: str) -> list[Dialogue]:
+    return [dialogue for dialogue in dialogues if dialogue.reply == reply]
+
+
+def test_same_history_and_seed_give_the_same_dialogues() -> None:
+    assert build(GROUP, sets=SETS) == build(GROUP, sets=SETS)
+
+
+def test_order_of_the_history_does_not_matter() -> None:
+    assert build(GROUP, sets=SETS) == build(GROUP[::-1], sets=SETS[::-1])
+
+
+def test_other_seed_shows_other_histories() -> None:
+    assert [d.request for d in build(GROUP)] != [d.request for d in build(GROUP, seed=1)]
+
+
+def test_only_winners_are_taught() -> None:
+    assert sorted({dialogue.reply for dialogue in build(GROUP)}) == WINNERS
+
+
+@pytest.mark.parametrize(("share", "taught"), [(0.125, 1), (0.25, 2), (0.5, 4), (0.01, 1)])
+def test_the_best_share_is_taught(share: float, taught: int) -> None:
+    replies = {dialogue.reply for dialogue in build(GROUP, winners=share)}
+    assert replies == {entry.text for entry in GROUP[-taught:]}
+
+
+@pytest.mark.parametrize("per_winner", [1, 3, 8])
+def test_each_winner_is_taught_so_many_times(per_winner: int) -> None:
+    dialogues = build(GROUP, per_winner=per_winner)
+    assert [len(of(dialogues, winner)) for winner in WINNERS] == [per_winner] * len(WINNERS)
+
+
+def test_shown_entries_gained_less_than_the_reply() -> None:
+    gains = {entry.text: entry.gain for entry in GROUP}
+    for dialogue in build(GROUP, per_winner=8, shown=6):
+        assert all(gains[text] < gains[dialogue.reply] for text in shown_in(dialogue))
+
+
+@pytest.mark.parametrize("shown", [0, 1, 3, 6, 20])
+def test_at_most_so_many_entries_are_shown(shown: int) -> None:
+    dialogues = build(GROUP, per_winner=8, shown=shown)
+    assert max(len(shown_in(dialogue)) for dialogue in dialogues) == min(shown, len(GROUP) - 2)
+
+
+def test_first_dialogue_of_a_winner_shows_as_much_as_it_may() -> None:
+    assert len(shown_in(of(build(GROUP), "prefix 7")[0])) == 4
+
+
+def test_entries_with_the_same_gain_as_the_reply_are_not_shown() -> None:
+    twins = [scored("a", 0.5), scored("b", 0.5), scored("c", 0.1), scored("d", 0.0)]
+    dialogues = build(twins, per_winner=8)
+    assert {dialogue.reply for dialogue in dialogues} == {"a", "b"}
+    assert not any({"a", "b"} & set(shown_in(dialogue)) for dialogue in dialogues)
+
+
+def test_contexts_of_one_winner_differ() -> None:
+    dialogues = of(build(GROUP, per_winner=6), "prefix 7")
+    assert len({dialogue.request for dialogue in dialogues}) >= 5
+
+
+def test_winner_is_also_taught_after_short_histories() -> None:
+    lengths = {len(shown_in(dialogue)) for dialogue in of(build(GROUP, per_winner=16), "prefix 7")}
+    assert {0, 4} <= lengths
+
+
+def test_worse_reply_gained_less_and_is_not_shown() -> None:
+    gains = {entry.text: entry.gain for entry in GROUP}
+    for dialogue in build(GROUP, per_winner=8, shown=20):
+        assert gains[dialogue.worse] < gains[dialogue.reply]
+        assert dialogue.worse not in shown_in(dialogue)
+
+
+def test_weights_are_1_on_average() -> None:
+    dialogues = build(GROUP, GROUP[:4], sets=SETS)
+    assert sum(dialogue.weight for dialogue in dialogues) / len(dialogues) == pytest.approx(1)
+
+
+def test_weights_of_prefixes_are_as_their_advantages() -> None:
+    dialogues = build(GROUP)
+    ratios = [of(dialogues, entry.text)[0].weight / (entry.gain - GAINS[3]) for entry in GROUP[4:]]
+    assert ratios == pytest.approx([ratios[0]] * 4)
+
+
+def test_all_dialogues_of_a_winner_weigh_the_same() -> None:
+    assert len({dialogue.weight for dialogue in of(build(GROUP), "prefix 6")}) == 1
+
+
+def test_groups_are_not_mixed() -> None:
+    later = [replace(entry, text=f"later {entry.text}", gain=entry.gain + 5) for entry in GROUP]
+    dialogues = build(GROUP, later)
+    assert {dialogue.reply for dialogue in dialogues} == {*WINNERS, *(f"later {text}" for text in WINNERS)}
+    for dialogue in dialogues:
+        for text in [*shown_in(dialogue), dialogue.worse]:
+            assert text.startswith("later") == dialogue.reply.startswith("later")
+
+
+def test_weights_compare_within_a_group_only() -> None:
+    wide = [replace(entry, text=f"wide {entry.text}", gain=entry.gain * 100) for entry in GROUP]
+    dialogues = build(GROUP, wide)
+    for winner in WINNERS:
+        assert of(dialogues, winner)[0].weight == pytest.approx(of(dialogues, f"wide {winner}")[0].weight)
+
+
+def test_group_of_its_own_is_taught_the_same_next_to_others() -> None:
+    alone, both = build(GROUP), build(GROUP, [scored("x", 0.0), scored("y", 1.0)])
+    assert [d.request for d in alone] == [d.request for d in both][: len(alone)]
+
+
+@pytest.mark.parametrize("gains", [(), (0.3,), (0.1, 0.1, 0.1)])
+def test_nothing_is_learnt_from_too_few_or_equal_gains(gains: tuple[float, ...]) -> None:
+    assert build([scored(f"p{number}", gain) for number, gain in enumerate(gains)]) == []
+
+
+def test_no_history_is_no_dialogue() -> None:
+    assert build() == []
+
+
+def test_no_prefix_is_neither_taught_nor_shown() -> None:
+    dialogues = build([scored("", 0.0), scored("a", -0.2), scored("b", -0.1), scored("c", -0.3)], per_winner=8)
+    assert dialogues
+    assert all(dialogue.reply and dialogue.worse and "" not in shown_in(dialogue) for dialogue in dialogues)
+
+
+def test_label_texts_that_start_the_head_better_are_taught() -> None:
+    dialogues = build(sets=SETS)
+    replies = {dialogue.reply for dialogue in dialogues}
+    assert replies == {write_label_texts(SETS[1].texts), write_label_texts(SETS[3].texts)}
+    assert {dialogue.request for dialogue in dialogues} == {label_texts_request(CARD)}
+
+
+def test_taught_label_texts_are_read_as_what_they_were() -> None:
+    names = [label.name for label in CARD.labels]
+    read = [read_label_texts(dialogue.reply, names) for dialogue in build(sets=SETS)]
+    assert all(texts in (SETS[1].texts, SETS[3].texts) for texts in read)
+
+
+@pytest.mark.parametrize("losses", [(2.0, 1.0, 1.8, 0.5), (2.0, 1.0, 1.0), (3.0, 3.0, 1.0, 1.0)])
+def test_worse_label_texts_have_a_higher_loss(losses: tuple[float, ...]) -> None:
+    sets = [label_texts(loss, f"w{number}") for number, loss in enumerate(losses)]
+    loss_of = {write_label_texts(entry.texts): entry.loss for entry in sets}
+    dialogues = build(sets=sets)
+    assert dialogues
+    assert all(loss_of[dialogue.worse] > loss_of[dialogue.reply] for dialogue in dialogues)
+
+
+def test_better_label_texts_weigh_more() -> None:
+    dialogues = build(sets=SETS)
+    best, second = (of(dialogues, write_label_texts(SETS[number].texts))[0] for number in (3, 1))
+    assert best.weight > second.weight
+
+
+@pytest.mark.parametrize("sets", [SETS[:1], (SETS[0], replace(SETS[1], loss=2.0))])
+def test_nothing_is_learnt_from_one_set_or_equal_losses(sets: tuple[ScoredLabelTexts, ...]) -> None:
+    assert build(sets=sets) == []
+
+
+def test_label_texts_and_prefixes_are_taught_together() -> None:
+    kinds = [dialogue.request.kind for dialogue in build(GROUP, sets=SETS)]
+    assert set(kinds) == {"label-texts", "prefix"}
+
+
+def test_requests_are_those_of_a_run_and_hold_nothing_else() -> None:
+    entries = {entry.text: entry for entry in GROUP}
+    replies = {write_label_texts(entry.texts) for entry in SETS}
+    for dialogue in build(GROUP, sets=SETS, per_winner=8, shown=6):
+        if dialogue.request.kind == "prefix":
+            assert dialogue.request == prefix_request(CARD, [entries[text] for text in shown_in(dialogue)])
+            assert {dialogue.reply, dialogue.worse} <= set(entries)
+        else:
+            assert dialogue.request == label_texts_request(CARD)
+            assert {dialogue.reply, dialogue.worse} <= replies
+
+
+HISTORIES = st.lists(
+    st.tuples(st.from_regex(r"[a-z]{1,6}", fullmatch=True), st.floats(-2, 2).map(lambda gain: round(gain, 3))),
+    max_size=24,
+    unique_by=lambda entry: entry[0],
+).map(lambda entries: [scored(text, gain) for text, gain in entries])
+
+
+@given(groups=st.lists(HISTORIES, max_size=3), shown=st.integers(0, 9), per_winner=st.integers(1, 5))
+def test_every_dialogue_of_any_history_keeps_the_promises(
+    groups: list[list[ScoredPrefix]], shown: int, per_winner: int
+) -> None:
+    groups = [[replace(entry, text=f"{number}-{entry.text}") for entry in group] for number, group in enumerate(groups)]
+    dialogues = build(*groups, shown=shown, per_winner=per_winner)
+    for dialogue in dialogues:
+        group = groups[int(dialogue.reply.partition("-")[0])]
+        gains = {entry.text: entry.gain for entry in group}
+        history = shown_in(dialogue)
+        assert sum(gain >= gains[dialogue.reply] for gain in gains.values()) <= max(1, round(0.5 * len(gains)))
+        assert len(history) == len(set(history)) <= shown
+        assert all(gains[text] < gains[dialogue.reply] for text in [*history, dialogue.worse])
+        assert dialogue.worse not in history
+        assert dialogue.weight > 0
+    if dialogues:
+        assert sum(dialogue.weight for dialogue in dialogues) == pytest.approx(len(dialogues))
+    assert max((len(of(dialogues, reply)) for reply in {d.reply for d in dialogues}), default=0) <= per_winner

@@ -1,0 +1,206 @@
+"""Runs in which the embedded assistant learns from its history, on the quickstart's data."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import QUICKSTART, Silent, read_rows
+
+from gpta_local import config, trainer
+from gpta_local.adapters import check_adapter
+from gpta_local.config import Config
+from gpta_local.history import History, open_existing
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "search.rounds=3",
+    "search.proposals=8",
+    "search.label_text_samples=4",
+    "search.history_shown=4",
+    "training.steps=2",
+    "finish.finalists=1",
+    "finish.plain_control=false",
+    "data.test=null",
+    "dialogue_gradient.steps=3",
+    "dialogue_gradient.batch_size=4",
+)
+Finished = tuple[Path, Silent, dict[str, Any]]
+
+
+def configured(*overrides: str) -> Config:
+    return config.load(QUICKSTART / "quickstart.yaml", [*SMALL, *overrides])
+
+
+def train(folder: Path, *overrides: str) -> Finished:
+    observer = Silent()
+    return folder, observer, trainer.Run(configured(*overrides), observer).run(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return train(tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of two rounds in which training samples and scores prefixes of its own."""
+    return train(tmp_path_factory.mktemp("runs") / "grpo", "search.rounds=2", "dialogue_gradient.method=grpo")
+
+
+def adapters(folder: Path) -> list[Path]:
+    return sorted((folder / "adapters").iterdir())
+
+
+def record(folder: Path) -> History:
+    return open_existing(folder / "history.sqlite")
+
+
+def asked_of(folder: Path) -> list[tuple[int, str, int]]:
+    """(round, adapter, completions) of each request for prefixes."""
+    with sqlite3.connect(folder / "history.sqlite") as connection:
+        return connection.execute(
+            "SELECT r.round, r.adapter, count(*) FROM requests r JOIN completions c ON c.request_id = r.id"
+            " WHERE r.kind = 'prefix' GROUP BY r.id ORDER BY r.id"
+        ).fetchall()
+
+
+def test_each_round_but_the_last_leaves_an_adapter(finished: Finished, nano_assistant: Path) -> None:
+    folder, observer, _ = finished
+    assert [path.name for path in adapters(folder)] == ["001", "002"]
+    assert [(step.adapter, refused) for step, refused in observer.steps] == [("001", ""), ("002", "")]
+    for adapter in adapters(folder):
+        check_adapter(adapter, nano_assistant)
+
+
+def test_adapter_on_trial_gives_half_of_the_proposals(finished: Finished) -> None:
+    asked = asked_of(finished[0])
+    assert asked[0] == (1, "", 8)
+    assert asked[1:3] == [(2, "", 4), (2, "001", 4)]
+    assert [(number, count) for number, _, count in asked[3:]] == [(3, 4), (3, 4)]
+    assert asked[4][1] == "002"
+
+
+def test_next_adapter_is_tried_against_the_one_that_was_kept(finished: Finished) -> None:
+    folder, observer, _ = finished
+    kept = observer.verdicts[0][2] == "kept"
+    assert asked_of(folder)[3][1] == ("001" if kept else "")
+
+
+def test_figures_of_both_are_recorded(finished: Finished) -> None:
+    folder, observer, _ = finished
+    recorded = record(folder).proposal_figures()
+    assert [(number, figures.adapter) for number, figures in recorded] == [
+        (number, adapter) for number, adapter, _ in asked_of(folder)
+    ]
+    assert [figures.asked for _, figures in recorded] == [8, 4, 4, 4, 4]
+    assert [figures for _, figures in recorded][1:3] == list(observer.verdicts[0][:2])
+    accepted = sum(entry.proposals.get("accepted", 0) for entry in observer.rounds)
+    assert sum(figures.fresh for _, figures in recorded) == accepted
+
+
+def test_verdict_on_each_step_is_recorded(finished: Finished) -> None:
+    folder, observer, _ = finished
+    steps = record(folder).steps()
+    assert [number for number, *_ in steps] == [1, 2]
+    assert [verdict for *_, verdict in steps] == [verdict for *_, verdict in observer.verdicts]
+    assert {verdict for *_, verdict in steps} <= {"kept", "rolled back"}
+    assert [step for _, step, _ in steps] == [step for step, _ in observer.steps]
+
+
+def test_card_and_label_texts_are_recorded_for_later(finished: Finished) -> None:
+    history = record(finished[0])
+    run = history.run()
+    assert run is not None
+    card, regime = run
+    assert (card.name, regime) == ("clinic-portal-messages", "low-resource")
+    assert all(entry.loss > 0 and set(entry.texts) == set(card.label_names) for entry in history.label_text_scores())
+
+
+def test_taught_replies_are_prefixes_of_the_history(finished: Finished) -> None:
+    folder, _, _ = finished
+    known = {entry.text for entry in record(folder).scored()}
+    for adapter in adapters(folder):
+        rows = [json.loads(line) for line in (adapter / "dialogues.jsonl").read_text().splitlines()]
+        replies = [row["reply"] for row in rows if "Write one new prefix" in row["messages"][-1]["content"]]
+        assert replies and set(replies) <= known
+
+
+def test_later_step_learns_from_more(finished: Finished) -> None:
+    first, second = (step.dialogues for step, _ in finished[1].steps)
+    assert first < second
+
+
+def test_same_seed_gives_the_same_history_and_adapters(finished: Finished, tmp_path: Path) -> None:
+    first = finished[0]
+    again, observer, _ = train(tmp_path / "again")
+    for old, new in zip(adapters(first), adapters(again), strict=True):
+        for name in ("adapter_model.safetensors", "dialogues.jsonl"):
+            assert (old / name).read_bytes() == (new / name).read_bytes()
+    for kind in ("prefix", "label-texts"):
+        assert record(first).completions(kind) == record(again).completions(kind)
+    assert record(first).scored_by_round() == record(again).scored_by_round()
+    assert record(first).proposal_figures() == record(again).proposal_figures()
+    assert record(first).messages() == record(again).messages()
+    assert observer.verdicts == finished[1].verdicts
+
+
+def test_other_seed_of_the_run_teaches_otherwise(finished: Finished, tmp_path: Path) -> None:
+    other, _, _ = train(tmp_path / "other", "seed=1", "search.rounds=2")
+    weights = [adapters(folder)[0] / "adapter_model.safetensors" for folder in (finished[0], other)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+def test_prefixes_that_training_sampled_are_recorded_with_their_gains(sampled: Finished) -> None:
+    folder, observer, _ = sampled
+    raced = {entry.text for entry in observer.rounds[0].scored}
+    found = [entry for entry in record(folder).scored_by_round()[1] if entry.text not in raced]
+    assert found
+    assert all(entry.rows == 56 for entry in found)
+
+
+def test_what_training_sampled_is_not_new_to_the_next_round(sampled: Finished) -> None:
+    scored = record(sampled[0]).scored_by_round()
+    assert not {entry.text for entry in scored[1]} & {entry.text for entry in scored[2]}
+
+
+@pytest.mark.parametrize("run", ["finished", "sampled"])
+def test_no_row_is_in_what_was_taught(request: pytest.FixtureRequest, run: str) -> None:
+    folder: Path = request.getfixturevalue(run)[0]
+    rows = [row["text"] for split in ("train", "validation", "test") for row in read_rows(split)]
+    files = [path for path in (folder / "adapters").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"dialogues.jsonl", "step.json", "adapter_model.safetensors"}
+    for path in files:
+        text = path.read_bytes().decode("latin-1")
+        assert not [row for row in rows if row.encode().decode("latin-1") in text]
+
+
+def test_product_is_none_of_the_assistants(finished: Finished) -> None:
+    names = {path.name for path in (finished[0] / "model").rglob("*")}
+    assert "model.safetensors" in names and not any("adapter" in name for name in names)
+
+
+def test_steps_come_every_so_many_rounds(tmp_path: Path) -> None:
+    folder, observer, _ = train(tmp_path / "run", "dialogue_gradient.every=2")
+    assert [number for number, *_ in record(folder).steps()] == [2]
+    assert [step.adapter for step, _ in observer.steps] == ["001"]
+    assert [adapter for _, adapter, _ in asked_of(folder)] == ["", "", "", "001"]
+
+
+def test_run_without_the_section_leaves_no_adapters(tmp_path: Path) -> None:
+    folder, observer, _ = train(tmp_path / "run", "dialogue_gradient=null", "search.rounds=2")
+    assert not (folder / "adapters").exists()
+    assert record(folder).steps() == [] and observer.steps == []
+    assert {adapter for _, adapter, _ in asked_of(folder)} == {""}
+
+
+def test_equal_gains_are_a_warning_and_no_step(tmp_path: Path) -> None:
+    folder, observer, _ = train(
+        tmp_path / "run", "search.rounds=2", "search.proposals=1", "search.label_text_samples=0"
+    )
+    assert any("nothing to learn" in warning for warning in observer.warnings)
+    assert record(folder).steps() == []
