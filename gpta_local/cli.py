@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from gpta_local import __version__
+from gpta_local.cli_assistant import assistant
 from gpta_local.errors import GptaError
 
 OFFLINE = {
@@ -68,6 +69,8 @@ class Commands(click.Group):
 def main() -> None:
     """A better small model out of a large one that never sees your data."""
 
+
+main.add_command(assistant)
 
 PATH = click.Path(path_type=Path)
 overrides = click.option(
@@ -166,12 +169,20 @@ def export(run: Path, directory: Path) -> None:
 @click.argument("run", type=PATH)
 @click.option("--best", default=20, show_default=True, help="Prefixes to show.")
 def history(run: Path, best: int) -> None:
-    """Show the rounds of RUN and its prefixes from best to worst."""
+    """Show the rounds of RUN, the adapters of its assistant, and its prefixes from best to worst."""
     from gpta_local.history import open_existing
 
     record = open_existing(run / "history.sqlite")
+    figures = record.proposal_figures()
     for number, chosen, scored, seconds in record.rounds():
         click.echo(f"round {number}: {scored} prefixes scored in {seconds:.1f} s, chosen: {chosen or '(no prefix)'}")
+        for f in (f for of, f in figures if of == number and record.steps()):
+            who = f"adapter {f.adapter}" if f.adapter else "the base model"
+            click.echo(f"  {who}: {f.hits} hits among {f.fresh} new of {f.asked} proposals")
+    for number, step, verdict in record.steps():
+        click.echo(
+            f"adapter {step.adapter}, after round {number} ({step.method}, {step.dialogues} dialogues): {verdict}"
+        )
     for entry in sorted(record.scored(), key=lambda s: s.gain, reverse=True)[:best]:
         click.echo(f"{entry.gain:+.3f} ± {entry.standard_error:.3f} ({entry.rows} rows)  {entry.text}")
 

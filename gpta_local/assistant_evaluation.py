@@ -1,0 +1,134 @@
+"""How good an assistant's proposals are: hit rate, new ones, on topic, for the data of some
+configurations, with and without adapters.
+
+All assistants are shown the same history and their proposals are scored at the same θ (the model
+before training, its head started from the label names) on the same training rows. No validation or
+test row is read for a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpta_local import prefix
+from gpta_local.assistant import Assistant
+from gpta_local.config import Config
+from gpta_local.dialogue_gradient import taught_replies
+from gpta_local.metrics import Interval, paired_bootstrap
+from gpta_local.prompts import prefix_request, reply_room
+from gpta_local.schema import Completion, DatasetCard, Sampling, ScoredPrefix
+from gpta_local.tasks import open_task
+from gpta_local.words import content_stems
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalQuality:
+    """Proposals of one assistant for one sample of one data set. Shares are of all proposals.
+
+    `hit_rate`: new and with a gain above the best that was shown. `fresh`: readable, and no (near)
+    repetition of what was shown, taught or proposed before. `on_topic`: shares a content word with
+    the card. Gains in nats; `best_gain` is that of the best new proposal.
+    """
+
+    card: str
+    seed: int
+    assistant: str
+    proposals: int
+    hit_rate: float
+    fresh: float
+    on_topic: float
+    mean_gain: float
+    best_gain: float
+    best_shown: float
+
+
+def measure(
+    config: Config,
+    assistant: Assistant,
+    adapters: Sequence[Path],
+    *,
+    proposals: int,
+    first_proposals: int,
+    on_scored: Callable[[], None] = lambda: None,
+) -> list[ProposalQuality]:
+    """The base model, then each adapter, on the data of a configuration, at its seed.
+
+    Args:
+        first_proposals: completions of the base model without a history; the history that is shown
+            comes from them.
+    """
+    task = open_task(config)
+    train, card = task.splits().train, task.card()
+    model = task.build([{name: name.replace("_", " ") for name in task.label_names}])
+    rows = task.scoring_rows(train, config.search.scoring_rows, config.seed)
+    losses = task.scorer(model, train).losses
+
+    def propose(history: Sequence[ScoredPrefix], count: int, seed: int) -> list[Completion]:
+        request = prefix_request(card, history)
+        settings = config.assistant
+        room = settings.max_new_tokens or reply_room(request, card)
+        return assistant.complete(request, count, Sampling(settings.temperature, settings.top_p, room, seed))
+
+    def new(completions: Sequence[Completion], known: Sequence[str]) -> list[ScoredPrefix]:
+        candidates = prefix.clean(
+            completions,
+            known,
+            embed=lambda texts: model.embed(texts).cpu().numpy(),
+            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
+            max_tokens=config.search.max_prefix_tokens,
+            near_duplicate=config.search.near_duplicate,
+        )
+        return prefix.race(candidates.prefixes, losses, rows, first_heat=len(rows), on_scored=on_scored)[1:]
+
+    assistant.use_adapter(None)
+    history = new(propose([], first_proposals, config.seed), [])
+    shown = prefix.shown_history(history, config.search.history_shown, str(config.seed))
+    best_shown = max((s.gain for s in shown), default=0.0)
+    known = [s.text for s in history]
+    known += [text for adapter in adapters for text in taught_replies(adapter) if text not in known]
+    results = []
+    for adapter in (None, *adapters):
+        assistant.use_adapter(adapter)
+        scored = new(propose(shown, proposals, config.seed + 1), known)
+        gains = np.array([s.gain for s in scored])
+        results.append(
+            ProposalQuality(
+                card=card.name,
+                seed=config.seed,
+                assistant=str(adapter) if adapter else BASE,
+                proposals=proposals,
+                hit_rate=float((gains > best_shown).sum() / proposals),
+                fresh=len(scored) / proposals,
+                on_topic=sum(on_topic(card, s.text) for s in scored) / proposals,
+                mean_gain=float(gains.mean()) if len(gains) else 0.0,
+                best_gain=float(gains.max()) if len(gains) else 0.0,
+                best_shown=best_shown,
+            )
+        )
+    assistant.use_adapter(None)
+    return results
+
+
+def on_topic(card: DatasetCard, text: str) -> bool:
+    """Whether a prefix shares a content word with the card."""
+    return bool(content_stems(text) & content_stems(f"{card.name} {card.description} {' '.join(card.label_names)}"))
+
+
+def compare(results: Sequence[ProposalQuality], assistant: str) -> Interval:
+    """Mean hit rate of an adapter less that of the base, paired over cards and seeds, with its
+    bootstrap interval, 95 %."""
+    base = {(r.card, r.seed): r.hit_rate for r in results if r.assistant == BASE}
+    pairs = [(r.hit_rate, base[r.card, r.seed]) for r in results if r.assistant == assistant]
+    ours, theirs = np.array(pairs).T
+    return paired_bootstrap(ours, theirs)
+
+
+def as_records(results: Sequence[ProposalQuality]) -> list[dict[str, Any]]:
+    return [asdict(result) for result in results]
