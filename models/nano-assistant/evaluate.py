@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gpta_local.assistant.local import LocalAssistant
+from gpta_local.assistant_evaluation import on_topic
 from gpta_local.prompts import (
     UnusableReply,
     label_texts_request,
@@ -99,12 +100,6 @@ def parsed_prefix(text: str) -> str | None:
         return read_prefix(text)
     except UnusableReply:
         return None
-
-
-def on_topic(card: DatasetCard, prefix: str) -> bool:
-    """Whether a prefix names a content word of the card."""
-    words = f"{card.name} {card.description} {' '.join(card.label_names)}"
-    return bool(corpus.content_stems(prefix) & corpus.content_stems(words))
 
 
 def normalised(text: str) -> str:

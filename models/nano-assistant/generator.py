@@ -12,11 +12,12 @@ import random
 import re
 from collections.abc import Sequence
 
-from corpus import QUESTION_WORD, Example, capitalised, content_stems, content_words, fill, stem
+from corpus import QUESTION_WORD, Example, capitalised, fill
 from scenes import Scene, SceneMaker
 
 from gpta_local.prompts import UnusableReply, label_texts_request, prefix_request, read_label_texts, read_prefix
 from gpta_local.schema import Message, Request, ScoredPrefix
+from gpta_local.words import content_stems, content_words, stem
 
 MAX_PREFIX_WORDS = 12
 _FITS_QUESTION = re.compile(r"^\{Aspect\}[:.?]|\b(?:the|its) \{aspect\}[:.,?]?$")

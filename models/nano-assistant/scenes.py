@@ -16,17 +16,15 @@ from corpus import (
     CardEntry,
     LabelEntry,
     capitalised,
-    content_stems,
-    content_words,
     enumeration,
     fill,
     pseudo_word,
-    stem,
     with_article,
     without_article,
 )
 
 from gpta_local.schema import DatasetCard, Label
+from gpta_local.words import content_stems, content_words, stem
 
 T = TypeVar("T")
 
