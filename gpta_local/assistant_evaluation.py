@@ -18,7 +18,7 @@ import numpy as np
 from gpta_local import prefix
 from gpta_local.assistant import Assistant
 from gpta_local.config import Config
-from gpta_local.dialogue_gradient import taught_replies
+from gpta_local.dialogue_gradient import sampling_temperature, taught_replies
 from gpta_local.metrics import Interval, paired_bootstrap
 from gpta_local.prompts import prefix_request, reply_room
 from gpta_local.schema import Completion, DatasetCard, Sampling, ScoredPrefix
@@ -70,11 +70,13 @@ def measure(
     rows = task.scoring_rows(train, config.search.scoring_rows, config.seed)
     losses = task.scorer(model, train).losses
 
-    def propose(history: Sequence[ScoredPrefix], count: int, seed: int) -> list[Completion]:
+    def propose(adapter: Path | None, history: Sequence[ScoredPrefix], count: int, seed: int) -> list[Completion]:
+        assistant.use_adapter(adapter)
         request = prefix_request(card, history)
         settings = config.assistant
         room = settings.max_new_tokens or reply_room(request, card)
-        return assistant.complete(request, count, Sampling(settings.temperature, settings.top_p, room, seed))
+        temperature = settings.temperature * sampling_temperature(adapter)
+        return assistant.complete(request, count, Sampling(temperature, settings.top_p, room, seed))
 
     def new(completions: Sequence[Completion], known: Sequence[str]) -> list[ScoredPrefix]:
         candidates = prefix.clean(
@@ -87,16 +89,14 @@ def measure(
         )
         return prefix.race(candidates.prefixes, losses, rows, first_heat=len(rows), on_scored=on_scored)[1:]
 
-    assistant.use_adapter(None)
-    history = new(propose([], first_proposals, config.seed), [])
+    history = new(propose(None, [], first_proposals, config.seed), [])
     shown = prefix.shown_history(history, config.search.history_shown, str(config.seed))
     best_shown = max((s.gain for s in shown), default=0.0)
     known = [s.text for s in history]
     known += [text for adapter in adapters for text in taught_replies(adapter) if text not in known]
     results = []
     for adapter in (None, *adapters):
-        assistant.use_adapter(adapter)
-        scored = new(propose(shown, proposals, config.seed + 1), known)
+        scored = new(propose(adapter, shown, proposals, config.seed + 1), known)
         gains = np.array([s.gain for s in scored])
         results.append(
             ProposalQuality(

@@ -135,12 +135,13 @@ def tune(
     holds prefixes, label texts and their gains.
     """
     from gpta_local import assistant_tuning, config, console, plots
+    from gpta_local.dialogue_gradient import number_of_steps
     from gpta_local.model_files import assistant_folder
 
     settings = config.dialogue_gradient(overrides)
     dialogues = assistant_tuning.dialogues_of(runs, settings, shown=history_shown, seed=seed)
     with console.TerminalObserver(0) as observer:
-        observer.stage("teaching the assistant", settings.steps)
+        observer.stage("teaching the assistant", number_of_steps(settings, len(dialogues)))
         folder = assistant_folder(model)
         step = assistant_tuning.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
         observer.taught(step, "")

@@ -163,11 +163,11 @@ class DialogueGradientConfig(Section):
     against what did worse. grpo: on replies sampled in training, the gain as reward."""
     every: int = Field(default=1, ge=1)
     """Rounds between two steps."""
-    steps: int = Field(default=30, ge=1)
-    """Optimiser steps of one fine-tuning."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps of one fine-tuning. None: three passes over the dialogues."""
     batch_size: int = Field(default=8, ge=2)
     """Dialogues per optimiser step; for grpo the replies to one request."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     rank: int = Field(default=16, ge=1, le=512)
     winners: float = Field(default=0.125, gt=0, le=0.5)
     """The share of the scored prefixes, from the best down, that is taught."""
@@ -175,6 +175,9 @@ class DialogueGradientConfig(Section):
     """How often a winner is taught, each time with other entries of the history shown."""
     beta: float = Field(default=0.1, gt=0)
     """For dpo and kto: how closely the assistant is held to what it was."""
+    temperature: float = Field(default=1.5, gt=0, le=5)
+    """Proposals of an adapter are sampled at this × assistant.temperature: it knows its winners nearly by
+    heart, and hotter sampling varies them."""
     device: str = "auto"
     """Where a served assistant is trained, in a process of its own; a local one is trained where it is."""
 

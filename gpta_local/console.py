@@ -34,7 +34,7 @@ SHOWN = 5
 
 
 class TerminalObserver:
-    """Shows a run (`trainer.Observer`) on a terminal or as plain lines.
+    """Shows a run (`observer.Observer`) on a terminal or as plain lines.
 
     Args:
         rounds: rounds of the run, for "round 2 of 4".
@@ -163,25 +163,23 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
 
 def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:
     """A row for each sample and assistant, then what each adapter changes on average."""
-    from gpta_local.assistant_evaluation import compare
+    from gpta_local.assistant_evaluation import BASE, compare
 
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for title in ("data", "seed", "assistant"):
-        table.add_column(title, no_wrap=True)
-    for title in ("hit rate", "new", "on topic", "mean gain", "best gain", "best shown"):
-        table.add_column(title, justify="right", no_wrap=True)
+    names = {BASE: BASE, **{adapter: f"adapter {number}" for number, adapter in enumerate(adapters, start=1)}}
+    titles = ("hit rate", "new", "on topic", "mean gain", "best gain", "best shown")
+    width = max(len("data"), *(len(r.card) for r in results))
+    console.print(f"{'data':<{width}}  seed  assistant  " + "  ".join(titles))
     for r in results:
-        shares = (f"{share:.3f}" for share in (r.hit_rate, r.fresh, r.on_topic))
-        gains = (f"{gain:+.3f}" for gain in (r.mean_gain, r.best_gain, r.best_shown))
-        table.add_row(r.card, str(r.seed), r.assistant, *shares, *gains)
-    console.print(table)
+        values = (r.hit_rate, r.fresh, r.on_topic, r.mean_gain, r.best_gain, r.best_shown)
+        signs = ("", "", "", "+", "+", "+")
+        figures = "  ".join(f"{v:{sign}{len(t)}.3f}" for v, sign, t in zip(values, signs, titles, strict=True))
+        console.print(escape(f"{r.card:<{width}}  {r.seed:>4}  {names[r.assistant]:<9}  {figures}"))
     for adapter in adapters:
         interval = compare(results, adapter)
-        samples = sum(r.assistant == adapter for r in results)
         console.print(
-            f"[bold]{escape(adapter)}: hit rate {interval.value:+.3f} against the base[/bold] "
-            f"(95 % interval {interval.low:+.3f} to {interval.high:+.3f}, {samples} samples)"
+            f"[bold]{names[adapter]}: hit rate {interval.value:+.3f} against the base[/bold] "
+            f"(95 % interval over samples {interval.low:+.3f} to {interval.high:+.3f}); {escape(adapter)}"
         )
 
 

@@ -38,6 +38,10 @@ REPLY_TOKENS = 48
 """Room of a completion that `grpo` samples."""
 
 DIALOGUES = "dialogues.jsonl"
+RECORD = "step.json"
+
+PASSES = 3
+"""Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
 
 Reward = Callable[[list[str]], list[float]]
 """Completions → their rewards: the gain, in nats, of the prefix that each proposes."""
@@ -102,6 +106,11 @@ def train_adapter(
     return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
 
 
+def number_of_steps(config: DialogueGradientConfig, dialogues: int) -> int:
+    """Optimiser steps on so many dialogues."""
+    return config.steps or math.ceil(PASSES * dialogues / config.batch_size)
+
+
 def taught_replies(adapter: Path) -> list[str]:
     """What an adapter was taught to say; nothing is known of one that was trained elsewhere."""
     path = adapter / DIALOGUES
@@ -109,6 +118,13 @@ def taught_replies(adapter: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8") as file:
         return [json.loads(line)["reply"] for line in file]
+
+
+def sampling_temperature(adapter: Path | None) -> float:
+    """The factor on the assistant's temperature at which an adapter is to be sampled; 1 for the base
+    model and for adapters that were trained elsewhere."""
+    path = adapter / RECORD if adapter else None
+    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path and path.is_file() else 1.0
 
 
 def _trainer(
@@ -125,17 +141,18 @@ def _trainer(
 
     trl: Any = importlib.import_module("trl")  # its lazy exports are hidden from type checkers
     on_cpu = model.device.type == "cpu"
+    steps = number_of_steps(config, len(dialogues))
     common: dict[str, Any] = {
         "output_dir": scratch,
         "use_cpu": on_cpu,
         "bf16": multiplies_in_bf16("auto", model.device),
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": not on_cpu,
-        "max_steps": config.steps,
+        "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "linear",
-        "warmup_steps": config.steps // 10,
+        "warmup_steps": steps // 10,
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
@@ -308,7 +325,7 @@ def _write_record(
         "seconds": round(seconds, 2),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
-    (folder / "step.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.dialogue_gradient import train_adapter
+from gpta_local.dialogue_gradient import number_of_steps, train_adapter
 from gpta_local.dialogues import build_dialogues
 from gpta_local.prefix import FIRST_HEAT
 from gpta_local.prompts import prefix_request
@@ -68,7 +68,9 @@ def _dialogue_gradients(run: Run) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         train_adapter(model, tokenizer, dialogues, short, Path(scratch, "first"), seed=0)  # also imports
         seconds = _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, Path(scratch, "second"), seed=0))
-    return seconds / MEASURED_STEPS * config.steps * ((run.config.search.rounds - 1) // config.every)
+    rounds = range(config.every, run.config.search.rounds, config.every)
+    steps = sum(number_of_steps(config, len(dialogues) * number) for number in rounds)  # the history grows
+    return seconds / MEASURED_STEPS * steps
 
 
 def _seconds(work: Callable[[], object]) -> float:

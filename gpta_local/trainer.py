@@ -7,48 +7,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gpta_local import export, prefix, summary
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config, dump
+from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
+from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
     Completion,
-    DialogueGradientStep,
     ProposalFigures,
     Regime,
     Request,
     Round,
     Sampling,
     ScoredPrefix,
-    StepVerdict,
 )
 from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
 from gpta_local.training import Training, total_steps
 from gpta_local.tuner import Tuner
-
-
-class Observer(Protocol):
-    """What a run tells while it goes on."""
-
-    def stage(self, title: str, steps: int) -> None: ...
-    def advance(self) -> None: ...
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None: ...
-    def round(self, entry: Round) -> None: ...
-    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None: ...
-    def taught(self, step: DialogueGradientStep, refused: str) -> None: ...
-    def selection(self, selection: Selection) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +120,7 @@ class Run:
         if asked:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(self.card)
-            asking, completions = self.ask(0, request, asked)
+            asking, completions = self.ask(0, request, asked, self.tuner.trusted)
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
             self.history.add_completions(asking, completions, verdicts)
         names = {name: name.replace("_", " ") for name in self.card.label_names}
@@ -154,8 +140,7 @@ class Run:
         asked = []
         for folder, count in self.tuner.shares(search.proposals):
             self.assistant.use_adapter(folder)
-            adapter = folder.name if folder else ""
-            asked.append((adapter, *self.ask(number, request, count, adapter)))
+            asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
         # in turns, so that neither of two adapters is the first to say what both say
         turns = sorted(
             (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
@@ -231,7 +216,7 @@ class Run:
                 f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
             )
             return
-        self.observer.stage(f"round {number}: teaching the assistant", config.steps)
+        self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model)
         step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
         self.history.add_step(number, step, "saved only" if refused else "on trial")
@@ -364,10 +349,11 @@ class Run:
         room = assistant.max_new_tokens or reply_room(request, self.card)
         return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
-    def ask(self, round_number: int, request: Request, n: int, adapter: str = "") -> tuple[int, list[Completion]]:
+    def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
         """Record the request, then send it; return its number in the history and the completions."""
         sampling = self.sampling(round_number, request)
-        asking = self.history.add_request(round_number, request, sampling, adapter)
+        sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
+        asking = self.history.add_request(round_number, request, sampling, adapter.name if adapter else "")
         completions = self.assistant.complete(request, n, sampling)
         self.observer.advance()
         return asking, completions

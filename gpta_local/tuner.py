@@ -26,7 +26,7 @@ from gpta_local.errors import AdapterRefused, ConfigError
 from gpta_local.model_files import checked_folder
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
 
-COLLAPSE = 0.5
+COLLAPSE = 1 / 3
 """A new adapter with less than this share of the fresh proposals of the one before has collapsed."""
 
 

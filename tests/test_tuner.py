@@ -87,15 +87,15 @@ KEPT = {
     "no hits, a higher mean gain": (figures(mean_gain=-0.02), figures(mean_gain=-0.01)),
     "all the same": (figures(hits=1, mean_gain=0.01), figures(hits=1, mean_gain=0.01)),
     "something new where there was nothing": (figures(fresh=0, mean_gain=None), figures()),
-    "half as many new ones": (figures(hits=1), figures(hits=2, fresh=4)),
+    "a third as many new ones": (figures(hits=1), figures(hits=2, fresh=3)),
 }
 ROLLED_BACK = {
     "fewer hits": (figures(hits=2), figures(hits=1)),
     "fewer hits at a higher mean gain": (figures(hits=2, mean_gain=0.0), figures(hits=1, mean_gain=0.5)),
     "equal hits, a lower mean gain": (figures(hits=1, mean_gain=0.02), figures(hits=1, mean_gain=0.01)),
     "nothing new": (figures(), figures(fresh=0, mean_gain=None)),
-    "too few new ones, though all are hits": (figures(hits=1), figures(hits=3, fresh=3)),
-    "too few new ones of unequal numbers": (figures(hits=0, fresh=9, asked=9), figures(hits=3, fresh=3, asked=8)),
+    "too few new ones, though all are hits": (figures(hits=1), figures(hits=2, fresh=2)),
+    "too few new ones of unequal numbers": (figures(hits=0, fresh=9, asked=9), figures(hits=2, fresh=2, asked=8)),
 }
 
 

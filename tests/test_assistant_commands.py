@@ -1,0 +1,157 @@
+"""`gpta-local assistant tune` and `assistant evaluate`: run on real histories and real data."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT, assert_refused, invoke
+from samples import CARD, scored
+
+from gpta_local.adapters import check_adapter
+from gpta_local.history import History, open_existing
+from gpta_local.schema import Round
+
+QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
+SHORT = ("--set", "steps=2", "--set", "batch_size=2", "--set", "rank=4")
+
+
+def make_run(folder: Path, gains: tuple[float, ...] = (0.3, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5)) -> Path:
+    """A run directory with a history and nothing else."""
+    folder.mkdir()
+    history = History(folder / "history.sqlite")
+    history.add_run(CARD, "low-resource")
+    entries = tuple(scored(f"{folder.name} text {number}:", gain) for number, gain in enumerate(gains))
+    history.add_round(Round(1, {"accepted": len(entries)}, (), entries, entries[0], None, 1.0))
+    history.close()
+    return folder
+
+
+def tune(*arguments: object) -> Any:
+    return invoke("assistant", "tune", *arguments)
+
+
+@pytest.mark.slow
+def test_adapter_of_many_runs_is_taught_the_winners_of_each(tmp_path: Path, nano_assistant: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("first", "second")]
+    output = tmp_path / "made" / "adapter"
+    result = tune(*runs, "--output", output, *SHORT)
+    assert result.exit_code == 0, result.output
+    check_adapter(output, nano_assistant)
+    taught = [json.loads(line) for line in (output / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["reply"] for row in taught} == {"first text 0:", "second text 0:"}
+    assert {path.name for path in output.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"),
+        *("dialogue_gradient.png", "dialogue_gradient.svg"),
+    }
+
+
+def test_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with sqlite3.connect(run / "history.sqlite") as history:
+        history.execute("DELETE FROM runs")
+    assert_refused(tune(run, "--output", tmp_path / "adapter"), str(run), "earlier version")
+
+
+def test_run_that_teaches_nothing_is_named(tmp_path: Path) -> None:
+    good, flat = make_run(tmp_path / "good"), make_run(tmp_path / "flat", gains=(0.1, 0.1, 0.1))
+    assert_refused(tune(good, flat, "--output", tmp_path / "adapter"), str(flat), "nothing can be learnt")
+
+
+def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert_refused(tune(tmp_path, "--output", tmp_path / "adapter"), "history")
+
+
+def test_output_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    assert_refused(tune(make_run(tmp_path / "run"), "--output", tmp_path / "adapter"), "exists already")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stps=3", ("dialogue_gradient.stps", "did you mean 'steps'")),
+        ("method=ppo", ("dialogue_gradient.method",)),
+        ("rank=0", ("dialogue_gradient.rank",)),
+        ("rank", ("a.b=c",)),
+    ],
+)
+def test_wrong_key_or_value_is_named(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:
+    run = make_run(tmp_path / "run")
+    assert_refused(tune(run, "--output", tmp_path / "adapter", "--set", override), *words)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert_refused(tune(run, "--output", tmp_path / "adapter", "--model", tmp_path / "none"), "no such model folder")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    result = tune(make_run(folder / "run"), "--output", folder / "adapter", *SHORT)
+    assert result.exit_code == 0, result.output
+    return folder / "adapter"
+
+
+def evaluate(*arguments: object) -> Any:
+    return invoke("assistant", "evaluate", QUICKSTART, "--proposals", 4, "--first-proposals", 4, *arguments)
+
+
+@pytest.mark.slow
+def test_evaluation_compares_adapter_and_base_on_each_sample(adapter: Path) -> None:
+    result = evaluate("--adapter", adapter, "--samples", 2, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [(row["seed"], row["assistant"]) for row in rows] == [
+        *((0, "base"), (0, str(adapter)), (1, "base"), (1, str(adapter)))
+    ]
+    for row in rows:
+        assert 0 <= row["hit_rate"] <= row["fresh"] <= 1
+        assert row["on_topic"] <= row["fresh"]
+        assert row["proposals"] == 4
+    assert rows[0]["best_shown"] == rows[1]["best_shown"], "both are shown the same history"
+
+
+@pytest.mark.slow
+def test_evaluation_prints_a_table_and_the_difference(adapter: Path) -> None:
+    result = evaluate("--adapter", adapter)
+    assert result.exit_code == 0, result.output
+    assert "clinic-portal-messages" in result.stdout
+    assert "adapter 1: hit rate " in result.stdout
+    assert "95 % interval" in result.stdout
+    assert str(adapter) in result.stdout
+
+
+@pytest.mark.slow
+def test_same_evaluation_gives_the_same_figures(adapter: Path) -> None:
+    assert evaluate("--json").stdout == evaluate("--json").stdout
+
+
+def test_adapter_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert_refused(evaluate("--adapter", tmp_path), "adapter_config.json")
+
+
+@pytest.mark.slow
+def test_run_can_begin_with_an_adapter(adapter: Path, tmp_path: Path) -> None:
+    small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=0", "training.steps=1")
+    overrides = [f"assistant.adapter={adapter}", "finish.plain_control=false", *small]
+    words = [word for key in overrides for word in ("--set", key)]
+    result = invoke("train", QUICKSTART, "--output", tmp_path / "run", *words)
+    assert result.exit_code == 0, result.output
+    assert set(open_existing(tmp_path / "run" / "history.sqlite").completions_by_adapter("prefix")) == {"adapter"}
+
+
+def test_adapter_of_another_model_is_refused_before_anything_is_written(adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "adapter_config.json").write_text(json.dumps({**config, "r": 3}), encoding="utf-8")
+    (other / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    run = ("train", QUICKSTART, "--output", tmp_path / "run", "--set", f"assistant.adapter={other}")
+    assert_refused(invoke(*run), "lora_A")
+    assert not (tmp_path / "run").exists()
