@@ -17,6 +17,7 @@ from gpta_local.config import Config, dump
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
+from gpta_local.errors import TrainingError
 from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
@@ -218,7 +219,11 @@ class Run:
             return
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model)
-        step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
+        try:
+            step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
+        except TrainingError as exc:  # the search goes on without what it would have learnt
+            self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
+            return
         self.history.add_step(number, step, "saved only" if refused else "on trial")
         if not self.online:  # where θ has moved since, what was found does not compare with the round's scores
             self.history.add_scores(number, reward.found)

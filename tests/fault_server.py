@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -153,3 +154,48 @@ class FaultServer:
                 pass
 
         return Handler
+
+
+class FakeVLLM(FaultServer):
+    """Answers as vLLM 0.32 with LoRA and run-time loading; `on_load` takes the place of a load's answer."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(self._chat_as_vllm, model_list("m", max_model_len=2048, root=str(root)))
+        self.adapters: dict[str, str] = {}
+        self.on_load: Callable[[Json], Reply] | None = None
+
+    def sent(self, action: str) -> list[Json]:
+        return [request.body for request in self.received if request.path == f"/v1/{action}_lora_adapter"]
+
+    def _answer(self, request: Received) -> Reply:
+        if request.path == "/v1/load_lora_adapter":
+            self.received.append(request)
+            return (self.on_load or self._load)(request.body)
+        if request.path == "/v1/unload_lora_adapter":
+            self.received.append(request)
+            name = request.body["lora_name"]
+            found = self.adapters.pop(name, None)
+            return Reply(200, "Success") if found else error(404, f"The lora adapter '{name}' cannot be found.")
+        return super()._answer(request)
+
+    def _load(self, body: Json) -> Reply:
+        if not Path(body["lora_path"]).is_dir():
+            return error(404, f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}")
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return Reply(200, "Success")
+
+    def _chat_as_vllm(self, body: Json) -> Reply:
+        model = body["model"]
+        if model != "m" and model not in self.adapters:
+            return error(404, f"The model `{model}` does not exist. Valid aliases: m.")
+        return Reply(body=completion(*["by " + Path(self.adapters.get(model, "base")).name] * 2, model=model))
+
+
+def error(status: int, words: str) -> Reply:
+    return Reply(status, {"error": {"message": words, "type": "SomeError", "param": None, "code": status}})
+
+
+def failed(words: str) -> Reply:
+    """As vLLM 0.32 says that an adapter cannot be loaded."""
+    sentence = f"Call to add_lora method failed: Worker failed with error '{words}', please check the stack trace above"
+    return error(500, f"{sentence} for the root cause")

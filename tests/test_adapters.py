@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_server import FaultServer, Json, Received, Reply, completion, model_list
+from fault_server import FakeVLLM, Json, Reply, error, failed, model_list
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tiny_models import SHAPE
@@ -228,51 +228,6 @@ def test_digest_of_nothing_is_one_message(tmp_path: Path) -> None:
 
 
 # Into a server
-
-
-class FakeVLLM(FaultServer):
-    """Answers as vLLM 0.32 with LoRA and run-time loading; `on_load` takes the place of a load's answer."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(self._chat_as_vllm, model_list("m", max_model_len=2048, root=str(root)))
-        self.adapters: dict[str, str] = {}
-        self.on_load: Callable[[Json], Reply] | None = None
-
-    def sent(self, action: str) -> list[Json]:
-        return [request.body for request in self.received if request.path == f"/v1/{action}_lora_adapter"]
-
-    def _answer(self, request: Received) -> Reply:
-        if request.path == "/v1/load_lora_adapter":
-            self.received.append(request)
-            return (self.on_load or self._load)(request.body)
-        if request.path == "/v1/unload_lora_adapter":
-            self.received.append(request)
-            name = request.body["lora_name"]
-            found = self.adapters.pop(name, None)
-            return Reply(200, "Success") if found else error(404, f"The lora adapter '{name}' cannot be found.")
-        return super()._answer(request)
-
-    def _load(self, body: Json) -> Reply:
-        if not Path(body["lora_path"]).is_dir():
-            return error(404, f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}")
-        self.adapters[body["lora_name"]] = body["lora_path"]
-        return Reply(200, "Success")
-
-    def _chat_as_vllm(self, body: Json) -> Reply:
-        model = body["model"]
-        if model != "m" and model not in self.adapters:
-            return error(404, f"The model `{model}` does not exist. Valid aliases: m.")
-        return Reply(body=completion(*["by " + Path(self.adapters.get(model, "base")).name] * 2, model=model))
-
-
-def error(status: int, words: str) -> Reply:
-    return Reply(status, {"error": {"message": words, "type": "SomeError", "param": None, "code": status}})
-
-
-def failed(words: str) -> Reply:
-    """As vLLM 0.32 says that an adapter cannot be loaded."""
-    sentence = f"Call to add_lora method failed: Worker failed with error '{words}', please check the stack trace above"
-    return error(500, f"{sentence} for the root cause")
 
 
 Connect = Callable[..., VLLMAssistant]
@@ -491,7 +446,7 @@ REFUSALS = {
         failed("LoRA rank 20 is greater than max_lora_rank 16."),
         AdapterRefused,
         "the server refuses the adapter (500): LoRA rank 20 is greater than max_lora_rank 16. "
-        "Restart it with --max-lora-rank 32 or `gpta-local assistant serve --lora-rank 32`",
+        "Restart it with --max-lora-rank 32 or `gpta-local assistant serve --max-lora-rank 32`",
     ),
     "rank without a worker": (
         error(500, "Call to add_lora method failed: LoRA rank 600 is greater than max_lora_rank 8."),

@@ -181,7 +181,7 @@ class VLLMAssistant(OpenAIAssistant):
         elif rank := re.search(r"rank (\d+) is greater than max_lora_rank", said):
             enough = next((known for known in LORA_RANKS if known >= int(rank[1])), LORA_RANKS[-1])
             fix = (
-                f"Restart it with --max-lora-rank {enough} or `gpta-local assistant serve --lora-rank {enough}`, "
+                f"Restart it with --max-lora-rank {enough} or `gpta-local assistant serve --max-lora-rank {enough}`, "
                 "or lower dialogue_gradient.rank"
             )
         return AdapterRefused(what, where=where, fix=fix)

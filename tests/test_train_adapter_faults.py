@@ -1,0 +1,145 @@
+"""A run whose server takes no adapter, refuses one, or dies while one is swapped in: what was learnt
+and recorded is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from commands import ROOT, assert_refused, invoke
+from fault_server import FakeVLLM, FaultServer, Json, Reply, completion, error, failed
+
+from gpta_local.adapters import check_adapter
+from gpta_local.errors import TrainingError
+from gpta_local.history import open_existing
+from gpta_local.schema import StepVerdict
+
+pytestmark = pytest.mark.slow
+
+QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
+SHORT = {"steps": 1, "batch_size": 2, "rank": 4, "dialogues_per_winner": 2}
+SMALL = (
+    *("search.rounds=3", "search.proposals=4", "search.label_text_samples=0"),
+    *("training.steps=1", "finish.finalists=1", "finish.plain_control=false", "data.test=null"),
+    f"dialogue_gradient={json.dumps(SHORT)}",
+)
+TOPICS = (
+    "visit",
+    "bill",
+    "medicine",
+    "result",
+    "record",
+    "pain",
+    "password",
+    "form",
+    "letter",
+    "doctor",
+    "nurse",
+    "app",
+)
+
+
+def propose(body: Json) -> Reply:
+    """Another prefix for each seed."""
+    topics = [TOPICS[(body["seed"] + i) % len(TOPICS)] for i in range(body.get("n", 1))]
+    return Reply(body=completion(*(f"About the {topic}:" for topic in topics), model=body["model"]))
+
+
+class Server(FakeVLLM):
+    def _chat_as_vllm(self, body: Json) -> Reply:
+        known = body["model"] in {"m", *self.adapters}
+        return propose(body) if known else error(404, f"The model `{body['model']}` does not exist.")
+
+
+@pytest.fixture
+def server(nano_assistant: Path) -> Iterator[Server]:
+    with Server(nano_assistant) as server:
+        yield server
+
+
+def train(base_url: str, folder: Path, backend: str = "vllm", **assistant: Any) -> Result:
+    settings = {"backend": backend, "base_url": base_url, "model": "m", "max_retries": 0, **assistant}
+    overrides = [*SMALL, f"assistant={json.dumps(settings)}"]
+    return invoke("train", QUICKSTART, "--output", folder, *(word for key in overrides for word in ("--set", key)))
+
+
+def verdicts(run: Path) -> list[StepVerdict]:
+    return [verdict for *_, verdict in open_existing(run / "history.sqlite").steps()]
+
+
+def test_adapters_go_into_the_server_and_out_again(server: Server, tmp_path: Path) -> None:
+    result = train(server.base_url, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert [Path(body["lora_path"]).name for body in server.sent("load")][1:] == ["001", "002"], "the first is a probe"
+    assert set(verdicts(tmp_path / "run")) <= {"kept", "rolled back"}
+    assert server.adapters == {}, "nothing stays on the server after the run"
+
+
+def test_server_whose_rank_is_too_low_gets_no_adapter_and_the_run_goes_on(server: Server, tmp_path: Path) -> None:
+    def refuse(body: Json) -> Reply:
+        seen = Path(body["lora_path"]).is_dir()
+        return failed("LoRA rank 4 is greater than max_lora_rank 1.") if seen else server._load(body)
+
+    server.on_load = refuse
+    result = train(server.base_url, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "--max-lora-rank" in result.stderr
+    assert verdicts(tmp_path / "run") == ["saved only", "saved only"]
+    for adapter in ("001", "002"):
+        check_adapter(tmp_path / "run" / "adapters" / adapter, ROOT / "models" / "nano-assistant")
+
+
+def test_server_without_lora_is_known_before_the_run_and_adapters_are_saved(server: Server, tmp_path: Path) -> None:
+    server.on_load = lambda body: failed("LoRA is not enabled. Use --enable-lora to enable LoRA.")
+    result = train(server.base_url, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    warning = result.stderr.index("--enable-lora")
+    assert warning < result.stderr.index("round 1"), "said before the first round"
+    assert verdicts(tmp_path / "run") == ["saved only", "saved only"]
+
+
+def test_plain_endpoint_with_known_weights_gets_adapters_on_disk(nano_assistant: Path, tmp_path: Path) -> None:
+    with FaultServer(propose) as server:
+        result = train(server.base_url, tmp_path / "run", backend="openai", weights=str(nano_assistant))
+    assert result.exit_code == 0, result.output
+    assert verdicts(tmp_path / "run") == ["saved only", "saved only"]
+    check_adapter(tmp_path / "run" / "adapters" / "001", nano_assistant)
+
+
+def test_plain_endpoint_with_unknown_weights_is_refused_before_the_run(tmp_path: Path) -> None:
+    with FaultServer(propose) as server:
+        result = train(server.base_url, tmp_path / "run", backend="openai")
+    assert_refused(result, "dialogue_gradient", "assistant.weights")
+    assert not (tmp_path / "run").exists()
+
+
+def test_server_that_dies_during_the_swap_is_one_message_and_the_history_is_whole(
+    server: Server, tmp_path: Path
+) -> None:
+    def die(body: Json) -> Reply:
+        seen = Path(body["lora_path"]).is_dir()
+        return error(500, "EngineCore encountered an issue.") if seen else server._load(body)
+
+    server.on_load = die
+    assert_refused(train(server.base_url, tmp_path / "run"), "EngineCore encountered an issue", server.base_url)
+    history = open_existing(tmp_path / "run" / "history.sqlite")
+    assert [number for number, *_ in history.rounds()] == [1]
+    assert len(history.scored()) == 4
+    check_adapter(tmp_path / "run" / "adapters" / "001", ROOT / "models" / "nano-assistant")
+
+
+def test_dialogue_gradient_that_fails_does_not_end_the_run(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("the process of the dialogue gradient ended with status -9")
+
+    monkeypatch.setattr("gpta_local.tuner.train_in_process_of_its_own", fail)
+    result = train(server.base_url, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("status -9") == 2
+    assert verdicts(tmp_path / "run") == []
