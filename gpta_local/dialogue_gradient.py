@@ -70,11 +70,14 @@ def train_adapter(
         reward: for `grpo`, which samples replies of its own.
 
     Raises:
+        FileExistsError: `folder` is there.
         ModelError: no dialogue fits into the model's context.
         TrainingError: a loss is not a number; nothing is written.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already")
     started = time.monotonic()
     lora = LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

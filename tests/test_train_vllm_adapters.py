@@ -22,8 +22,15 @@ from gpta_local.trainer import Run
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
-BY_HEART = {"method": "sft", "steps": 40, "learning_rate": 5e-3, "dialogues_per_winner": 1, "batch_size": 8}
-"""Enough to make an adapter say nothing but what it was taught."""
+BY_HEART = {
+    "method": "sft",
+    "steps": 40,
+    "learning_rate": 5e-3,
+    "dialogues_per_winner": 1,
+    "batch_size": 8,
+    "temperature": 1.0,
+}
+"""Enough to make an adapter say hardly anything but what it was taught."""
 
 
 @pytest.fixture(scope="module")
