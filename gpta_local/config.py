@@ -205,6 +205,13 @@ class FinishConfig(Section):
     """Also train with a random head and no prefix, as without this tool."""
 
 
+class PrivacyConfig(Section):
+    """What may leave this machine, and what is looked for before it does."""
+
+    allow_hosts: list[str] = []
+    """Hosts besides this machine to which requests may go, such as an assistant's on another server."""
+
+
 class Config(Section):
     task: Literal["text-classification", "text-pair-classification"] = "text-classification"
     data: DataConfig
@@ -215,6 +222,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     finish: FinishConfig = FinishConfig()
     dialogue_gradient: DialogueGradientConfig | None = None
+    privacy: PrivacyConfig = PrivacyConfig()
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
