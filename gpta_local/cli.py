@@ -19,24 +19,22 @@ import click
 from gpta_local import __version__
 from gpta_local.cli_assistant import assistant
 from gpta_local.errors import GptaError
+from gpta_local.privacy.network import GUARD
 
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""Set before any library is imported: nothing is fetched or reported, and idle threads of one
-process do not keep the cores of a shared server spinning."""
+THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Set before any library is imported: idle threads do not keep the cores of a shared server spinning."""
 
 
 class Commands(click.Group):
-    """Turns our errors into one clear message and the documented exit code."""
+    """Turns our errors into one clear message and the documented exit code, and tells what was refused."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The program. Tests that go in below, at `main`, stay without the guard: it is for the life of a process."""
+        GUARD.install()
+        return super().__call__(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        os.environ.update(OFFLINE)
+        os.environ.update(THREADS)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # a terminal that knows no "±" gets a "?"
@@ -62,6 +60,9 @@ class Commands(click.Group):
             where = f"{exc.filename}: " if exc.filename else ""
             click.echo(f"error: {where}{exc.strerror or exc}", err=True)
             sys.exit(2)
+        finally:
+            for refusal, times in GUARD.refused.items():
+                click.echo(f"refused: {times} connection{'s' if times > 1 else ''}: {refusal}", err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,6 +93,7 @@ def train(
     from gpta_local import config as configuration
 
     settings = configuration.load(config, overrides)
+    GUARD.allow(settings.privacy.allow_hosts)
     from datetime import datetime
 
     from gpta_local import console

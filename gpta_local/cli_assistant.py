@@ -180,11 +180,13 @@ def evaluate(
     from gpta_local import assistant_evaluation, console
     from gpta_local.assistant import open_assistant
     from gpta_local.config import load
+    from gpta_local.privacy.network import GUARD
 
     results = []
     with console.TerminalObserver(0) as observer:
         for path in configs:
             settings = load(path, overrides)
+            GUARD.allow(settings.privacy.allow_hosts)
             assistant = open_assistant(settings.assistant)
             observer.note(f"assistant: {assistant.check()}")
             for seed in range(settings.seed, settings.seed + samples):

@@ -11,11 +11,22 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gpta_local.errors import ConfigError
+from gpta_local.privacy.network import is_this_machine, normal_host
 
 EMBEDDED_ASSISTANT = "nano-assistant"
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
@@ -209,7 +220,20 @@ class PrivacyConfig(Section):
     """What may leave this machine, and what is looked for before it does."""
 
     allow_hosts: list[str] = []
-    """Hosts besides this machine to which requests may go, such as an assistant's on another server."""
+    """Hosts besides this machine to which requests may go, such as an assistant's on another server. Each is
+    an exact name or an address, such as llm.example.org; ports are not compared."""
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts_are_names_or_addresses(cls, hosts: list[str]) -> list[str]:
+        normal = {host: normal_host(host) for host in hosts}
+        for host, found in normal.items():
+            if found is None:
+                raise ValueError(
+                    f"privacy.allow_hosts: {host!r} is no name or address of a host. Write that alone, such as "
+                    "llm.example.org or 10.0.0.5: no scheme, port or path, no pattern, letters of ASCII"
+                )
+        return [found for found in normal.values() if found]
 
 
 class Config(Section):
@@ -236,6 +260,16 @@ class Config(Section):
         pair = self.data.text_pair or ("text_pair" if self.task == "text-pair-classification" else None)
         if self.data.label in (self.data.text, pair):
             raise ValueError("data.label names a text column: its rows would be label names and go to the assistant")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint_is_here_or_allowed(self) -> Config:
+        host = _host_of(self.assistant.base_url) if isinstance(self.assistant, EndpointConfig) else None
+        if host and not is_this_machine(host) and normal_host(host) not in self.privacy.allow_hosts:
+            raise ValueError(
+                f"assistant.base_url goes to {host}, which is not this machine. "
+                "If it may see your description and gains, add it to privacy.allow_hosts"
+            )
         return self
 
 
@@ -276,6 +310,14 @@ def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML. It holds no secret: keys are only named."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _host_of(url: str) -> str | None:
+    """None if it has none: what is wrong with it says the module that uses it."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

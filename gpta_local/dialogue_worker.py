@@ -19,6 +19,7 @@ from typing import Any
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import GptaError, ModelError, TrainingError
+from gpta_local.privacy.network import GUARD, Refusal
 from gpta_local.schema import DialogueGradientStep, Message, Request
 
 LOG_END = 600
@@ -76,6 +77,8 @@ def train_in_process_of_its_own(
                 case "reward":
                     assert reward is not None
                     _send(worker.stdin, reward(event["texts"]))
+                case "refused":
+                    GUARD.refused[Refusal(event["asked_by"], event["host"])] += event["times"]
                 case "done":
                     log_path.unlink()
                     return DialogueGradientStep(**event["step"] | {"losses": tuple(event["step"]["losses"])})
@@ -117,6 +120,7 @@ def _send(pipe: Any, message: Any) -> None:
 
 def main() -> None:
     """Do the job on standard input."""
+    GUARD.install()
     parent = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints goes to the log
     job = json.loads(sys.stdin.readline())
@@ -126,6 +130,7 @@ def main() -> None:
         rewards: list[float] = json.loads(sys.stdin.readline())
         return rewards
 
+    end: dict[str, Any]
     try:
         from gpta_local.assistant.local import load_model
         from gpta_local.dialogue_gradient import train_adapter
@@ -144,10 +149,12 @@ def main() -> None:
             on_step=lambda: _send(parent, {"event": "step"}),
         )
     except GptaError as exc:
-        error = {"event": "error", "kind": type(exc).__name__, "what": exc.what, "where": exc.where, "fix": exc.fix}
-        _send(parent, error)
+        end = {"event": "error", "kind": type(exc).__name__, "what": exc.what, "where": exc.where, "fix": exc.fix}
     else:
-        _send(parent, {"event": "done", "step": asdict(step)})
+        end = {"event": "done", "step": asdict(step)}
+    for refusal, times in GUARD.refused.items():
+        _send(parent, {"event": "refused", **asdict(refusal), "times": times})
+    _send(parent, end)
 
 
 def _dialogue(fields: dict[str, Any]) -> Dialogue:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from servers import ROOT, Endpoint, transformers_server, vllm_server
+
+from gpta_local.privacy.network import OFFLINE
+
+os.environ.update(OFFLINE)  # as the program does before it imports anything
 
 
 @pytest.fixture(scope="session")

@@ -310,7 +310,10 @@ class TestPaths:
         {},
         {"task": "text-pair-classification", "data": {"text_pair": "b", "shots": 4, "test": "t.csv"}},
         {"assistant": {"backend": "replay", "run": "runs/a"}, "card": {"labels": {"yes": "agrees", "no": "refuses"}}},
-        {"assistant": {"backend": "openai", "model": "m", "base_url": "http://h/v1", "api_key_env": "KEY"}},
+        {
+            "assistant": {"backend": "openai", "model": "m", "base_url": "http://h/v1", "api_key_env": "KEY"},
+            "privacy": {"allow_hosts": ["h"]},
+        },
         {"card": {"name": "1", "labels": ["on", "off", "1e3", "null", "ü: x"]}},
         {"training": {"encoder_learning_rate": 1e-7, "weight_decay": 0.0}},
     ],
@@ -356,9 +359,59 @@ def test_dialogue_gradient_comes_back_from_its_dump(path: Path, tmp_path: Path) 
         ({"backend": "local", "adapter": "a/001"}, "adapter"),
         ({"backend": "vllm", "model": "m", "adapter": "a/001"}, "adapter"),
         ({"backend": "vllm", "model": "m", "weights": "a/001"}, "weights"),
-        ({"backend": "openai", "model": "m", "base_url": "http://h/v1", "weights": "a/001"}, "weights"),
+        ({"backend": "openai", "model": "m", "base_url": "http://[::1]/v1", "weights": "a/001"}, "weights"),
     ],
 )
 def test_folders_of_the_assistant_are_relative_to_the_file(tmp_path: Path, section: dict[str, Any], key: str) -> None:
     config = load(changed(tmp_path, {"assistant": section}))
     assert getattr(config.assistant, key) == str(tmp_path / "a" / "001")
+
+
+def endpoint(base_url: str, backend: str = "openai", **privacy: Any) -> dict[str, Any]:
+    return {"assistant": {"backend": backend, "model": "m", "base_url": base_url}, "privacy": privacy}
+
+
+class TestHosts:
+    @pytest.mark.parametrize("backend", ["openai", "vllm"])
+    def test_endpoint_elsewhere_is_refused_with_both_keys(self, tmp_path: Path, backend: str) -> None:
+        assert refusal(changed(tmp_path, endpoint("https://llm.example.org/v1", backend))).endswith(
+            ": assistant.base_url goes to llm.example.org, which is not this machine. "
+            "If it may see your description and gains, add it to privacy.allow_hosts"
+        )
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "127.8.8.8", "0.0.0.0"])
+    def test_endpoint_on_this_machine_needs_no_permission(self, tmp_path: Path, host: str) -> None:
+        load(changed(tmp_path, endpoint(f"http://{host}:8000/v1")))
+
+    @pytest.mark.parametrize(
+        ("url", "allowed"),
+        [
+            ("https://llm.example.org/v1", "LLM.example.org"),
+            ("https://LLM.example.org.:8443/v1", "llm.example.org"),
+            ("http://10.0.0.5:8000/v1", "10.0.0.5"),
+            ("http://[2001:db8::5]:8000/v1", "2001:0db8::5"),
+        ],
+    )
+    def test_endpoint_whose_host_is_named_is_allowed(self, tmp_path: Path, url: str, allowed: str) -> None:
+        load(changed(tmp_path, endpoint(url, allow_hosts=["other.example.org", allowed])))
+
+    @pytest.mark.parametrize(
+        "host", ["example.org", "llm.example.org.example.com", "127.0.0.1.example.org", "10.0.0.6"]
+    )
+    def test_host_that_only_looks_like_a_named_one_is_refused(self, tmp_path: Path, host: str) -> None:
+        allowed = {"allow_hosts": ["llm.example.org", "10.0.0.5"]}
+        assert f"goes to {host}," in refusal(changed(tmp_path, endpoint(f"http://{host}/v1", **allowed)))
+
+    def test_user_name_that_looks_like_this_machine_does_not_deceive(self, tmp_path: Path) -> None:
+        assert "goes to example.org," in refusal(changed(tmp_path, endpoint("http://127.0.0.1:80@example.org/v1")))
+
+    @pytest.mark.parametrize(
+        "entry", ["https://llm.example.org/v1", "llm.example.org:8000", "*.example.org", "10.0.0.0/8"]
+    )
+    def test_entry_that_is_no_host_is_told(self, tmp_path: Path, entry: str) -> None:
+        told = refusal(changed(tmp_path, {"privacy": {"allow_hosts": [entry]}}))
+        assert f"privacy.allow_hosts: {entry!r} is no name or address of a host" in told
+
+    def test_hosts_are_kept_in_one_way_of_writing(self, tmp_path: Path) -> None:
+        config = load(changed(tmp_path, {"privacy": {"allow_hosts": ["LLM.example.org.", "2001:0DB8::5"]}}))
+        assert config.privacy.allow_hosts == ["llm.example.org", "2001:db8::5"]

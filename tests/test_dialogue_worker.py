@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from gpta_local.assistant.local import load_model
 from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogue_worker import train_in_process_of_its_own
 from gpta_local.errors import ModelError, TrainingError
+from gpta_local.privacy.network import GUARD, Refusal
 
 pytestmark = pytest.mark.slow  # each process imports the training libraries
 
@@ -141,3 +144,24 @@ def test_files_where_the_program_is_run_are_not_imported(
     monkeypatch.chdir(tmp_path)
     train_in_process_of_its_own(folder, DIALOGUES, settings(), tmp_path / "adapters" / "001", seed=1)
     assert (tmp_path / "adapters" / "001" / "step.json").is_file()
+
+
+def test_connection_that_was_refused_there_is_told_here(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a module that Python imports at its start, and that asks once the training libraries are there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import socket, sys, threading, time
+def ask():
+    while "torch" not in sys.modules:
+        time.sleep(0.01)
+    socket.getaddrinfo("example.org", 80)
+threading.Thread(target=ask, daemon=True).start()
+""",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(GUARD, "refused", Counter())
+    train_in_process_of_its_own(folder, DIALOGUES, settings(), tmp_path / "001", seed=1)
+    assert GUARD.refused == {Refusal("sitecustomize", "example.org"): 1}

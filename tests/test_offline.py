@@ -1,27 +1,138 @@
-"""A run needs no network: shown in a namespace that has none."""
+"""A run goes nowhere: on a machine without a network by the kernel's own counts, and in the system
+calls of the process. This covers what the guard inside Python cannot see."""
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from servers import ROOT
+from commands import PROGRAM
+from isolated import run_isolated
+from samples import QUICKSTART, read_rows, write_config, write_jsonl
+from servers import ROOT, require_vllm
 
-MAIN = "from gpta_local.cli import main; main()"
+NOTHING = {"IPv4": 0, "IPv6": 0}
+SMALL = ("search.rounds=2", "search.proposals=4", "search.label_text_samples=1", "training.steps=4")
+TAUGHT = ("dialogue_gradient.steps=2", "dialogue_gradient.batch_size=4")
+TRACE = ["strace", "-f", "--seccomp-bpf", "-s", "0", "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
 
 
-@pytest.mark.skipif(
-    shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root on Linux to make a network namespace"
-)
-def test_quickstart_runs_without_any_network(tmp_path: Path) -> None:
-    small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=1", "training.steps=4")
-    overrides = [word for key in small for word in ("--set", key)]
-    config = ROOT / "configs" / "quickstart" / "quickstart.yaml"
-    command = ["unshare", "-n", sys.executable, "-c", MAIN, "train", config, "--output", tmp_path / "run", *overrides]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def quickstart(folder: Path) -> list[object]:
+    settings = [word for key in (*SMALL, *TAUGHT) for word in ("--set", key)]
+    return [*PROGRAM, "train", QUICKSTART / "quickstart.yaml", "--output", folder, *settings]
+
+
+class TestWithoutANetwork:
+    """The kernel counts what was meant for another machine."""
+
+    @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+    @pytest.mark.parametrize(
+        ("version", "family", "address"),
+        [("IPv4", "AF_INET", "203.0.113.1"), ("IPv6", "AF_INET6", "2001:db8::1")],
+    )
+    def test_one_connection_to_elsewhere_is_counted(
+        self, tmp_path: Path, version: str, family: str, address: str, kind: str
+    ) -> None:
+        script = f"from socket import *; socket({family}, {kind}).connect_ex(({address!r}, 80))"
+        done = run_isolated([sys.executable, "-c", script], tmp_path)
+        assert done.tried == NOTHING | {version: 1}, done.stderr
+
+    def test_one_look_up_of_a_name_is_counted(self, tmp_path: Path) -> None:
+        hosts = Path("/etc/resolv.conf").read_text(encoding="utf-8") if Path("/etc/resolv.conf").exists() else ""
+        if not re.search(r"^nameserver (?!127\.|::1)", hosts, re.MULTILINE):
+            pytest.skip("names are looked up by a service of this machine, which lies outside of the namespace")
+        done = run_isolated(["getent", "hosts", "example.org"], tmp_path)
+        assert sum(done.tried.values()) > 0
+
+    def test_connection_to_the_machine_itself_is_not_counted(self, tmp_path: Path) -> None:
+        script = "from socket import *; s = create_server(('127.0.0.1', 0)); create_connection(s.getsockname())"
+        done = run_isolated([sys.executable, "-c", script], tmp_path)
+        assert (done.status, done.tried) == (0, NOTHING), done.stderr
+
+    @pytest.mark.slow
+    def test_quickstart_that_teaches_its_assistant_ends_well_and_tries_nothing(self, tmp_path: Path) -> None:
+        done = run_isolated(quickstart(tmp_path / "run"), tmp_path)
+        assert done.status == 0, done.stderr
+        assert "plain fine-tuning" in done.stdout and "refused" not in done.stderr
+        assert (tmp_path / "run" / "adapters" / "001").is_dir()
+        assert done.tried == NOTHING
+
+    @pytest.mark.slow
+    @pytest.mark.vllm
+    def test_served_assistant_and_a_run_that_teaches_it_try_nothing(self, tmp_path: Path, nano_assistant: Path) -> None:
+        require_vllm()
+        write_jsonl(tmp_path / "train.jsonl", read_rows("train")[:56])
+        config = write_config(
+            tmp_path / "config.yaml",
+            {
+                "search": {"rounds": 2, "proposals": 8, "max_prefix_tokens": None},
+                "dialogue_gradient": {"method": "sft", "steps": 2, "batch_size": 2, "device": "cpu"},
+            },
+        )
+        script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from commands import run_command
+from servers import vllm_server
+
+with vllm_server(Path({str(nano_assistant)!r}), Path({str(tmp_path / "vllm.log")!r}), lora_rank=16) as endpoint:
+    assistant = f"{{{{backend: vllm, base_url: {{endpoint.base_url}}, model: {{endpoint.model}}, api_key_env: KEY}}}}"
+    settings = ["--output", {str(tmp_path / "run")!r}, "--set", f"assistant={{assistant}}"]
+    done = run_command("train", {str(config)!r}, *settings, timeout=300)
+print(done.stdout, done.stderr)
+sys.exit(done.returncode)
+"""
+        done = run_isolated([sys.executable, "-c", script], tmp_path, timeout=600, KEY="key-of-the-test-server")
+        assert done.status == 0, done.stdout + done.stderr
+        assert "refused" not in done.stdout
+        assert (tmp_path / "run" / "adapters" / "001" / "step.json").is_file(), done.stdout
+        assert done.tried == NOTHING
+
+
+def traced(command: list[object], log: Path) -> list[str]:
+    """The calls that a command and its children made to reach anybody."""
+    if shutil.which("strace") is None or subprocess.run([*TRACE, "true"], capture_output=True).returncode:
+        pytest.skip("needs strace, and the right to trace processes")
+    words = [str(word) for word in (*TRACE, "-o", log, *command)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "plain fine-tuning" in done.stdout
+    return [line for line in log.read_text().splitlines() if re.search(r"\b(connect|sendto|sendm+sg)\(", line)]
+
+
+def families(calls: list[str]) -> Counter[str]:
+    """How many calls went to a socket of which family; "connected" are those that name no address."""
+    named = (re.search(r"sa_family=(AF_\w+)", call) for call in calls)
+    return Counter(found[1] if found else "connected" for found in named)
+
+
+def addresses(calls: list[str]) -> set[str]:
+    """The internet addresses in them."""
+    return {address for call in calls for address in re.findall(r'inet_(?:addr\(|pton\(AF_INET6, )"([^"]+)"', call)}
+
+
+class TestSystemCalls:
+    def test_addresses_of_all_kinds_of_calls_are_read(self, tmp_path: Path) -> None:
+        script = """
+from socket import *
+socket(AF_INET, SOCK_DGRAM).connect(("127.0.0.2", 9))
+socket(AF_INET, SOCK_DGRAM).sendto(b"secret", ("127.0.0.3", 9))
+socket(AF_INET6, SOCK_DGRAM).sendmsg([b"secret"], [], 0, ("::1", 9))
+socket(AF_UNIX).connect_ex("/nowhere")
+"""
+        calls = traced([sys.executable, "-c", script], tmp_path / "trace")
+        assert addresses(calls) == {"127.0.0.2", "127.0.0.3", "::1"}
+        assert families(calls) == {"AF_INET": 2, "AF_INET6": 1, "AF_UNIX": 1}
+        assert "secret" not in (tmp_path / "trace").read_text()
+
+    @pytest.mark.slow
+    def test_quickstart_names_no_address_but_loopback(self, tmp_path: Path) -> None:
+        calls = traced(quickstart(tmp_path / "run"), tmp_path / "trace")
+        assert [address for address in addresses(calls) if not ip_address(address).is_loopback] == []
+        assert set(families(calls)) <= {"AF_UNIX", "AF_NETLINK", "AF_INET", "AF_INET6", "connected"}

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
+from gpta_local.privacy.network import NotAllowed
 from gpta_local.schema import Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -256,6 +257,9 @@ class OpenAIAssistant:
             fix = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
         elif isinstance(cause, socket.gaierror):
             what, fix = f"the host {address.hostname!r} is not found ({cause.strerror})", "Correct assistant.base_url"
+        elif isinstance(cause, NotAllowed):
+            what = f"the guard of the network refuses the connection ({cause.strerror})"
+            fix = "If it may see your description and gains, add it to privacy.allow_hosts"
         elif isinstance(cause, ssl.SSLCertVerificationError):
             what = f"the server's certificate is not trusted ({cause.verify_message})"
             fix = "Name the file of its authority in the environment variable SSL_CERT_FILE"

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError, ServerError
+from gpta_local.privacy.network import OFFLINE
 
 HOST = "127.0.0.1"
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -63,14 +64,9 @@ SCRUBBED = (
 """Not inherited: the level that trl sets (and that could log prompts), and what opens routes, runs
 pickles or logs replies. Other VLLM_* variables are the user's tuning and stay."""
 
-PRIVATE = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONSAFEPATH": "1",  # `python -m` would import what lies in the current directory
-}
+PRIVATE = OFFLINE | {"PYTHONSAFEPATH": "1"}  # `python -m` would import what lies in the current directory
+OWN_ADDRESS = {"VLLM_HOST_IP": HOST}
+"""vLLM would find it out by a socket to 8.8.8.8."""
 ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -176,7 +172,8 @@ class VLLMServer:
             self.command += ["--dtype", "bfloat16", "--max-num-batched-tokens", "16384"]
         self.command += extra
         inherited = {variable: value for variable, value in os.environ.items() if variable not in SCRUBBED}
-        self.environment = ({} if interpreter.on_gpu else ON_CPU) | inherited | PRIVATE | {"VLLM_API_KEY": api_key}
+        tuning = OWN_ADDRESS if interpreter.on_gpu else OWN_ADDRESS | ON_CPU
+        self.environment = tuning | inherited | PRIVATE | {"VLLM_API_KEY": api_key}
         if lora_rank is not None:
             self.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
 

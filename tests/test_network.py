@@ -1,0 +1,506 @@
+"""The network guard: what it lets through, what it refuses, and how it tells.
+
+An audit hook cannot be taken away. So a guard of its own is asked here what it thinks of an event, and
+where the hook itself is tried, that is in a process of its own; in a namespace without a network if the
+machine can make one, where a refusal that came too late is counted by the kernel.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import PROGRAM, ROOT
+from isolated import Isolated, require_namespaces, run_isolated
+from samples import sentiment_rows, write_config, write_jsonl
+from servers import VLLM_PYTHON, require_vllm
+
+from gpta_local.privacy.network import OFFLINE, Guard, NotAllowed, is_this_machine, normal_host
+
+TCP = socket.socket(socket.AF_INET)
+HERE = ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "localhost", "LocalHost.", ""]
+ELSEWHERE = ["203.0.113.1", "10.0.0.5", "169.254.169.254", "2001:db8::1", "fe80::1%lo", "::ffff:203.0.113.1"]
+NAMES = ["example.org", "localhost.example.org", "127.0.0.1.example.org", "127.1", "2130706433", "<broadcast>"]
+
+
+def python(
+    script: str, *, interpreter: object = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(interpreter), "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused_by(guard: Guard, event: str, *arguments: Any) -> bool:
+    try:
+        guard.check(event, arguments)
+    except NotAllowed:
+        return True
+    return False
+
+
+class TestJudgement:
+    @pytest.mark.parametrize("host", HERE)
+    def test_this_machine_is_let_through(self, host: str) -> None:
+        assert is_this_machine(host)
+        assert not refused_by(Guard(), "socket.connect", TCP, (host, 80))
+        assert not refused_by(Guard(), "socket.getaddrinfo", host, 80, 0, 0, 0)
+
+    @pytest.mark.parametrize("host", [*ELSEWHERE, *NAMES])
+    def test_another_machine_is_refused(self, host: str) -> None:
+        assert not is_this_machine(host)
+        assert refused_by(Guard(), "socket.connect", TCP, (host, 80))
+        assert refused_by(Guard(), "socket.getaddrinfo", host, 80, 0, 0, 0)
+
+    @pytest.mark.parametrize("event", ["socket.connect", "socket.sendto", "socket.sendmsg"])
+    @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+    def test_all_ways_to_name_an_address_are_judged(self, event: str, family: int) -> None:
+        with socket.socket(family, socket.SOCK_DGRAM) as used:
+            assert refused_by(Guard(), event, used, ("2001:db8::1", 80, 0, 0))
+
+    @pytest.mark.parametrize("event", ["socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"])
+    @pytest.mark.parametrize("name", ["example.org", b"example.org", bytearray(b"example.org")])
+    def test_all_ways_to_look_up_a_name_are_judged(self, event: str, name: Any) -> None:
+        assert refused_by(Guard(), event, name)
+
+    def test_look_up_of_the_name_of_an_address_is_judged(self) -> None:
+        assert refused_by(Guard(), "socket.getnameinfo", ("203.0.113.1", 80))
+        assert not refused_by(Guard(), "socket.getnameinfo", ("127.0.0.1", 80))
+
+    def test_message_on_a_connected_socket_was_judged_before(self) -> None:
+        assert not refused_by(Guard(), "socket.sendmsg", TCP, None)
+
+    def test_look_up_of_no_name_is_let_through(self) -> None:
+        assert not refused_by(Guard(), "socket.getaddrinfo", None, 80, 0, 0, 0)
+
+    @pytest.mark.parametrize(("family", "address"), [("AF_UNIX", "/run/some.sock"), ("AF_NETLINK", (0, 0))])
+    def test_sockets_that_stay_on_the_machine_are_let_through(self, family: str, address: Any) -> None:
+        with socket.socket(getattr(socket, family), socket.SOCK_DGRAM) as used:
+            assert not refused_by(Guard(), "socket.connect", used, address)
+
+    def test_sockets_of_other_families_are_refused(self) -> None:
+        class Vsock:
+            family = 40
+
+        guard = Guard()
+        assert refused_by(guard, "socket.connect", Vsock(), (2, 1024))
+        assert [refusal.host for refusal in guard.refused] == ["a socket of the family 40"]
+
+    def test_refusal_is_an_error_of_the_operating_system_with_host_and_remedy(self) -> None:
+        with pytest.raises(PermissionError, match=r"'example\.org', which is neither this machine nor .*allow_hosts"):
+            Guard().check("socket.getaddrinfo", ("example.org", 80, 0, 0, 0))
+
+    def test_refusals_are_counted_by_host(self) -> None:
+        guard = Guard()
+        for host in ("a.example", "b.example", "a.example"):
+            refused_by(guard, "socket.getaddrinfo", host, 80, 0, 0, 0)
+        assert {refusal.host: times for refusal, times in guard.refused.items()} == {"a.example": 2, "b.example": 1}
+
+    def test_host_is_shown_without_control_characters_and_not_at_length(self) -> None:
+        guard = Guard()
+        refused_by(guard, "socket.getaddrinfo", "\x1b[2J" + "x" * 1000, 80, 0, 0, 0)
+        (shown,) = map(str, guard.refused)
+        assert "\x1b" not in shown and len(shown) < 200
+
+
+class TestAllowedHosts:
+    def test_named_host_is_let_through_and_no_other(self) -> None:
+        guard = Guard()
+        guard.allow(["llm.example.org"])
+        assert not refused_by(guard, "socket.getaddrinfo", "LLM.example.org.", 80, 0, 0, 0)
+        assert not refused_by(guard, "socket.connect", TCP, ("llm.example.org", 80))
+        for host in ("example.org", "a.llm.example.org", "llm.example.org.example.com"):
+            assert refused_by(guard, "socket.getaddrinfo", host, 80, 0, 0, 0)
+
+    @pytest.mark.parametrize(
+        ("allowed", "written"),
+        [("10.0.0.5", "10.0.0.5"), ("10.0.0.5", "::ffff:10.0.0.5"), ("2001:db8::5", "2001:0db8:0:0::5")],
+    )
+    def test_named_address_is_let_through_however_it_is_written(self, allowed: str, written: str) -> None:
+        guard = Guard()
+        guard.allow([allowed])
+        assert not refused_by(guard, "socket.connect", TCP, (written, 80))
+        assert refused_by(guard, "socket.connect", TCP, ("10.0.0.6", 80))
+
+    @pytest.mark.parametrize(
+        ("host", "normal"),
+        [
+            ("LLM.Example.org.", "llm.example.org"),
+            ("gpu_server-2", "gpu_server-2"),
+            ("10.0.0.5", "10.0.0.5"),
+            ("2001:0DB8::5", "2001:db8::5"),
+        ],
+    )
+    def test_host_has_one_way_to_be_written(self, host: str, normal: str) -> None:
+        assert normal_host(host) == normal
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            *("", ".", "a b", "a..b", "a.org\n", "x" * 64, "münchen.de", "*.a.org"),
+            *("http://a.org", "a.org/v1", "a.org:80", "10.0.0.0/8", "10.0.0.256", "127.1", "[::1]"),
+        ],
+    )
+    def test_what_is_no_host_is_told_apart(self, host: str) -> None:
+        assert normal_host(host) is None
+
+    def test_addresses_of_a_named_host_are_let_through(self, tmp_path: Path) -> None:
+        """With a name and an address of their own, in namespaces: nothing of the real network is used."""
+        require_namespaces()
+        if shutil.which("ip") is None:
+            pytest.skip("needs the program ip")
+        (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 llm.test\n10.77.0.2 other.test\n")
+        script = """
+import asyncio, http.server, socket, threading, urllib.request
+from gpta_local.privacy.network import GUARD, NotAllowed
+GUARD.install()
+GUARD.allow(["llm.test"])
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(204); self.end_headers()
+    def log_message(self, *_): ...
+server = http.server.HTTPServer(("10.77.0.1", 0), Answer)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+port = server.server_port
+socket.create_connection(("10.77.0.1", port)).close()  # not looked up before
+print(urllib.request.urlopen(f"http://llm.test:{port}/").status)
+async def ask():
+    (await asyncio.open_connection("llm.test", port))[1].close()
+asyncio.run(ask())
+for host in ("10.77.0.2", "other.test"):
+    try:
+        socket.create_connection((host, port))
+    except NotAllowed as exc:
+        print(exc.strerror)
+"""
+        inside = (
+            'mount --bind "$1" /etc/hosts && ip link set lo up && ip addr add 10.77.0.1/32 dev lo && exec "$2" -c "$3"'
+        )
+        done = subprocess.run(
+            ["unshare", "-rnm", "sh", "-c", inside, "sh", str(tmp_path / "hosts"), sys.executable, script],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+        )
+        lines = done.stdout.splitlines()
+        assert lines[:1] == ["204"], done.stderr
+        assert ["'10.77.0.2'" in lines[1], "'other.test'" in lines[2], len(lines)] == [True, True, 3]
+
+
+INSTALL = "from gpta_local.privacy.network import GUARD; GUARD.install()\n"
+
+
+class TestHook:
+    """In a process of its own, and without a network: the kernel counts what comes through."""
+
+    def refused(self, script: str, folder: Path) -> Isolated:
+        done = run_isolated([sys.executable, "-c", INSTALL + script], folder, PYTHONPATH=str(ROOT))
+        assert "NotAllowed: [Errno 13]" in done.stderr, done.stderr
+        return done
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "socket(AF_INET).connect(('203.0.113.1', 80))",
+            "socket(AF_INET).connect_ex(('203.0.113.1', 80))",
+            "socket(AF_INET6).connect(('2001:db8::1', 80))",
+            "socket(AF_INET6).connect(('::ffff:203.0.113.1', 80))",
+            "socket(AF_INET, SOCK_DGRAM).connect(('203.0.113.1', 53))",
+            "socket(AF_INET, SOCK_DGRAM).sendto(b'x', ('203.0.113.1', 53))",
+            "socket(AF_INET6, SOCK_DGRAM).sendto(b'x', ('2001:db8::1', 53))",
+            "socket(AF_INET, SOCK_DGRAM).sendmsg([b'x'], [], 0, ('203.0.113.1', 53))",
+            "create_connection(('example.org', 80))",
+            "getaddrinfo('example.org', 80)",
+            "gethostbyname('example.org')",
+            "gethostbyname_ex('example.org')",
+            "gethostbyaddr('203.0.113.1')",
+            "getnameinfo(('203.0.113.1', 80), 0)",
+        ],
+    )
+    def test_call_is_refused_before_anything_is_sent(self, tmp_path: Path, call: str) -> None:
+        assert self.refused(f"from socket import *; {call}", tmp_path).tried == {"IPv4": 0, "IPv6": 0}
+
+    def test_thread_and_forked_child_are_guarded_too(self, tmp_path: Path) -> None:
+        ask = "import socket; socket.getaddrinfo('example.org', 80)"
+        self.refused(f"import threading\ndef ask(): {ask}\nthreading.Thread(target=ask).start()", tmp_path)
+        self.refused(
+            f"import multiprocessing as m\ndef ask(): {ask}\nm.get_context('fork').Process(target=ask).start()",
+            tmp_path,
+        )
+
+    def test_proxy_on_this_machine_is_no_way_out(self) -> None:
+        class Proxy(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        asked: list[str] = []
+        with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+            threading.Thread(target=proxy.serve_forever).start()
+            address = f"http://127.0.0.1:{proxy.server_port}"
+            ask = """
+import urllib.request, httpx2
+for get in (urllib.request.urlopen, httpx2.get):
+    try: get("http://example.org/")
+    except OSError as exc: print(exc)
+    except httpx2.HTTPError as exc: print(exc)
+"""
+            variables = {
+                "http_proxy": address,
+                "HTTP_PROXY": address,
+                "ALL_PROXY": address,
+                "no_proxy": "",
+                "NO_PROXY": "",
+            }
+            open_way = python(ask, **variables)
+            assert asked == ["http://example.org/"] * 2, open_way.stderr
+            guarded = python(INSTALL + ask, **variables)
+            proxy.shutdown()
+        assert guarded.stdout.count("neither this machine") == 2, guarded.stderr
+        assert len(asked) == 2
+
+
+ASK = """
+import json, os, sys, time
+from gpta_local.privacy.network import GUARD, OFFLINE
+GUARD.install()
+for variable in OFFLINE:
+    del os.environ[variable]  # as if the libraries did not heed them
+time.sleep = lambda seconds: None  # between attempts
+
+def transformers():
+    from transformers import AutoModel
+    AutoModel.from_pretrained("some/model")
+def sentence_transformers():
+    from sentence_transformers import SentenceTransformer
+    SentenceTransformer("some/model")
+def datasets():
+    from datasets import load_dataset
+    load_dataset("some/data")
+def peft():
+    from peft import PeftConfig
+    PeftConfig.from_pretrained("some/adapter")
+def huggingface_hub():
+    from huggingface_hub import hf_hub_download
+    hf_hub_download("some/model", "config.json")
+def openai():
+    import openai
+    openai.OpenAI(api_key="none", base_url="https://example.org/v1", max_retries=0).models.list()
+def httpx2():
+    import httpx2
+    httpx2.get("https://example.org/")
+def torch():
+    import torch
+    torch.hub.load_state_dict_from_url("https://example.org/weights.pt", progress=False)
+def pandas():
+    import pandas
+    pandas.read_csv("https://example.org/rows.csv")
+def sklearn():
+    from sklearn.datasets import fetch_openml
+    fetch_openml("rows", n_retries=1)
+def urllib():
+    import urllib.request
+    urllib.request.urlopen("https://example.org/")
+def requests():
+    import requests
+    requests.get("https://example.org/")
+def urllib3():
+    import urllib3
+    urllib3.PoolManager().request("GET", "https://example.org/", retries=False)
+def aiohttp():
+    import aiohttp, asyncio
+    async def ask():
+        async with aiohttp.ClientSession() as session:
+            await session.get("https://203.0.113.1/")
+    asyncio.run(ask())
+
+told = {}
+for name in sys.argv[2:]:
+    GUARD.refused.clear()
+    try:
+        globals()[name]()
+        error = ""
+    except Exception as exc:
+        error = type(exc).__name__
+    told[name] = {"error": error, "asked": {refusal.asked_by: refusal.host for refusal in GUARD.refused}}
+with open(sys.argv[1], "w") as file:
+    json.dump(told, file)
+"""
+HUB = "huggingface_hub, httpx2, httpcore2"
+LIBRARIES = {
+    "transformers": (f"transformers (through {HUB})", "huggingface.co"),
+    "sentence_transformers": (f"sentence_transformers (through {HUB})", "huggingface.co"),
+    "datasets": (f"datasets (through {HUB})", "huggingface.co"),
+    "peft": (f"peft (through {HUB})", "huggingface.co"),
+    "huggingface_hub": ("huggingface_hub (through httpx2, httpcore2)", "huggingface.co"),
+    "openai": ("openai (through httpx2, httpcore2)", "example.org"),
+    "httpx2": ("httpx2 (through httpcore2)", "example.org"),
+    "torch": ("torch", "example.org"),
+    "pandas": ("pandas", "example.org"),
+    "sklearn": ("sklearn", "www.openml.org"),
+    "urllib": ("__main__", "example.org"),
+}
+VLLM_LIBRARIES = {
+    "requests": ("requests (through urllib3)", "example.org"),
+    "urllib3": ("urllib3", "example.org"),
+    "aiohttp": ("aiohttp (through aiohappyeyeballs)", "203.0.113.1"),
+}
+
+
+def ask_all(libraries: dict[str, Any], interpreter: object, folder: Path) -> tuple[dict[str, Any], Isolated]:
+    done = run_isolated(
+        [interpreter, "-c", ASK, folder / "told.json", *libraries],
+        folder,
+        PYTHONPATH=str(ROOT),
+        HF_HOME=str(folder / "cache"),
+        SCIKIT_LEARN_DATA=str(folder),
+        TORCH_HOME=str(folder),
+    )
+    assert done.status == 0, done.stderr
+    return json.loads((folder / "told.json").read_text()), done
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Isolated]:
+    return ask_all(LIBRARIES, sys.executable, tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.mark.slow
+class TestLibraries:
+    """Libraries that are asked to fetch something, in spite of being told to stay offline."""
+
+    @pytest.mark.parametrize("library", LIBRARIES)
+    def test_library_is_refused_and_named(self, told: tuple[dict[str, Any], Isolated], library: str) -> None:
+        who, host = LIBRARIES[library]
+        assert told[0][library]["error"]
+        assert told[0][library]["asked"].get(who) == host, told[0][library]
+
+    def test_not_even_a_name_was_looked_up(self, told: tuple[dict[str, Any], Isolated]) -> None:
+        assert told[1].tried == {"IPv4": 0, "IPv6": 0}
+
+    @pytest.mark.vllm
+    def test_libraries_beside_vllm_are_refused_and_named(self, tmp_path: Path) -> None:
+        require_vllm()
+        told, done = ask_all(VLLM_LIBRARIES, VLLM_PYTHON, tmp_path)
+        assert {name: told[name]["asked"] for name in told} == {
+            name: {who: host} for name, (who, host) in VLLM_LIBRARIES.items()
+        }
+        assert done.tried == {"IPv4": 0, "IPv6": 0}
+
+
+class TestCommands:
+    def test_program_is_guarded_and_tells_at_its_end_what_was_refused(self) -> None:
+        script = """
+import socket
+from gpta_local.cli import main
+@main.command()
+def ask():
+    for host in ("example.org", "example.org", "203.0.113.1"):
+        try: socket.create_connection((host, 80))
+        except OSError: pass
+main(["ask"])
+"""
+        done = python(script)
+        assert done.returncode == 0
+        assert done.stderr.splitlines() == [
+            "refused: 2 connections: __main__ asked for 'example.org'",
+            "refused: 1 connection: __main__ asked for '203.0.113.1'",
+        ]
+
+    def test_refusal_that_nobody_caught_is_one_message(self) -> None:
+        script = """
+import socket
+from gpta_local.cli import main
+@main.command()
+def ask():
+    socket.create_connection(("example.org", 80))
+main(["ask"])
+"""
+        done = python(script)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "error: __main__ asked for 'example.org', which is neither this machine nor named in privacy.allow_hosts",
+            "refused: 1 connection: __main__ asked for 'example.org'",
+        ]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("command", [("train",), ("assistant", "evaluate")], ids=" ".join)
+    def test_run_may_reach_the_hosts_of_its_configuration(self, tmp_path: Path, command: tuple[str, ...]) -> None:
+        write_jsonl(tmp_path / "train.jsonl", sentiment_rows())
+        assistant = {"backend": "openai", "model": "m", "base_url": "http://203.0.113.1:80/v1", "max_retries": 0}
+        config = write_config(
+            tmp_path / "config.yaml", {"assistant": assistant, "privacy": {"allow_hosts": ["203.0.113.1"]}}
+        )
+        done = run_isolated([*PROGRAM, *command, config], tmp_path)
+        assert done.status == 2 and "Network is unreachable" in done.stderr, done.stderr
+        assert "refused" not in done.stderr
+        assert done.tried["IPv4"] > 0
+
+    def test_endpoint_that_is_not_allowed_is_explained_where_the_guard_meets_it(self, tmp_path: Path) -> None:
+        script = f"""{INSTALL}
+from gpta_local.assistant.openai_api import OpenAIAssistant
+endpoint = {{"api_key": None, "timeout": 1, "max_retries": 0, "concurrency": 1}}
+try: OpenAIAssistant("m", base_url="http://llm.example.org/v1", **endpoint).check()
+except Exception as exc: print(exc)
+"""
+        told = python(script).stdout
+        assert "the guard of the network refuses the connection" in told and "add it to privacy.allow_hosts" in told
+
+
+class TestOffline:
+    def test_what_the_shell_has_set_does_not_win(self) -> None:
+        done = python(
+            f"{INSTALL}import os, json; print(json.dumps(dict(os.environ)))", HF_HUB_OFFLINE="0", WANDB_MODE="online"
+        )
+        assert OFFLINE.items() <= json.loads(done.stdout).items()
+
+    @pytest.mark.slow
+    def test_libraries_read_the_variables(self) -> None:
+        script = f"""{INSTALL}
+import json
+import datasets.config, huggingface_hub.constants as hub
+from transformers.integrations import integration_utils as trackers
+print(json.dumps([
+    hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE,
+    hub.HF_HUB_DISABLE_TELEMETRY, hub.HF_HUB_DISABLE_UPDATE_CHECK, not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS,
+    not trackers.is_kubeflow_available(), not trackers.is_mlflow_available(),
+]))
+"""
+        done = python(script, KUBEFLOW_TRAINER_SERVER_URL="https://example.org")
+        assert json.loads(done.stdout) == [True] * 7, done.stderr
+
+    @pytest.mark.slow
+    def test_trainer_reports_to_nobody_even_inside_a_cluster_that_asks_for_it(self, tmp_path: Path) -> None:
+        script = f"""
+from trl import SFTConfig
+print(SFTConfig({str(tmp_path)!r}, report_to="none", use_cpu=True, bf16=False).report_to)
+"""
+        asked = {"KUBEFLOW_TRAINER_SERVER_URL": "https://example.org"}
+        assert python(script, **asked, DISABLE_KUBEFLOW_INTEGRATION="").stdout == "['kubeflow']\n"
+        assert python(INSTALL + script, **asked).stdout == "[]\n"
+
+    @pytest.mark.slow
+    @pytest.mark.vllm
+    def test_vllm_sends_no_usage_statistics(self) -> None:
+        require_vllm()
+        script = "from vllm.usage.usage_lib import is_usage_stats_enabled as asked; print(asked())"
+        none = dict.fromkeys(("DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"), "")
+        assert python(script, interpreter=VLLM_PYTHON, **none).stdout.splitlines()[-1] == "True"
+        assert python(script, interpreter=VLLM_PYTHON, **OFFLINE).stdout.splitlines()[-1] == "False"
