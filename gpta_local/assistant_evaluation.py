@@ -20,6 +20,7 @@ from gpta_local.assistant import Assistant
 from gpta_local.config import Config
 from gpta_local.dialogue_gradient import sampling_temperature, taught_replies
 from gpta_local.metrics import Interval, paired_bootstrap
+from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.prompts import prefix_request, reply_room
 from gpta_local.schema import Completion, DatasetCard, Sampling, ScoredPrefix
 from gpta_local.tasks import open_task
@@ -63,16 +64,21 @@ def measure(
     Args:
         first_proposals: completions of the base model without a history; the history that is shown
             comes from them.
+
+    Raises:
+        PrivacyError: private words or personal data are in the card.
     """
     task = open_task(config)
     train, card = task.splits().train, task.card()
     model = task.build([{name: name.replace("_", " ") for name in task.label_names}])
     rows = task.scoring_rows(train, config.search.scoring_rows, config.seed)
     losses = task.scorer(model, train).losses
+    leak_scan = LeakScan(config.privacy.leak_scan, task.texts(), card.label_names)
 
     def propose(adapter: Path | None, history: Sequence[ScoredPrefix], count: int, seed: int) -> list[Completion]:
         assistant.use_adapter(adapter)
         request = prefix_request(card, history)
+        leak_scan.check(request)
         settings = config.assistant
         room = settings.max_new_tokens or reply_room(request, card)
         temperature = settings.temperature * sampling_temperature(adapter)
@@ -86,6 +92,7 @@ def measure(
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=config.search.max_prefix_tokens,
             near_duplicate=config.search.near_duplicate,
+            leak=leak_scan.find,
         )
         return prefix.race(candidates.prefixes, losses, rows, first_heat=len(rows), on_scored=on_scored)[1:]
 

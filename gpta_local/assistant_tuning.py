@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpta_local.assistant.local import load_model
-from gpta_local.config import DialogueGradientConfig
+from gpta_local.config import DialogueGradientConfig, LeakScanConfig
 from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogues import Dialogue, build_dialogues
-from gpta_local.errors import InputError, OutputError
+from gpta_local.errors import InputError, OutputError, PrivacyError
 from gpta_local.history import open_existing
+from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.schema import DialogueGradientStep
 
 
@@ -23,8 +24,11 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
 
     Raises:
         InputError: a folder is no run, is of a version that kept no card, or teaches nothing.
+        PrivacyError: personal data are in a history. Words of rows are looked for while a run goes on:
+            here the rows are not known.
     """
     dialogues = []
+    leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:
         history = open_existing(run / "history.sqlite")
         about = history.run()
@@ -45,6 +49,11 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
             seed=seed,
         )
         history.close()
+        for dialogue in of_run:
+            try:
+                leak_scan.check_dialogue(dialogue)
+            except PrivacyError as exc:
+                raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
         if not of_run:
             raise InputError("no prefix gained more than another: nothing can be learnt from this run", where=str(run))
         dialogues.append(of_run)

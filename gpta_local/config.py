@@ -216,12 +216,23 @@ class FinishConfig(Section):
     """Also train with a random head and no prefix, as without this tool."""
 
 
+class LeakScanConfig(Section):
+    """What is looked for in everything that goes to the assistant: words of private rows, personal data."""
+
+    enabled: bool = True
+    words: int = Field(default=6, ge=4, le=64)
+    """So many words in a row that are also in a private row are a leak; of rows with fewer, the whole row."""
+    threshold: int = Field(default=1, ge=1)
+    """Different runs of so many words in one field from which on it is a leak."""
+
+
 class PrivacyConfig(Section):
     """What may leave this machine, and what is looked for before it does."""
 
     allow_hosts: list[str] = []
     """Hosts besides this machine to which requests may go, such as an assistant's on another server. Each is
     an exact name or an address, such as llm.example.org; ports are not compared."""
+    leak_scan: LeakScanConfig = LeakScanConfig()
 
     @field_validator("allow_hosts")
     @classmethod
@@ -411,9 +422,12 @@ def _known_keys(location: list[str], content: dict[str, Any]) -> list[str]:
             "replay": ReplayAssistantConfig,
         }
         return list(backends[content["assistant"]["backend"]].model_fields)
-    annotation = Config.model_fields[location[0]].annotation
-    sections = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return [name for kind in sections if issubclass(kind, Section) for name in kind.model_fields]
+    section: type[Section] = Config
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next(kind for kind in kinds if issubclass(kind, Section))
+    return list(section.model_fields)
 
 
 def _resolve(config: Config, path: Path) -> Config:

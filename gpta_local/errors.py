@@ -9,6 +9,7 @@
     │   ├── EndpointError     refused, timed out, not authorised, no such model, not a chat API
     │   ├── AdapterRefused    it does not take an adapter; it goes on answering without
     │   └── ReplayExhausted   the recorded completions have run out
+    ├── PrivacyError     (2)  private words or personal data would leave
     ├── OutputError      (2)  the run directory or another file cannot be made or written
     ├── TrainingError    (1)  a run that started well cannot go on (a loss that is not a number)
     └── ServerError      (1)  a server that we started does not get ready, or ends by itself
@@ -70,6 +71,10 @@ class AdapterRefused(AssistantError):
 
 class ReplayExhausted(AssistantError):
     pass
+
+
+class PrivacyError(GptaError):
+    exit_code = 2
 
 
 class OutputError(GptaError):

@@ -20,6 +20,9 @@ from gpta_local.metrics import paired_mean
 from gpta_local.prompts import UnusableReply, read_label_texts, read_prefix
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
+Leak = Callable[[str], str]
+"""A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
+
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
 
@@ -44,6 +47,7 @@ def clean(
     tokens: Callable[[str], int],
     max_tokens: int,
     near_duplicate: float,
+    leak: Leak,
 ) -> Candidates:
     """Read completions and drop what cannot be used or was there before.
 
@@ -52,13 +56,14 @@ def clean(
         embed: texts (n) → unit vectors (n, d).
         tokens: length of a prefix in the backbone's tokens.
         near_duplicate: cosine from which on a prefix counts as there before.
+        leak: what it finds something in is unusable: it would be shown in the next request.
     """
     fresh: list[str | None] = []
     verdicts: list[Verdict] = []
     seen = {_fold(prefix) for prefix in known}
     for completion in completions:
         try:
-            prefix = _usable(completion.text, tokens, max_tokens)
+            prefix = _usable(completion.text, tokens, max_tokens, leak)
         except UnusableReply as exc:
             fresh.append(None)
             verdicts.append(("unusable", str(exc)))
@@ -85,7 +90,7 @@ def clean(
 
 
 def read_label_text_sets(
-    completions: Sequence[Completion], label_names: Sequence[str]
+    completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
 ) -> tuple[list[dict[str, str]], list[Verdict]]:
     """The usable, distinct sets of label texts, and what became of each completion."""
     sets: list[dict[str, str]] = []
@@ -93,6 +98,8 @@ def read_label_text_sets(
     for completion in completions:
         try:
             texts = read_label_texts(completion.text, label_names)
+            for phrase in texts.values():
+                _refuse_leak(phrase, leak)
         except UnusableReply as exc:
             verdicts.append(("unusable", str(exc)))
             continue
@@ -163,12 +170,14 @@ class GainReward:
         *,
         tokens: Callable[[str], int],
         max_tokens: int,
+        leak: Leak,
     ) -> None:
         self.found: list[ScoredPrefix] = []
         self._gains = {_fold(s.text): s.gain for s in known}
         worst, best = min(self._gains.values(), default=0.0), max(self._gains.values(), default=0.0)
         self._unusable = 2 * worst - best
         self._losses, self._rows, self._tokens, self._max_tokens = losses, rows, tokens, max_tokens
+        self._leak = leak
         self._baseline = losses("", rows)
 
     def __call__(self, texts: list[str]) -> list[float]:
@@ -176,7 +185,7 @@ class GainReward:
 
     def _gain(self, text: str) -> float:
         try:
-            prefix = _usable(text, self._tokens, self._max_tokens)
+            prefix = _usable(text, self._tokens, self._max_tokens, self._leak)
         except UnusableReply:
             return self._unusable
         if _fold(prefix) not in self._gains:
@@ -254,12 +263,18 @@ def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
     return [row for _, row in sorted(keyed)][:size]
 
 
-def _usable(text: str, tokens: Callable[[str], int], max_tokens: int) -> str:
-    """The prefix in a completion, not too long; otherwise UnusableReply."""
+def _usable(text: str, tokens: Callable[[str], int], max_tokens: int, leak: Leak) -> str:
+    """The prefix in a completion, not too long and without a private word; otherwise UnusableReply."""
     prefix = read_prefix(text)
     if (length := tokens(prefix)) > max_tokens:
         raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
+    _refuse_leak(prefix, leak)
     return prefix
+
+
+def _refuse_leak(text: str, leak: Leak) -> None:
+    if kind := leak(text):
+        raise UnusableReply(f"holds {kind}")
 
 
 def _fold(prefix: str) -> str:

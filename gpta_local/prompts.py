@@ -25,6 +25,10 @@ ASK_LABEL_TEXTS = (
     "Write a short phrase for each label: what an input with this label is or says. "
     "Answer with one line for each label, as label: phrase"
 )
+LABELS = "Labels:"
+TRIED = "Tried prefixes with their gain, worst to best:"
+FIELDS = {"Data set": "card.name", "Description": "card.description"}
+"""How a line of the card starts, and the key of the configuration that it comes from."""
 
 
 class UnusableReply(ValueError):
@@ -36,7 +40,9 @@ def describe(card: DatasetCard) -> str:
     asked for: a small model copies best what stands at the same place of a line."""
     labels = "\n".join(f"{label.name}: {label.meaning}" if label.meaning else label.name for label in card.labels)
     rows = f"{card.training_rows} training, {card.validation_rows} validation, {card.test_rows} test"
-    return f"Data set: {card.name}\nTask: {card.task}\nRows: {rows}\nDescription: {card.description}\nLabels:\n{labels}"
+    return (
+        f"Data set: {card.name}\nTask: {card.task}\nRows: {rows}\nDescription: {card.description}\n{LABELS}\n{labels}"
+    )
 
 
 def label_texts_request(card: DatasetCard) -> Request:
@@ -50,9 +56,30 @@ def prefix_request(card: DatasetCard, history: Sequence[ScoredPrefix]) -> Reques
     if history:
         ranked = sorted(history, key=lambda scored: scored.gain)
         tried = "\n".join(f"{scored.gain:+.3f} {scored.text or '(no prefix)'}" for scored in ranked)
-        parts.append(f"Tried prefixes with their gain, worst to best:\n{tried}")
+        parts.append(f"{TRIED}\n{tried}")
     parts.append(ASK_PREFIX)
     return Request("prefix", _chat("\n\n".join(parts)))
+
+
+def named_lines(request: Request) -> list[tuple[str, str]]:
+    """Every line of a request, with the name of the field it comes from. The name of a label comes before
+    its line, alone: what is said of the line names it. The gains of the history are left out."""
+    lines: list[tuple[str, str]] = []
+    for message in request.messages:
+        section, number = "", 0
+        for line in message.content.split("\n"):
+            number += 1
+            if line in (LABELS, TRIED, ""):
+                section, number = line, 0
+            elif section == LABELS:
+                name = line.partition(":")[0]
+                lines += [(f"card.labels, the name of label {number}", name), (f"card.labels.{name}", line)]
+            elif section == TRIED:
+                lines.append((f"the prefix shown as number {number} of the history", line.partition(" ")[2]))
+            else:
+                start, _, rest = line.partition(": ")
+                lines.append((FIELDS[start], rest) if start in FIELDS else ("the request", line))
+    return lines
 
 
 def reply_room(request: Request, card: DatasetCard) -> int:

@@ -22,6 +22,7 @@ from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
+from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
     Completion,
@@ -68,6 +69,12 @@ class Run:
         self.splits, self.card = self.task.splits(), self.task.card()
         for warning in self.splits.warnings:
             observer.warn(warning)
+        self.leak_scan = LeakScan(config.privacy.leak_scan, self.task.texts(), self.card.label_names)
+        self.leak_scan.check(prefix_request(self.card, []))
+        if config.privacy.leak_scan.enabled:
+            observer.note(f"leak scan: {self.leak_scan}")
+        else:
+            observer.warn("privacy.leak_scan is off: nothing looks for private rows in what goes to the assistant")
         self.steps = total_steps(config.training, len(self.splits.train))
         auto: Regime = "online" if self.splits.many else "low-resource"
         self.regime = auto if config.search.regime == "auto" else config.search.regime
@@ -122,7 +129,7 @@ class Run:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(self.card)
             asking, completions = self.ask(0, request, asked, self.tuner.trusted)
-            sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names)
+            sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
             self.history.add_completions(asking, completions, verdicts)
         names = {name: name.replace("_", " ") for name in self.card.label_names}
         chosen, scored = self.task.choose_label_texts([names, *sets], self.config.search.scoring_rows)
@@ -154,6 +161,7 @@ class Run:
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=search.max_prefix_tokens,
             near_duplicate=search.near_duplicate,
+            leak=self.leak_scan.find,
         )
         verdicts: dict[str, list[Verdict]] = {}
         for who, (adapter, asking, reply) in enumerate(asked):
@@ -217,6 +225,8 @@ class Run:
                 f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
             )
             return
+        for dialogue in dialogues:
+            self.leak_scan.check_dialogue(dialogue)
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model)
         try:
@@ -238,6 +248,7 @@ class Run:
             rows if len(rows) <= 2 * self.first_heat else rows[: self.first_heat],
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=self.config.search.max_prefix_tokens,
+            leak=self.leak_scan.find,
         )
 
     def train(self, training: Training, text: str, number: int) -> float | None:
@@ -355,7 +366,12 @@ class Run:
         return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
     def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
-        """Record the request, then send it; return its number in the history and the completions."""
+        """Scan the request, record it, then send it; return its number in the history and the completions.
+
+        Raises:
+            PrivacyError: private words or personal data are in it; it is neither recorded nor sent.
+        """
+        self.leak_scan.check(request)
         sampling = self.sampling(round_number, request)
         sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
         asking = self.history.add_request(round_number, request, sampling, adapter.name if adapter else "")

@@ -357,7 +357,7 @@ class TestReward:
             scored.append(prefix)
             return np.array([1.0 - len(prefix) / 100 + row / 10 for row in rows])
 
-        reward = GainReward([], losses, [0, 1, 2], tokens=len, max_tokens=1000)
+        reward = GainReward([], losses, [0, 1, 2], tokens=len, max_tokens=1000, leak=lambda text: "")
         config = settings("grpo", steps=3, batch_size=8)
         train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=reward)
         found = [entry.text for entry in reward.found]

@@ -36,6 +36,10 @@ def letters(texts: Sequence[str]) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def no_leak(text: str) -> str:
+    return ""
+
+
 def cleaned(replies: Sequence[str], known: Sequence[str] = (), near_duplicate: float = 0.98) -> Candidates:
     return clean(
         [Completion(reply, "m") for reply in replies],
@@ -44,6 +48,7 @@ def cleaned(replies: Sequence[str], known: Sequence[str] = (), near_duplicate: f
         tokens=lambda text: len(text.split()),
         max_tokens=4,
         near_duplicate=near_duplicate,
+        leak=lambda text: "words of a row" if "secret" in text else "",
     )
 
 
@@ -78,7 +83,7 @@ class TestClean:
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
         completions = [Completion(text, "m") for text in "abc"]
-        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, near_duplicate=0.98)
+        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, near_duplicate=0.98, leak=no_leak)
         assert candidates.prefixes == ["a", "c"]
 
     def test_unusable_reply_is_dropped_with_its_reason(self) -> None:
@@ -97,6 +102,11 @@ class TestClean:
     def test_no_completions_give_no_candidates(self) -> None:
         assert cleaned([]) == Candidates([], [])
 
+    def test_prefix_with_private_words_is_unusable_and_its_verdict_does_not_hold_them(self) -> None:
+        candidates = cleaned(["alpha", "beta secret"])
+        assert candidates.prefixes == ["alpha"]
+        assert candidates.verdicts[1] == ("unusable", "holds words of a row")
+
     def test_counts_add_up_to_the_completions(self) -> None:
         replies = ["alpha", "alpha", "Almost", "", "b c d e f", "beta", "x\ny"]
         candidates = cleaned(replies, known=["beta"])
@@ -107,9 +117,17 @@ class TestClean:
 class TestLabelTextSets:
     def test_usable_distinct_sets_are_kept_and_every_reply_is_judged(self) -> None:
         replies = ["x: one\ny: two", "y: two\nx: one", "x: one", "x: three\ny: four"]
-        sets, verdicts = read_label_text_sets([Completion(reply, "m") for reply in replies], ("x", "y"))
+        sets, verdicts = read_label_text_sets([Completion(reply, "m") for reply in replies], ("x", "y"), no_leak)
         assert sets == [{"x": "one", "y": "two"}, {"x": "three", "y": "four"}]
         assert [outcome for outcome, _ in verdicts] == ["accepted", "repeated", "unusable", "accepted"]
+
+    def test_set_with_private_words_in_a_phrase_is_unusable(self) -> None:
+        sets, verdicts = read_label_text_sets(
+            [Completion("x: one\ny: a secret", "m")],
+            ("x", "y"),
+            lambda text: "words of a row" if "secret" in text else "",
+        )
+        assert (sets, verdicts) == ([], [("unusable", "holds words of a row")])
 
 
 class Losses:
@@ -341,7 +359,9 @@ class TestGainReward:
             asked.append(prefix)
             return np.array([2.0 + row / 10 - len(prefix.split()) / 10 for row in rows])
 
-        reward = GainReward(known, losses, [0, 1, 2, 3], tokens=lambda text: len(text.split()), max_tokens=4)
+        reward = GainReward(
+            known, losses, [0, 1, 2, 3], tokens=lambda text: len(text.split()), max_tokens=4, leak=no_leak
+        )
         return reward, asked
 
     def test_new_prefix_is_worth_its_gain(self) -> None:

@@ -6,7 +6,7 @@ prefix and a trained model row by row. The loop never asks what a row or a targe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class Task(Protocol):
     @property
     def label_names(self) -> list[str]: ...
     def splits(self) -> Splits: ...
+    def texts(self) -> Iterator[str]:
+        """Every text of the data files, also of rows that the run does not use."""
+        ...
+
     def card(self) -> DatasetCard: ...
     def build(self, label_texts: Sequence[dict[str, str]]) -> DownstreamModel: ...
     def build_plain(self) -> DownstreamModel: ...

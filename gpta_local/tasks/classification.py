@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,13 @@ class ClassificationTask:
 
     def splits(self) -> Splits:
         return self._splits
+
+    def texts(self) -> Iterator[str]:
+        """Read from the files once more: rows that are not among the shots are not kept."""
+        config = self._config.data
+        for path in filter(None, (config.train, config.validation, config.test)):
+            for record in data.read_records(path):
+                yield from read_texts(record, text_columns(config))
 
     def card(self) -> DatasetCard:
         """Built from the configuration's words, the label names and row counts; from no row."""
