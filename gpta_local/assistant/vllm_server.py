@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError, ServerError
+from gpta_local.privacy.files import owner_only
 
 HOST = "127.0.0.1"
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -184,8 +185,9 @@ class VLLMServer:
     def base_url(self) -> str:
         return f"http://{HOST}:{self.port}/v1"
 
+    @owner_only()
     def __enter__(self) -> VLLMServer:
-        """Start the server; it is not ready yet.
+        """Start the server; it is not ready yet. Its log is its owner's alone.
 
         Raises:
             OutputError: if the log cannot be written.
