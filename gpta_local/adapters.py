@@ -7,7 +7,6 @@ base without a word and answers nonsense.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.errors import ModelError
+from gpta_local.privacy.files import sha256, verify_manifest
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -36,8 +36,9 @@ def check_adapter(folder: Path, base: Path) -> None:
     """Make sure that the folder holds a plain LoRA adapter for the model in the folder `base`.
 
     Raises:
-        ModelError: saying what is missing, damaged, not plain, or does not fit.
+        ModelError: saying what is missing, damaged, not plain, not as listed, or does not fit.
     """
+    verify_manifest(folder)
     rank = adapter_rank(folder)
     shapes = _tensor_shapes(folder)
     layers = _linear_layers(base)
@@ -82,8 +83,7 @@ def adapter_rank(folder: Path) -> int:
 def adapter_digest(folder: Path) -> str:
     """SHA-256 of the weights file, in hexadecimal."""
     try:
-        with (folder / WEIGHTS).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(folder / WEIGHTS)
     except OSError as exc:
         raise _unusable(folder, f"{WEIGHTS} cannot be read ({exc.strerror})", "Train it again") from exc
 

@@ -15,6 +15,8 @@ from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogues import Dialogue, build_dialogues
 from gpta_local.errors import InputError, OutputError, PrivacyError
 from gpta_local.history import open_existing
+from gpta_local.plots import plot_dialogue_gradient
+from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.schema import DialogueGradientStep
 
@@ -61,6 +63,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     return [replace(d, weight=d.weight * mean / len(of_run)) for of_run in dialogues for d in of_run]
 
 
+@owner_only()
 def tune(
     base: Path,
     dialogues: Sequence[Dialogue],
@@ -70,7 +73,7 @@ def tune(
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> DialogueGradientStep:
-    """Train an adapter for the model in the folder `base`.
+    """Train an adapter for the model in the folder `base`, and plot its losses beside it.
 
     Raises:
         OutputError: `output` exists or cannot be made.
@@ -82,4 +85,6 @@ def tune(
     except OSError as exc:
         raise OutputError(f"cannot be made ({exc.strerror})", where=str(output)) from exc
     model, tokenizer = load_model(base, config.device, "dialogue_gradient")
-    return train_adapter(model, tokenizer, dialogues, config, output, seed=seed, on_step=on_step)
+    step = train_adapter(model, tokenizer, dialogues, config, output, seed=seed, on_step=on_step)
+    plot_dialogue_gradient([], [step], output)
+    return step

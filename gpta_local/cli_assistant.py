@@ -134,7 +134,7 @@ def tune(
     The adapter goes into `assistant.adapter` of the next configuration. No row is read: a run's history
     holds prefixes, label texts and their gains.
     """
-    from gpta_local import assistant_tuning, config, console, plots
+    from gpta_local import assistant_tuning, config, console
     from gpta_local.dialogue_gradient import number_of_steps
     from gpta_local.model_files import assistant_folder
 
@@ -145,7 +145,6 @@ def tune(
         folder = assistant_folder(model)
         step = assistant_tuning.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
         observer.taught(step, "")
-    plots.plot_dialogue_gradient([], [step], output)
     click.echo(f"{output}: set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG")
 
 

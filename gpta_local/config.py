@@ -8,6 +8,7 @@ check, with the value read as YAML.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -30,6 +31,12 @@ from gpta_local.privacy.network import is_this_machine, normal_host
 
 EMBEDDED_ASSISTANT = "nano-assistant"
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
+SECRET_NAME = re.compile(
+    r"(?i)(api|access|private|secret)[_-]?key|secret|passw(or)?d|authori[sz]ation|bearer|credential"
+    r"|(api|access|auth|refresh|session|hf)[_-]?token$"
+)
+SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
+"""As keys of well-known services begin."""
 
 
 class Section(BaseModel):
@@ -93,7 +100,9 @@ class EndpointConfig(SamplingConfig):
     base_url: str = Field(pattern=r"^https?://")
     """Up to and including the version, as in http://127.0.0.1:8000/v1"""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key. None: no key is sent."""
+    """Name of the environment variable that holds the key."""
+    api_key_file: str | None = None
+    """A file that holds the key and that only its owner can read. Neither of the two: no key is sent."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds for one request."""
     max_retries: int = Field(default=4, ge=0, le=20)
@@ -104,6 +113,22 @@ class EndpointConfig(SamplingConfig):
     weights: str | None = None
     """Folder of the served model's weights on this machine: the dialogue gradient trains adapters on it.
     None: what a vLLM server says it serves."""
+
+    @model_validator(mode="after")
+    def _secrets_are_named_not_written(self) -> EndpointConfig:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("assistant.api_key_env and assistant.api_key_file are both given: keep one")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env, re.ASCII):
+            raise ValueError(
+                "assistant.api_key_env is not the name of an environment variable. The key itself does "
+                "not belong here: put it into a file and name that in assistant.api_key_file"
+            )
+        if name := _secret_in(self.extra_body):
+            raise ValueError(
+                f"assistant.extra_body: {name!r} looks like a secret, and a run keeps its configuration. "
+                "A key belongs into the file that assistant.api_key_file names"
+            )
+        return self
 
 
 class OpenAIAssistantConfig(EndpointConfig):
@@ -284,6 +309,15 @@ class Config(Section):
         return self
 
 
+def _secret_in(value: Any, name: str = "") -> str:
+    """The name of a field that holds a secret, by its name or by the form of its value; "" if there is none."""
+    if isinstance(value, dict):
+        return next((found for key, inner in value.items() if (found := _secret_in(inner, str(key)))), "")
+    if isinstance(value, list):
+        return next((found for inner in value if (found := _secret_in(inner, name))), "")
+    return name if value and (SECRET_NAME.search(name) or SECRET_VALUE.match(str(value))) else ""
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read, override and check a configuration file; its paths come out absolute.
 
@@ -406,7 +440,9 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     message = str(error["msg"]).removeprefix("Input ").removeprefix("String ")
     given = error.get("input")
-    shown = "a section" if isinstance(given, dict) else f"{given!r}"[:80]
+    if location[-1:] in (["api_key_env"], ["api_key_file"]):
+        return f"{key} {message}, not what is given"
+    shown = "a section" if isinstance(given, dict) else re.sub(r"//[^/@]*@", "//***@", f"{given!r}")[:80]
     hint = " (put it in quotes)" if error["type"] == "string_type" and isinstance(given, bool | int | float) else ""
     return f"{key} {message}, not {shown}{hint}"
 
@@ -455,7 +491,8 @@ def _resolve(config: Config, path: Path) -> Config:
     if isinstance(assistant, ReplayAssistantConfig):
         assistant = assistant.model_copy(update={"run": absolute(assistant.run)})
     if isinstance(assistant, EndpointConfig):
-        assistant = assistant.model_copy(update={"weights": absolute(assistant.weights)})
+        paths = {"weights": absolute(assistant.weights), "api_key_file": absolute(assistant.api_key_file)}
+        assistant = assistant.model_copy(update=paths)
     if isinstance(assistant, LocalAssistantConfig | VLLMAssistantConfig):
         assistant = assistant.model_copy(update={"adapter": absolute(assistant.adapter)})
     downstream = config.downstream

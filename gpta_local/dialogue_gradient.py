@@ -32,6 +32,7 @@ from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.model_files import multiplies_in_bf16
+from gpta_local.privacy.files import write_manifest
 from gpta_local.schema import DialogueGradientStep
 
 REPLY_TOKENS = 48
@@ -61,8 +62,8 @@ def train_adapter(
 ) -> DialogueGradientStep:
     """Train a new adapter on the base `model` and write it to `folder`, which must not exist.
 
-    The folder also gets `dialogues.jsonl`, what was taught, and `step.json`, how. Global random
-    generators are left as they were.
+    The folder also gets `dialogues.jsonl`, what was taught, `step.json`, how, and `SHA256SUMS`. Global
+    random generators are left as they were.
 
     Args:
         model: a causal LM of transformers without adapters; its weights are not changed.
@@ -105,6 +106,7 @@ def train_adapter(
         (made / "README.md").unlink(missing_ok=True)  # peft's empty model card
         _sort_lists(made / "adapter_config.json")
         _write_record(made, dialogues, config, seed, losses, seconds)
+        write_manifest(made)
         made.replace(folder)  # a folder under its name is whole
     return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
 

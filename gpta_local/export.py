@@ -25,11 +25,11 @@ from gpta_local.config import DataConfig
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.model_files import quiet_transformers
+from gpta_local.privacy.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
 from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
-PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HISTORY_ROOM = 2**25
 """Bytes kept free for history, metrics and summary."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
@@ -127,7 +127,7 @@ def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task,
     Raises:
         ModelError: if the saved tokenizer does not put the prefix in as training did.
     """
-    with _writing(folder), _whole_or_nothing(folder) as partial:
+    with _writing(folder), whole_or_nothing(folder) as partial:
         _write(partial, model, prefix, task, columns)
 
 
@@ -144,6 +144,7 @@ def _write(partial: Path, model: DownstreamModel, prefix: str, task: Task, colum
     }
     (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
+    write_manifest(partial)
 
 
 def open_product(run_or_folder: Path) -> Product:
@@ -151,15 +152,17 @@ def open_product(run_or_folder: Path) -> Product:
 
     Raises:
         InputError: if there is none.
+        ModelError: it holds files that can run code, or one that its `SHA256SUMS` does not list so.
     """
     for folder in (run_or_folder / "model", run_or_folder):
         if (folder / RECORD).is_file():
-            if foreign := [path.name for path in folder.rglob("*") if path.suffix in PICKLED]:
+            if foreign := find_pickles(folder):
                 raise ModelError(
-                    f"{foreign[0]!r} is of a format that can run code and is not read",
+                    f"{foreign[0].name!r} is of a format that can run code and is not read",
                     where=str(folder),
                     fix="Only safetensors weights are read; export the model again",
                 )
+            verify_manifest(folder)
             try:
                 record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             except (OSError, ValueError) as exc:
@@ -175,25 +178,11 @@ def open_product(run_or_folder: Path) -> Product:
 
 
 def copy_product(product: Product, target: Path) -> None:
-    """Copy the product to a new folder, whole or not at all."""
+    """Copy the product to a new folder, whole or not at all, to be handed on: the umask says who may read it."""
     check_folder(target)
-    with _writing(target), _whole_or_nothing(target) as partial:
+    with _writing(target), whole_or_nothing(target) as partial:
         shutil.copytree(product.folder, partial, dirs_exist_ok=True)
-
-
-@contextmanager
-def _whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; moved into its place at the end, removed on a failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield partial
-        if folder.is_dir():
-            folder.rmdir()  # an empty one; a full one is refused before
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        as_umask_says(partial)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from gpta_local.data import read_records
 from gpta_local.errors import DataError, InputError, OutputError
 from gpta_local.export import Product, open_product
 from gpta_local.metrics import macro_f1, wilson_interval
+from gpta_local.privacy.files import owner_only
 
 
 def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
@@ -37,14 +38,15 @@ def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[s
 
 
 def write_lines(lines: Iterable[str], output: Path | None) -> None:
-    """To standard output, or to a file that is there only when it is whole."""
+    """To standard output, or to a file of its owner's alone that is there only when it is whole."""
     if output is None:
         for line in lines:
             click.echo(line)
         return
     partial = output.with_name(output.name + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        partial.unlink(missing_ok=True)  # an existing file would keep its mode
+        with owner_only(), partial.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
         partial.replace(output)
     except BaseException as exc:

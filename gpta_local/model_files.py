@@ -7,13 +7,13 @@ extra `demo` installs; that package's code is never imported.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpta_local.config import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.errors import ConfigError, ModelError
+from gpta_local.privacy.files import sha256, verify_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ def assistant_folder(model: str) -> Path:
     package = Path(__file__).parent
     for folder in (package / "embedded" / model, package.parent / "models" / model):
         if (folder / "model.safetensors").is_file():
+            verify_manifest(folder)
             return folder
     raise ModelError(
         "the embedded assistant is not part of this installation",
@@ -54,7 +55,7 @@ def backbone_folder(model: str) -> Path:
         raise ModelError(
             f"the package {DEMO_PACKAGE} holds no model.safetensors", where="downstream.backbone", fix="Reinstall it"
         )
-    if _sha256(weights) != DEMO_SHA256:
+    if sha256(weights) != DEMO_SHA256:
         raise ModelError(
             f"{weights} is not the file that it should be (SHA-256 differs)",
             where="downstream.backbone",
@@ -64,10 +65,10 @@ def backbone_folder(model: str) -> Path:
 
 
 def checked_folder(path: str, key: str) -> Path:
-    """A model folder with a config.json and safetensors weights.
+    """A model folder with a config.json and safetensors weights, as its `SHA256SUMS` says, if it has one.
 
     Raises:
-        ModelError: saying which of these is missing.
+        ModelError: saying which of these is missing, or which file is not as listed.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -84,6 +85,7 @@ def checked_folder(path: str, key: str) -> Path:
             where=f"{key} ({path})",
             fix="Convert the weights to safetensors",
         )
+    verify_manifest(folder)
     return folder
 
 
@@ -119,8 +121,3 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types here
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
+from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
@@ -88,6 +89,7 @@ class Run:
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
 
+    @owner_only()
     def run(self, folder: Path) -> dict[str, Any]:
         """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds."""
         self.open_folder(folder)

@@ -24,6 +24,7 @@ from gpta_local.dialogue_worker import train_in_process_of_its_own
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import AdapterRefused, ConfigError
 from gpta_local.model_files import checked_folder
+from gpta_local.privacy.files import verify_manifest
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
 
 COLLAPSE = 1 / 3
@@ -130,6 +131,7 @@ def _weights(assistant: Assistant, config: AssistantConfig) -> Path | None:
     if config.weights is not None:
         return checked_folder(config.weights, "assistant.weights")
     if isinstance(assistant, VLLMAssistant) and assistant.weights is not None:
+        verify_manifest(assistant.weights)
         return assistant.weights
     raise ConfigError(
         "the weights of the served model are not known, so no adapter can be trained on them",

@@ -27,7 +27,7 @@ from gpta_local.prefix import GainReward
 from gpta_local.schema import DialogueGradientStep, Message, Request
 
 METHODS = ("sft", "weighted-sft", "dpo", "kto", "grpo")
-FILES = {"adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"}
+FILES = {"SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"}
 SENTENCE = "What the guest wrote of us:"
 LEARN = {"steps": 60, "learning_rate": 1e-2, "rank": 16}
 GROWTH = 24 * 2**20

@@ -19,6 +19,7 @@ from gpta_local import export
 from gpta_local.downstream import DownstreamModel
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.export import check_folder, copy_product, make_folder, open_product, write_product
+from gpta_local.privacy.files import MANIFEST, find_pickles
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.training import Training
 
@@ -110,7 +111,8 @@ class TestProduct:
     @pytest.mark.parametrize("kind", ["product", "plain_product"])
     def test_no_file_can_run_code(self, kind: str, request: pytest.FixtureRequest) -> None:
         folder, _ = request.getfixturevalue(kind)
-        assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= SAFE_SUFFIXES
+        assert find_pickles(folder) == []
+        assert {path.suffix for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST} <= SAFE_SUFFIXES
 
     @pytest.mark.parametrize("kind", ["product", "plain_product"])
     def test_record_says_what_is_inside(self, kind: str, request: pytest.FixtureRequest) -> None:
@@ -258,6 +260,7 @@ class TestOpening:
     def test_missing_weights_are_told(self, plain_product: tuple[Path, DownstreamModel], tmp_path: Path) -> None:
         copy_product(open_product(plain_product[0]), tmp_path / "out")
         (tmp_path / "out" / "model.safetensors").unlink()
+        (tmp_path / "out" / MANIFEST).unlink()
         with pytest.raises(ModelError, match="the model cannot be loaded"):
             list(open_product(tmp_path / "out").logits([("a",)]))
 

@@ -308,8 +308,8 @@ def other_json(**content: Any) -> Reply:
 LOGIN = "<!doctype html><html><head><title>Sign in</title></head><body>Please sign in</body></html>"
 TOO_LONG = "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 input tokens."
 FAULTS = {
-    "no key": (Reply(401, {"error": "Unauthorized"}), "asks for a key (401): Unauthorized", "api_key_env names"),
-    "forbidden": (Reply(403, {"error": {"message": "not yours"}}), "(403): not yours", "api_key_env names"),
+    "no key": (Reply(401, {"error": "Unauthorized"}), "asks for a key (401): Unauthorized", "assistant.api_key_env"),
+    "forbidden": (Reply(403, {"error": {"message": "not yours"}}), "(403): not yours", "assistant.api_key_file"),
     "no model": (
         Reply(404, {"error": {"message": "The model `m` does not exist.", "code": "model_not_found"}}),
         "assistant.model (http://127.0.0.1:PORT/v1): the server refuses the model 'm' (404): The model `m` does",

@@ -407,6 +407,13 @@ def test_key_that_was_made_lies_beside_the_log_as_long_as_the_server_runs(tmp_pa
     assert not file.exists()
 
 
+def test_log_is_its_owners_alone(tmp_path: Path, played: Played) -> None:
+    played("well")
+    with serving(tmp_path, NAME, "--log", "vllm.log") as process:
+        assert section(process)
+        assert (tmp_path / "vllm.log").stat().st_mode & 0o777 == 0o600
+
+
 def test_key_of_the_environment_is_written_nowhere(
     tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 from gpta_local.assistant.base import Assistant
 from gpta_local.config import (
     AssistantConfig,
+    EndpointConfig,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
     ReplayAssistantConfig,
 )
 from gpta_local.errors import ConfigError
+from gpta_local.privacy.files import read_secret
 
 __all__ = ["Assistant", "open_assistant"]
 
@@ -25,7 +27,7 @@ def open_assistant(config: AssistantConfig) -> Assistant:
     """The assistant that the configuration asks for; nothing is loaded or contacted yet.
 
     Raises:
-        ConfigError: if the environment variable for the key is not set.
+        ConfigError: if the environment variable for the key is not set, or its file cannot be used.
     """
     if isinstance(config, LocalAssistantConfig):
         from gpta_local.assistant.local import LocalAssistant
@@ -37,7 +39,7 @@ def open_assistant(config: AssistantConfig) -> Assistant:
         return ReplayAssistant(Path(config.run))
     endpoint: dict[str, Any] = {
         "base_url": config.base_url,
-        "api_key": _key(config.api_key_env),
+        "api_key": _key(config),
         "timeout": config.timeout,
         "max_retries": config.max_retries,
         "concurrency": config.concurrency,
@@ -52,7 +54,10 @@ def open_assistant(config: AssistantConfig) -> Assistant:
     return VLLMAssistant(config.model, weights=Path(config.weights) if config.weights else None, **endpoint)
 
 
-def _key(variable: str | None) -> str | None:
+def _key(config: EndpointConfig) -> str | None:
+    if config.api_key_file is not None:
+        return read_secret(Path(config.api_key_file), "assistant.api_key_file")
+    variable = config.api_key_env
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
@@ -60,6 +65,6 @@ def _key(variable: str | None) -> str | None:
         raise ConfigError(
             f"the environment variable {variable!r} is not set",
             where="assistant.api_key_env",
-            fix=f"export {variable}=...",
+            fix=f"export {variable}=..., or put the key into a file and name that in assistant.api_key_file",
         )
     return key

@@ -210,8 +210,8 @@ class OpenAIAssistant:
             completions = [
                 Completion(
                     # JSON can carry half a surrogate pair, no file can
-                    text=content.encode("utf-8", "replace").decode(),
-                    model=self._answered_as(str(reply.get("model") or self.name)),
+                    text=self._without_key(content.encode("utf-8", "replace").decode()),
+                    model=self._answered_as(self._without_key(str(reply.get("model") or self.name))),
                     finish_reason=str(finish_reason or "unknown"),
                     prompt_tokens=usage.get("prompt_tokens"),
                     completion_tokens=usage.get("completion_tokens"),
@@ -279,7 +279,7 @@ class OpenAIAssistant:
         status, said = exc.status_code, self._quote(own_words(exc.response.text)).rstrip(".") or "no explanation"
         if status in (401, 403):
             what = f"the server {'refuses the key' if self._key else 'asks for a key'} ({status}): {said}"
-            fix = "The key is read from the environment variable that assistant.api_key_env names"
+            fix = "The key is in the variable or file that assistant.api_key_env or assistant.api_key_file names"
         elif 300 <= status < 400:
             target = self._quote(exc.response.headers.get("location", "nowhere"))
             what = f"the server redirects to {target} ({status}), which is not followed"
@@ -333,10 +333,13 @@ class OpenAIAssistant:
     def _at(self, key: str) -> str:
         return f"assistant.{key} ({self._url})"
 
+    def _without_key(self, text: str) -> str:
+        """What a server says, in an error or a completion: some repeat what they were sent."""
+        return text.replace(self._key, "***") if self._key else text
+
     def _quote(self, text: str) -> str:
         """A server's words: on one line, not too long, without the key."""
-        text = " ".join(text.split())
-        text = text.replace(self._key, "***") if self._key else text
+        text = self._without_key(" ".join(text.split()))
         return text if len(text) <= 300 else f"{text[:300]}…"
 
 
@@ -375,24 +378,24 @@ def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], t
 
 
 def _usable_url(base_url: str) -> str:
+    fix = "Write it as in http://127.0.0.1:8000/v1"
+    if re.search("[@?#]", base_url):  # before anything else: no other message may repeat a password
+        what = "the address holds a user name, a password, a query or a fragment"
+        raise EndpointError(what, where="assistant.base_url", fix=f"{fix}; a key goes into assistant.api_key_file")
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    fix = "Write it as in http://127.0.0.1:8000/v1"
     if not usable:
         raise EndpointError(f"{base_url!r} is no address of an API", where="assistant.base_url", fix=fix)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        what = "the address holds a user name, a password, a query or a fragment"
-        raise EndpointError(what, where="assistant.base_url", fix=f"{fix}; a key goes into assistant.api_key_env")
     return base_url.rstrip("/")
 
 
 def _usable_key(api_key: str | None) -> str | None:
     if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
         what = "the key is empty or holds blanks, line breaks or characters outside ASCII"
-        fix = "Correct the environment variable that assistant.api_key_env names"
+        fix = "Correct what assistant.api_key_env or assistant.api_key_file names"
         raise EndpointError(what, where="assistant.api_key_env", fix=fix)
     return api_key
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError, ServerError
+from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.network import OFFLINE
 
 HOST = "127.0.0.1"
@@ -181,8 +182,9 @@ class VLLMServer:
     def base_url(self) -> str:
         return f"http://{HOST}:{self.port}/v1"
 
+    @owner_only()
     def __enter__(self) -> VLLMServer:
-        """Start the server; it is not ready yet.
+        """Start the server; it is not ready yet. Its log is its owner's alone.
 
         Raises:
             OutputError: if the log cannot be written.

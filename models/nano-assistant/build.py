@@ -22,6 +22,7 @@ from generator import Generator
 from scenes import SceneMaker
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gpta_local.privacy.files import write_manifest
 from gpta_local.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label
 
@@ -180,6 +181,7 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: 
         # the class name that transformers 5 writes by itself is unknown to version 4 and to older servers
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         Path(folder, "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_manifest(Path(folder))
         for path in sorted(Path(folder).iterdir()):
             path.replace(output / path.name)
 

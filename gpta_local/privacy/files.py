@@ -1,0 +1,423 @@
+"""Files that must be kept, refused or checked: secrets, private outputs, pickles, manifests, archives.
+
+Knows bytes, modes and names. Does not know configurations, models or runs, and reads no rows. Needs
+the standard library only. It never unpickles: pickles are recognised by their opcodes.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import pickletools
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gpta_local.errors import ConfigError, InputError, ModelError, OutputError
+
+# ── secrets and private outputs ─────────────────────────────────────────────────────────────────
+
+SECRET_BYTES = 8192
+"""A longer file is no key."""
+
+
+def read_secret(path: Path, key: str) -> str:
+    """The secret in a file that only this user can read; white space around it is taken off.
+
+    The opened file is checked, not its name: nobody can put another into its place in between.
+
+    Args:
+        key: of the configuration, for messages. They never hold what the file holds.
+
+    Raises:
+        ConfigError: it cannot be read, is no file, is another user's, can be read by others, is empty,
+            too long or not plain text.
+    """
+    where = f"{key} ({path})"
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            state, content = os.fstat(file.fileno()), file.read(SECRET_BYTES + 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot be read ({exc.strerror})", where=where) from exc
+    if not stat.S_ISREG(state.st_mode):
+        raise ConfigError("not a file", where=where, fix="Give a file that holds the key and nothing else")
+    if state.st_uid != os.geteuid():
+        raise ConfigError("the file belongs to another user", where=where, fix="Use a file of your own")
+    if state.st_mode & 0o077:
+        mode = f"{stat.S_IMODE(state.st_mode):04o}"
+        fix = f"chmod 600 {path}; if others could read it, change the key"
+        raise ConfigError(f"others can reach the file (mode {mode})", where=where, fix=fix)
+    if len(content) > SECRET_BYTES:
+        raise ConfigError(f"more than {SECRET_BYTES} bytes, which is no key", where=where)
+    try:
+        secret = content.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise ConfigError("not plain ASCII text", where=where) from None  # the cause would hold the bytes
+    if not secret:
+        raise ConfigError("the file is empty", where=where, fix="Write the key into it")
+    return secret
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Opens without waiting for the other end of a pipe."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+@contextmanager
+def owner_only() -> Iterator[None]:
+    """What is made inside is its owner's alone: folders 0700, files 0600, whatever the user's umask.
+
+    Holds for the whole process and for the processes that it starts meanwhile. Also a decorator.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def as_umask_says(folder: Path) -> None:
+    """Give a folder, and all in it, the modes that new ones get: it is there to be handed on."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+@contextmanager
+def whole_or_nothing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into; moved into its place at the end, removed on a failure."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        if folder.is_dir():
+            folder.rmdir()  # an empty one; a full one is refused before
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+# ── pickles ─────────────────────────────────────────────────────────────────────────────────────
+
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+HEAD = 2**18
+"""Bytes of a file, and of each member of an archive, in which a pickle must begin."""
+CALLS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
+"""Opcodes that call what the pickle names."""
+NPY_OBJECTS = re.compile(rb"\x93NUMPY.{4,6}\{[^}]*'descr':[^}]*'[|<>=]?O\d*'", re.DOTALL)
+DAMAGED = (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(wbits=31),
+    b"\x78\x01": zlib.decompressobj,
+    b"\x78\x5e": zlib.decompressobj,
+    b"\x78\x9c": zlib.decompressobj,
+    b"\x78\xda": zlib.decompressobj,
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\x00": lzma.LZMADecompressor,
+    b"\x5d\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE),
+}
+
+
+def find_pickles(folder: Path) -> list[Path]:
+    """Files below `folder` that run code where they are loaded: pickles, by their content or name.
+
+    Seen by content are pickles of every protocol, also compressed (gzip, zlib, bzip2, xz) and as members
+    of a zip or tar archive, as `torch.save` and joblib write them, and arrays of Python objects in .npy
+    and .npz. Nothing is loaded.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in files if path.suffix.lower() in PICKLE_SUFFIXES or _holds_pickle(path)]
+
+
+def _holds_pickle(path: Path) -> bool:
+    return any(_is_pickle(head) or NPY_OBJECTS.match(head) is not None for head in _heads(path))
+
+
+def _heads(path: Path) -> Iterator[bytes]:
+    """The beginnings of a file, of what it is when decompressed, and of what is packed in it."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    yield head
+    for magic, decompressor in DECOMPRESSORS.items():
+        if head.startswith(magic):
+            with suppress(*DAMAGED):
+                head = decompressor().decompress(head, HEAD)
+                yield head
+    if zipfile.is_zipfile(path):
+        with suppress(*DAMAGED), zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with suppress(*DAMAGED), archive.open(info) as member:
+                    yield member.read(HEAD)
+    if head[257:262] == b"ustar":
+        with suppress(*DAMAGED), tarfile.open(path) as packed:
+            for entry in packed:
+                content = packed.extractfile(entry) if entry.isreg() else None
+                if content is not None:
+                    yield content.read(HEAD)
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether an unpickler would get anywhere with this.
+
+    After the header of protocol 2 and later, three opcodes that can be read are enough: a safetensors
+    file whose length happens to begin with the same bytes has none. Earlier protocols are letters, which
+    text has too: there a call must be reached, or the end, with what they need on the stack.
+    """
+    with_header = len(head) > 1 and head[0] == 0x80 and head[1] <= 5
+    depth, marks = 0, list[int]()
+    with suppress(ValueError, IndexError, OverflowError):
+        for number, (opcode, _, _) in enumerate(pickletools.genops(head), start=1):
+            needed = len(opcode.stack_before)
+            if pickletools.markobject in opcode.stack_before:
+                needed = opcode.stack_before.index(pickletools.markobject)
+                depth = marks.pop()
+            if opcode.name == "MARK":
+                marks.append(depth)
+            elif depth < needed:
+                return False
+            elif opcode.name in CALLS or (with_header and number == 3) or opcode.name == "STOP":
+                return True
+            else:
+                depth += len(opcode.stack_after) - needed
+    return False
+
+
+# ── manifests ───────────────────────────────────────────────────────────────────────────────────
+
+MANIFEST = "SHA256SUMS"
+LOADED = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+"""Endings of the files that a model is loaded from: weights, configuration, tokenizer."""
+REMAKE = (
+    "Do not use the folder. If you changed it yourself, list it anew, inside of it: "
+    f"find . -type f ! -name {MANIFEST} -exec sha256sum {{}} + > {MANIFEST}"
+)
+ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+"""As coreutils writes names with a line break or a backslash; such a line begins with a backslash."""
+
+
+def verify_manifest(folder: Path) -> None:
+    """Check a model folder against its `SHA256SUMS`, in the format of `sha256sum`; without one, do nothing.
+
+    The list must name every file that a model is loaded from; of others it may. Files are hashed once in
+    a process, unless they change.
+
+    Raises:
+        ModelError: naming the file that differs, is missing or is not listed, or the line that is wrong.
+    """
+    if (folder / MANIFEST).is_file():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        states = tuple(
+            (path, state.st_ino, state.st_size, state.st_mtime_ns) for path in files for state in [path.stat()]
+        )
+        _verify(folder, states)
+
+
+@lru_cache(maxsize=16)
+def _verify(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) -> None:
+    """`states` tell when to hash again."""
+    listed = _read_manifest(folder / MANIFEST)
+    present = {path.relative_to(folder).as_posix() for path, *_ in states}
+    for name in sorted(present - set(listed) - {MANIFEST}):
+        if PurePosixPath(name).suffix in LOADED:
+            raise ModelError(f"{name!r} is not listed in {MANIFEST}", where=str(folder), fix=REMAKE)
+    for name, digest in listed.items():
+        if name not in present:
+            raise ModelError(f"{name!r} is listed in {MANIFEST} and missing", where=str(folder), fix=REMAKE)
+        if sha256(folder / name) != digest:
+            raise ModelError(f"{name!r} is not the file that {MANIFEST} lists", where=str(folder), fix=REMAKE)
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files of a folder in its `SHA256SUMS`: `sha256sum --check SHA256SUMS` checks them too."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(f"{'' if escaped == name else chr(92)}{sha256(path)}  {escaped}\n")
+    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    """Name → digest. What the list says of itself, which it cannot know, is left out."""
+    listed: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ModelError("cannot be read as UTF-8 text", where=str(path), fix=REMAKE) from exc
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        parts = re.fullmatch(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", line)
+        if parts is None:
+            fix = "Each line is a SHA-256 in hexadecimal, two blanks and a name, as sha256sum writes it"
+            raise ModelError("not a line of sha256sum", where=f"{path}:{number}", fix=fix)
+        escaped, digest, name = parts.groups()
+        if escaped:
+            name = re.sub(r"\\[\\nr]", lambda match: ESCAPES[match[0]], name)
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ModelError("the name leads out of the folder", where=f"{path}:{number}", fix=REMAKE)
+        if listed.setdefault(relative.as_posix(), digest.lower()) != digest.lower():
+            raise ModelError("the file is listed twice with different sums", where=f"{path}:{number}", fix=REMAKE)
+    listed.pop(MANIFEST, None)
+    if not listed:
+        raise ModelError("lists no file", where=str(path), fix=REMAKE)
+    return listed
+
+
+def sha256(path: Path) -> str:
+    """In hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ── archives ────────────────────────────────────────────────────────────────────────────────────
+
+MAX_MEMBERS = 100_000
+MAX_DEPTH = 15
+FREE_AFTERWARDS = 2**28
+"""Bytes that an archive must leave free on the disk."""
+HEADER_ROOM = 2**20
+"""Bytes that the headers before one member may take: names could be gigabytes long."""
+CHUNK = 2**20
+BLOCK = 512
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack a .tar or .tar.gz into a new folder, all of it or nothing.
+
+    Only folders and plain files are taken. Each is written here by its name alone: owners, modes and
+    times in the archive do not count, the user's umask does.
+
+    Raises:
+        InputError: the archive is missing, damaged or cut off; or a member is a link, a device or the
+            like, has a name that leads elsewhere, comes twice or holds control characters, or a mode with
+            setuid; or it has too many members, or more bytes than the disk has room for.
+        OutputError: the folder is there already or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError("is there already", where=str(folder), fix="Choose a folder that does not exist")
+    try:
+        opened = archive.open("rb")
+    except OSError as exc:
+        raise InputError(f"cannot be read ({exc.strerror})", where=str(archive)) from exc
+    with opened:
+        try:
+            with whole_or_nothing(folder) as partial:
+                _unpack(opened, partial)
+                as_umask_says(partial)
+        except OSError as exc:
+            raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(folder)) from exc
+        except Exception as exc:  # of a broken header tarfile raises TarError, ValueError, IndexError …
+            what = str(exc) if isinstance(exc, _Refusal) else "the archive is damaged or cut off"
+            fix = "Do not use it; get it again from where it was made"
+            raise InputError(what, where=str(archive), fix=fix) from exc
+
+
+class _Refusal(Exception):
+    """What is wrong with an archive."""
+
+
+class _Metered:
+    """The archive's bytes, decompressed, no more than `allowed` of them before that is raised.
+
+    `last` is the position after the last byte that is not zero.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+        self.position = self.last = 0
+        self.allowed = HEADER_ROOM + CHUNK
+
+    def read(self, size: int) -> bytes:
+        try:
+            chunk = self._stream.read(size)
+        except (EOFError, zlib.error, OSError) as exc:
+            raise _Refusal("the archive is damaged or cut off") from exc
+        if filled := chunk.rstrip(b"\0"):
+            self.last = self.position + len(filled)
+        self.position += len(chunk)
+        if self.position > self.allowed:
+            raise _Refusal("headers or filling of the archive are larger than they can need to be")
+        return chunk
+
+
+def _unpack(opened: io.BufferedIOBase, target: Path) -> None:
+    compressed = opened.read(2) == b"\x1f\x8b"
+    opened.seek(0)
+    stream: Any = _Metered(gzip.GzipFile(fileobj=opened) if compressed else opened)
+    room = shutil.disk_usage(target).free - FREE_AFTERWARDS
+    end, seen = 0, set[PurePosixPath]()
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
+        while (member := tar.next()) is not None:
+            stream.allowed = stream.position + max(member.size, 0) + HEADER_ROOM + CHUNK
+            relative = _checked_name(member)
+            room -= member.size
+            if relative in seen:
+                raise _Refusal(f"{_shown(member)}: the name is there twice")
+            if len(seen) == MAX_MEMBERS:
+                raise _Refusal(f"more than {MAX_MEMBERS} members")
+            if room < 0:
+                raise _Refusal("more bytes than the disk has room for")
+            seen.add(relative)
+            _write(tar, member, target / relative)
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+    while stream.read(CHUNK):
+        pass
+    if not seen:
+        raise _Refusal("the archive holds nothing")
+    if stream.last > end or stream.position < end + BLOCK:
+        raise _Refusal("the archive is damaged or cut off")  # tarfile takes a broken header for the end
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if member.isdir():
+            path.mkdir(exist_ok=True)
+            return
+        content = tar.extractfile(member)
+        assert content is not None  # it is a plain file
+        with path.open("xb") as file:
+            shutil.copyfileobj(content, file, CHUNK)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise _Refusal(f"{_shown(member)}: the name is there already, or lies below a file") from exc
+
+
+def _checked_name(member: tarfile.TarInfo) -> PurePosixPath:
+    """Where a member goes, below the folder."""
+    name, relative = member.name, PurePosixPath(member.name)
+    if not name.isprintable():
+        wrong = "the name holds control characters"
+    elif not name or relative.is_absolute() or ".." in relative.parts or not (relative.parts or member.isdir()):
+        wrong = "the name leads out of the folder"
+    elif len(relative.parts) > MAX_DEPTH or max((len(part.encode()) for part in relative.parts), default=0) > 255:
+        wrong = "the name is too long or too deep"
+    elif not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or member.issparse():
+        wrong = "neither a folder nor a plain file, but a link, a device or the like"
+    elif member.mode & 0o7000:
+        wrong = "the mode has setuid, setgid or the sticky bit"
+    elif member.size < 0 or (member.isdir() and member.size):
+        wrong = "the size is wrong"
+    else:
+        return relative
+    raise _Refusal(f"{_shown(member)}: {wrong}")
+
+
+def _shown(member: tarfile.TarInfo) -> str:
+    return ascii(member.name)[:100]

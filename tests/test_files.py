@@ -1,0 +1,750 @@
+"""Secrets, pickles, manifests and archives: what is refused is refused whole, with one message."""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import shutil
+import subprocess
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import ROOT
+from samples import sentiment_rows, write_config, write_jsonl
+
+from gpta_local.assistant import open_assistant
+from gpta_local.config import load
+from gpta_local.errors import ConfigError, GptaError, InputError, ModelError, OutputError
+from gpta_local.export import open_product
+from gpta_local.history import History
+from gpta_local.model_files import assistant_folder, checked_folder
+from gpta_local.privacy import files
+from gpta_local.privacy.files import (
+    MANIFEST,
+    find_pickles,
+    owner_only,
+    read_secret,
+    unpack_archive,
+    verify_manifest,
+    write_manifest,
+)
+from gpta_local.schema import Message, Request, Sampling
+
+KEY = "planted-0123456789-key"
+EMBEDDED = ROOT / "models" / "nano-assistant"
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+class TestSecrets:
+    def file(self, folder: Path, content: str | bytes = f"{KEY}\n", permissions: int = 0o600) -> Path:
+        path = folder / "key"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.chmod(permissions)
+        return path
+
+    @pytest.mark.parametrize("permissions", [0o600, 0o400])
+    def test_key_of_a_file_that_is_its_owners_only_is_read(self, tmp_path: Path, permissions: int) -> None:
+        assert read_secret(self.file(tmp_path, permissions=permissions), "key") == KEY
+
+    @pytest.mark.parametrize("permissions", [0o640, 0o604, 0o620, 0o666, 0o610])
+    def test_file_that_others_can_reach_is_refused(self, tmp_path: Path, permissions: int) -> None:
+        path = self.file(tmp_path, permissions=permissions)
+        with pytest.raises(ConfigError, match=f"others can reach the file .mode {permissions:04o}.*chmod 600"):
+            read_secret(path, "key")
+
+    def test_link_to_a_file_that_others_can_reach_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(self.file(tmp_path, permissions=0o644))
+        with pytest.raises(ConfigError, match="others can reach"):
+            read_secret(tmp_path / "link", "key")
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", "empty"),
+            (" \n", "empty"),
+            (f"{KEY}ü", "not plain ASCII"),
+            (f"{KEY}\xff".encode("latin-1"), "not plain ASCII"),
+            (KEY * 1000, "which is no key"),
+        ],
+    )
+    def test_file_without_a_key_is_refused_and_not_repeated(
+        self, tmp_path: Path, content: str | bytes, words: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=words) as caught:
+            read_secret(self.file(tmp_path, content), "key")
+        assert KEY not in str(caught.value) and caught.value.__cause__ is None
+
+    def test_what_is_no_file_is_refused_at_once(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe", 0o600)
+        (tmp_path / "folder").mkdir()
+        for name, words in (("pipe", "not a file"), ("folder", "Is a directory"), ("none", "No such file")):
+            with pytest.raises(ConfigError, match=words):
+                read_secret(tmp_path / name, "key")
+
+    def test_file_of_another_user_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = self.file(tmp_path)
+        monkeypatch.setattr(files.os, "geteuid", lambda: path.stat().st_uid + 1)
+        with pytest.raises(ConfigError, match="another user"):
+            read_secret(path, "key")
+
+    def config(self, folder: Path, **assistant: Any) -> Any:
+        write_jsonl(folder / "train.jsonl", sentiment_rows())
+        settings = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", **assistant}
+        return load(write_config(folder / "config.yaml", {"assistant": settings})).assistant
+
+    def test_path_of_the_key_is_relative_to_the_configuration(self, tmp_path: Path) -> None:
+        self.file(tmp_path)
+        assistant = self.config(tmp_path, api_key_file="key")
+        assert assistant.api_key_file == str(tmp_path / "key")
+        assert open_assistant(assistant)._key == KEY  # type: ignore[attr-defined]  # the protocol has no key
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"api_key_env": "A", "api_key_file": "key"}, "keep one"),
+            ({"api_key_env": f"sk-{KEY}"}, "not the name of an environment variable"),
+            ({"api_key_env": 12345678901234567890}, "not what is given"),
+            ({"base_url": f"ftp://user:{KEY}@host"}, r"//\*\*\*@host"),
+            ({"extra_body": {"api_key": KEY}}, "'api_key' looks like a secret"),
+            ({"extra_body": {"a": [{"Auth-Token": KEY}]}}, "'Auth-Token' looks like a secret"),
+            ({"extra_body": {"header": f"Bearer {KEY}"}}, "'header' looks like a secret"),
+            ({"extra_body": {"user": f"sk-{KEY}"}}, "'user' looks like a secret"),
+        ],
+    )
+    def test_secret_in_the_configuration_is_refused_and_not_repeated(
+        self, tmp_path: Path, settings: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=words) as caught:
+            self.config(tmp_path, **settings)
+        assert KEY not in str(caught.value) and "1234567890123" not in str(caught.value)
+
+    def test_fields_of_requests_are_no_secrets(self, tmp_path: Path) -> None:
+        body = {
+            "stop_token_ids": [1],
+            "max_completion_tokens": 8,
+            "skip_special_tokens": True,
+            "chat_template_kwargs": {"bos_token": "<s>"},
+            "api_key": None,
+        }
+        assert self.config(tmp_path, extra_body=body).extra_body == body
+
+    @pytest.mark.parametrize("address", ["http://u:{}@host:0/v1", "http://[u:{}@host/v1", "http://h/v1?key={}"])
+    def test_secret_in_an_address_is_refused_and_not_repeated(self, tmp_path: Path, address: str) -> None:
+        with pytest.raises(GptaError, match="holds a user name, a password") as caught:
+            open_assistant(self.config(tmp_path, base_url=address.format(KEY)))
+        assert KEY not in str(caught.value)
+
+
+class TestPrivateOutputs:
+    def test_what_is_made_inside_is_its_owners_alone(self, tmp_path: Path, umask: Callable[[int], int]) -> None:
+        umask(0)
+        with owner_only():
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "file").touch()
+            subprocess.run(["touch", tmp_path / "folder" / "childs"], check=True)
+        assert mode(tmp_path / "folder") == 0o700
+        assert mode(tmp_path / "folder" / "file") == mode(tmp_path / "folder" / "childs") == 0o600
+
+    @pytest.mark.parametrize("users", [0, 0o022, 0o077])
+    def test_umask_is_the_users_again_afterwards(self, umask: Callable[[int], int], users: int) -> None:
+        umask(users)
+        with pytest.raises(ZeroDivisionError), owner_only():
+            raise ZeroDivisionError
+        assert umask(users) == users
+
+    def test_journal_of_a_history_has_the_mode_of_the_history(
+        self, tmp_path: Path, umask: Callable[[int], int]
+    ) -> None:
+        umask(0)
+        with owner_only():
+            history = History(tmp_path / "history.sqlite")
+        history._connection.execute("BEGIN IMMEDIATE")
+        history._connection.execute("INSERT INTO runs VALUES ('{}', 'online')")
+        history._connection.execute("PRAGMA cache_spill")
+        assert {path.name: mode(path) for path in tmp_path.iterdir()} == {
+            "history.sqlite": 0o600,
+            "history.sqlite-journal": 0o600,
+        }
+        history._connection.rollback()
+        history.add_request(1, Request("prefix", (Message("user", "?"),)), Sampling())
+        history.close()
+
+
+class Call:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme", "words")
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(*members: tuple[tarfile.TarInfo, bytes], compressed: bool = False, kind: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w", format=kind) as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def plain(name: str, content: bytes = b"words", **changes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in changes.items():
+        setattr(info, field, value)
+    return info, content
+
+
+def special(name: str, kind: bytes, **changes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return plain(name, b"", type=kind, **changes)
+
+
+def torch_saved(legacy: bool) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.zeros(2)}, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def joblib_saved(compressed: bool) -> bytes:
+    import joblib
+
+    buffer = io.BytesIO()
+    joblib.dump({"weight": np.zeros(3)}, buffer, compress=3 if compressed else 0)
+    return buffer.getvalue()
+
+
+def npy(array: Any, *, packed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    if packed:
+        np.savez(buffer, array=array)
+    else:
+        np.save(buffer, array)
+    return buffer.getvalue()
+
+
+OBJECTS = np.array([{"a": 1}], dtype=object)
+RECORDS = np.array([(1, None)], dtype=[("number", "i4"), ("thing", "O")])
+
+
+class TestPickles:
+    def kinds(self, folder: Path) -> dict[str, bytes]:
+        call = Call(folder)
+        body = pickle.dumps(call, protocol=4)
+        return {
+            **{f"protocol {protocol}": pickle.dumps(call, protocol=protocol) for protocol in range(6)},
+            "protocol 0, cut off after the call": pickle.dumps(call, protocol=0)[:-1] + b"\xff",
+            "protocol 2, an empty dictionary": pickle.dumps({}, protocol=2),
+            "class by name": b"(ios\nsystem\n.",
+            "gzip": gzip.compress(body),
+            "zlib": zlib.compress(body),
+            "bzip2": bz2.compress(body),
+            "xz": lzma.compress(body),
+            "lzma": lzma.compress(body, lzma.FORMAT_ALONE),
+            "zip": zipped("model/data.pkl", body),
+            "zip, another name": zipped("weights", body),
+            "tar": tarred(plain("weights", body)),
+            "tar.gz": tarred(plain("weights", body), compressed=True),
+            "torch": torch_saved(legacy=False),
+            "torch, legacy": torch_saved(legacy=True),
+            "joblib": joblib_saved(compressed=False),
+            "joblib, compressed": joblib_saved(compressed=True),
+            "npy of objects": npy(OBJECTS),
+            "npy of records with objects": npy(RECORDS),
+            "npz of objects": npy(OBJECTS, packed=True),
+        }
+
+    def test_pickles_of_every_kind_are_found_by_content_and_nothing_runs(self, tmp_path: Path) -> None:
+        (tmp_path / "model" / "deep").mkdir(parents=True)
+        for number, content in enumerate(self.kinds(tmp_path / "made").values()):
+            (tmp_path / "model" / "deep" / f"{number:03d}.json").write_bytes(content)
+        found = {int(path.stem) for path in find_pickles(tmp_path / "model")}
+        missed = [kind for number, kind in enumerate(self.kinds(tmp_path / "made")) if number not in found]
+        assert missed == []
+        assert not (tmp_path / "made").exists()
+
+    def test_the_kinds_are_pickles_that_would_run(self, tmp_path: Path) -> None:
+        pickle.loads(self.kinds(tmp_path / "made")["protocol 0, cut off after the call"][:-1] + b".")
+        assert (tmp_path / "made").is_dir()
+
+    def test_pickles_are_found_by_name_too(self, tmp_path: Path) -> None:
+        for name in ("a.PT", "pytorch_model.bin", "x.pkl", "y.ckpt", "README.md"):
+            (tmp_path / name).write_bytes(b"unknown")
+        assert [path.name for path in find_pickles(tmp_path)] == ["a.PT", "pytorch_model.bin", "x.pkl", "y.ckpt"]
+
+    def test_other_files_are_no_pickles(self, tmp_path: Path) -> None:
+        from safetensors.numpy import save
+
+        contents = {
+            "empty": b"",
+            "one byte": b"\x80",
+            "text": b"README\nbuild\nconfig\n",
+            "words": b"cat\ndog\nfish\n.",
+            "a number": b"0.85\n",
+            "npy": npy(np.zeros(3)),
+            "npz": npy(np.zeros(3), packed=True),
+            "npy with a field named O": npy(np.array([(1,)], dtype=[("Other", "i4")])),
+            "zip": zipped("model/data.txt", b"words"),
+            "tar": tarred(plain("a"), compressed=True),
+            "gzip, damaged": gzip.compress(b"words" * 100)[:20],
+            "safetensors": save({"weight": np.zeros(3, dtype=np.float32)}),
+        }
+        # a safetensors file begins with the length of its header: here with the bytes of a pickle's
+        contents |= {f"header of {n} bytes": n.to_bytes(8, "little") + b'{"a":1}' for n in (0x280, 0x480, 0x28_0280)}
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        assert find_pickles(tmp_path) == []
+
+    def test_files_that_come_with_the_project_are_no_pickles(self) -> None:
+        assert find_pickles(EMBEDDED) == find_pickles(ROOT / "configs") == find_pickles(ROOT / "tests") == []
+
+    def test_backbone_of_the_demo_holds_none(self, backbone: Path) -> None:
+        assert find_pickles(backbone) == []
+
+    def test_pickle_beside_the_weights_of_a_backbone_is_not_loaded(self, bert: Path, tmp_path: Path) -> None:
+        from gpta_local.downstream import SequenceClassifier
+
+        folder = shutil.copytree(bert, tmp_path / "bert")
+        for name in ("pytorch_model.bin", "training_args.bin", "scheduler.pt"):
+            (folder / name).write_bytes(pickle.dumps(Call(tmp_path / "made")))
+        SequenceClassifier(checked_folder(str(folder), "downstream.backbone"), 2, None)
+        assert not (tmp_path / "made").exists()
+
+
+class TestSource:
+    """What the package cannot do, because it does not say it."""
+
+    MODULES = ("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+    NAMES = ("eval", "exec", "compile", "__import__")
+    METHODS = (("torch", "load"), ("torch", "save"), ("yaml", "unsafe_load"), ("yaml", "full_load"))
+
+    def faults(self, tree: ast.AST) -> Iterator[str]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names if alias.name.split(".")[0] in self.MODULES)
+            elif isinstance(node, ast.ImportFrom):
+                yield from [node.module] if (node.module or "").split(".")[0] in self.MODULES else []
+            elif isinstance(node, ast.Name) and node.id in self.NAMES:
+                yield node.id
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                yield from [ast.unparse(node)] if (node.value.id, node.attr) in self.METHODS else []
+            elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle", "weights_only"):
+                yield from [] if ast.unparse(node.value) == "False" else [ast.unparse(node)]
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                local = given.get("local_files_only") == "True" and given.get("trust_remote_code") == "False"
+                yield from [] if local or "PeftModel" in ast.unparse(node.func) else [ast.unparse(node)]
+
+    def test_package_neither_unpickles_nor_runs_what_it_reads(self) -> None:
+        sources = sorted((ROOT / "gpta_local").rglob("*.py"))
+        assert len(sources) > 40
+        for path in sources:
+            assert list(self.faults(ast.parse(path.read_text(encoding="utf-8")))) == [], path
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "import pickle",
+            "from joblib import load",
+            "import torch; torch.load('a')",
+            "eval('1')",
+            "f(trust_remote_code=True)",
+            "numpy.load('a', allow_pickle=True)",
+            "AutoModel.from_pretrained('a')",
+        ],
+    )
+    def test_each_of_these_would_be_seen(self, source: str) -> None:
+        assert len(list(self.faults(ast.parse(source)))) == 1
+
+    def test_adapters_are_refused_unless_their_weights_are_safetensors(self, tmp_path: Path) -> None:
+        """`PeftModel.from_pretrained` is called on folders only that this has let pass."""
+        from gpta_local.adapters import check_adapter
+
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}', encoding="utf-8")
+        (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps({}))
+        with pytest.raises(ModelError, match="can run code"):
+            check_adapter(tmp_path, EMBEDDED)
+
+
+CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil: ...\n"
+ESCAPE = "{{% for kind in ''.__class__.__mro__[1].__subclasses__() %}}{{{{ kind }}}}{{% endfor %}}"
+
+
+def with_code(folder: Path, made: Path, model_type: str | None) -> Path:
+    """Put code into a model folder, and its name into every file that could lead to it."""
+    (folder / "evil.py").write_text(CODE.format(str(made)), encoding="utf-8")
+    kinds = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoModelForCausalLM")
+    changes = {
+        "config.json": {"auto_map": dict.fromkeys(kinds, "evil.Evil")}
+        | ({"model_type": model_type} if model_type else {}),
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}},
+    }
+    for name, change in changes.items():
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(content | change), encoding="utf-8")
+    return folder
+
+
+class TestModelFolders:
+    """Code that comes with a model is not run."""
+
+    @pytest.mark.parametrize("model_type", [None, "evil"])
+    def test_code_of_a_backbone_is_not_run(self, bert: Path, tmp_path: Path, model_type: str | None) -> None:
+        from gpta_local.downstream import SequenceClassifier
+
+        folder = with_code(shutil.copytree(bert, tmp_path / "bert"), tmp_path / "made", model_type)
+        with suppress(ModelError) if model_type is None else pytest.raises(ModelError, match="cannot be loaded"):
+            SequenceClassifier(checked_folder(str(folder), "downstream.backbone"), 2, None)
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("model_type", [None, "evil"])
+    def test_code_of_an_assistant_is_not_run(self, tmp_path: Path, model_type: str | None) -> None:
+        from chat_models import tiny_chat_llama
+
+        from gpta_local.assistant.local import load_model
+
+        folder = with_code(tiny_chat_llama(tmp_path / "llama"), tmp_path / "made", model_type)
+        with suppress(ModelError) if model_type is None else pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(folder, "cpu", "assistant")
+        assert not (tmp_path / "made").exists()
+
+    def test_code_of_a_product_is_not_run(self, sentence: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(sentence, tmp_path / "model")
+        (folder / "evil.py").write_text(CODE.format(str(tmp_path / "made")), encoding="utf-8")
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules[1]["type"] = "evil.Evil"
+        (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+        record = {"labels": ["a"], "prefix": "", "library": "sentence-transformers", "columns": {}}
+        (folder / "gpta.json").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            next(open_product(folder).logits([("text",)]))
+        assert not (tmp_path / "made").exists()
+
+    def test_the_code_would_be_run_if_it_were_trusted(self, bert: Path, tmp_path: Path) -> None:
+        from transformers import AutoConfig
+
+        folder = with_code(shutil.copytree(bert, tmp_path / "bert"), tmp_path / "made", "evil")
+        with pytest.MonkeyPatch.context() as environment, suppress(Exception):
+            environment.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+            AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        assert (tmp_path / "made").exists()
+
+    def test_chat_template_cannot_reach_python(self, tmp_path: Path) -> None:
+        from chat_models import tiny_chat_llama
+
+        from gpta_local.assistant.local import chat, load_model
+
+        folder = tiny_chat_llama(tmp_path / "llama")
+        (folder / "chat_template.jinja").write_text(ESCAPE.format(), encoding="utf-8")
+        _, tokenizer = load_model(folder, "cpu", "assistant")
+        with pytest.raises(ModelError, match=r"the chat template refuses the request .*unsafe"):
+            chat(tokenizer, Request("prefix", (Message("user", "?"),)), "assistant.model")
+
+
+class TestManifest:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "model"
+        (folder / "1_Pooling").mkdir(parents=True)
+        for name in ("config.json", "model.safetensors", "1_Pooling/config.json", "README.md"):
+            (folder / name).write_text(f"content of {name}", encoding="utf-8")
+        return folder
+
+    def sha256sum(self, folder: Path, command: str) -> None:
+        subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
+
+    @pytest.mark.parametrize("command", ["find . -type f ! -name SHA256SUMS -exec", "find * -type f -exec"])
+    @pytest.mark.parametrize("binary", ["", "--binary"])
+    def test_list_of_the_stock_tool_is_read(self, folder: Path, command: str, binary: str) -> None:
+        self.sha256sum(folder, f"{command} sha256sum {binary} {{}} + > SHA256SUMS")
+        verify_manifest(folder)
+
+    def test_list_that_names_itself_is_read(self, folder: Path) -> None:
+        self.sha256sum(folder, "touch SHA256SUMS; sha256sum * */* > SHA256SUMS || true")
+        assert MANIFEST in (folder / MANIFEST).read_text(encoding="utf-8")
+        verify_manifest(folder)
+
+    def test_stock_tool_checks_our_list(self, folder: Path) -> None:
+        (folder / "a\\b\nc.json").write_text("odd", encoding="utf-8")
+        write_manifest(folder)
+        self.sha256sum(folder, "sha256sum --check --strict SHA256SUMS")
+        verify_manifest(folder)
+        (folder / "a\\b\nc.json").write_text("other", encoding="utf-8")
+        with pytest.raises(ModelError, match="is not the file"):
+            verify_manifest(folder)
+
+    def test_folder_without_a_list_is_not_checked(self, folder: Path) -> None:
+        verify_manifest(folder)
+
+    def test_file_that_was_changed_is_named(self, folder: Path) -> None:
+        write_manifest(folder)
+        verify_manifest(folder)
+        (folder / "model.safetensors").write_text("content of model.safetensorz", encoding="utf-8")
+        with pytest.raises(ModelError, match=r"model: 'model.safetensors' is not the file that SHA256SUMS lists"):
+            verify_manifest(folder)
+
+    def test_file_that_is_missing_is_named(self, folder: Path) -> None:
+        write_manifest(folder)
+        (folder / "1_Pooling" / "config.json").unlink()
+        with pytest.raises(ModelError, match=r"'1_Pooling/config.json' is listed in SHA256SUMS and missing"):
+            verify_manifest(folder)
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "model-2.safetensors", "deep/chat_template.jinja", "vocab.txt"])
+    def test_file_that_would_be_loaded_and_is_not_listed_is_named(self, folder: Path, name: str) -> None:
+        write_manifest(folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("slipped in", encoding="utf-8")
+        with pytest.raises(ModelError, match=f"'{name}' is not listed"):
+            verify_manifest(folder)
+
+    def test_file_that_is_not_loaded_need_not_be_listed(self, folder: Path) -> None:
+        write_manifest(folder)
+        (folder / "LICENSE").write_text("words", encoding="utf-8")
+        verify_manifest(folder)
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("", "lists no file"),
+            ("d41d8cd98f00b204e9800998ecf8427e  config.json", "SHA256SUMS:1: not a line of sha256sum"),
+            (f"{'0' * 64}  ../model.safetensors", "leads out of the folder"),
+            (f"{'0' * 64}  /etc/hostname", "leads out of the folder"),
+            (f"{'0' * 64}  config.json\n{'1' * 64}  ./config.json", "SHA256SUMS:2: the file is listed twice"),
+        ],
+    )
+    def test_list_that_is_none_is_told(self, folder: Path, line: str, words: str) -> None:
+        (folder / MANIFEST).write_text(f"{line}\n", encoding="utf-8")
+        with pytest.raises(ModelError, match=words):
+            verify_manifest(folder)
+
+    def test_files_are_hashed_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_manifest(folder)
+        hashed: list[Path] = []
+        real = files.sha256
+        monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path) or real(path))
+        for _ in range(3):
+            verify_manifest(folder)
+        assert len(hashed) == 4
+
+    def test_model_folder_with_a_changed_file_is_refused(self, bert: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(bert, tmp_path / "bert")
+        write_manifest(folder)
+        assert checked_folder(str(folder), "downstream.backbone") == folder
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
+        with pytest.raises(ModelError, match=r"'model.safetensors' is not the file"):
+            checked_folder(str(folder), "downstream.backbone")
+
+    def test_list_of_the_embedded_assistant_is_up_to_date(self) -> None:
+        assert assistant_folder("nano-assistant") == EMBEDDED
+        listed = [line.split("  ")[1] for line in (EMBEDDED / MANIFEST).read_text(encoding="utf-8").splitlines()]
+        packed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert len(listed) == 6
+        for name in (*listed, MANIFEST):
+            assert f'"models/nano-assistant/{name}" = "gpta_local/embedded/nano-assistant/{name}"' in packed
+
+
+def pax(name: str, **records: str) -> tuple[tarfile.TarInfo, bytes]:
+    return plain(name, pax_headers=records)
+
+
+def header(name: str, **changes: Any) -> bytes:
+    """A lone header block, right in itself."""
+    return plain(name, b"", **changes)[0].tobuf(tarfile.GNU_FORMAT)
+
+
+def with_negative_size() -> bytes:
+    block = bytearray(header("a"))
+    block[124:136] = (256**12 - 2048).to_bytes(12, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(1024)
+
+
+GOOD = tarred(plain("a.txt"), plain("b/c.txt"))
+NOISE = os.urandom(4096)
+EVIL: dict[str, bytes] = {
+    "climbs out": tarred(plain("../out.txt")),
+    "climbs out later": tarred(plain("a/b/../../../out.txt")),
+    "climbs out by an extended name": tarred(pax("a", path="../out.txt")),
+    "climbs out by a global extended name": header("g", type=tarfile.XGLTYPE, size=19)
+    + b"19 path=../out.txt\n".ljust(512, b"\0")
+    + GOOD,
+    "climbs out by a long name": tarred(plain("x/" * 60 + "../" * 61 + "out.txt"), kind=tarfile.GNU_FORMAT),
+    "absolute": tarred(plain("/tmp/out.txt")),
+    "absolute with two slashes": tarred(plain("//tmp/out.txt")),
+    "symbolic link": tarred(special("a", tarfile.SYMTYPE, linkname="/etc/passwd")),
+    "symbolic link inside": tarred(plain("b"), special("a", tarfile.SYMTYPE, linkname="b")),
+    "written through a symbolic link": tarred(special("a", tarfile.SYMTYPE, linkname=".."), plain("a/out.txt")),
+    "hard link": tarred(plain("b"), special("a", tarfile.LNKTYPE, linkname="b")),
+    "hard link out": tarred(special("a", tarfile.LNKTYPE, linkname="../archive")),
+    "character device": tarred(special("a", tarfile.CHRTYPE, devmajor=1, devminor=3)),
+    "block device": tarred(special("a", tarfile.BLKTYPE, devmajor=8)),
+    "pipe": tarred(special("a", tarfile.FIFOTYPE)),
+    "contiguous file": tarred(special("a", tarfile.CONTTYPE)),
+    "unknown kind": tarred(special("a", b"Z")),
+    "setuid": tarred(plain("a", mode=0o4755)),
+    "setgid": tarred(plain("a", mode=0o2755)),
+    "sticky": tarred(special("a", tarfile.DIRTYPE, mode=0o1777)),
+    "twice": tarred(plain("a"), plain("a")),
+    "twice by another spelling": tarred(plain("b/a"), plain("./b//a")),
+    "file over a folder": tarred(plain("a/b"), plain("a")),
+    "file below a file": tarred(plain("a"), plain("a/b")),
+    "line break in a name": tarred(plain("a\nb")),
+    "escape sequence in a name": tarred(plain("a\x1b[2Jb")),
+    "direction of writing turned in a name": tarred(plain("a\N{RIGHT-TO-LEFT OVERRIDE}txt.exe")),
+    "name that is not UTF-8": header("a\udcff") + bytes(1024),
+    "name too deep": tarred(plain("a/" * 20 + "b")),
+    "name too long": tarred(plain("a" * 300)),
+    "no name": tarred(plain("./")),
+    "terabyte without bytes": header("a", type=tarfile.GNUTYPE_SPARSE, size=2**40) + bytes(1024),
+    "terabyte without bytes, extended": tarred(
+        pax("a", **{"GNU.sparse.size": str(2**40), "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,0"})
+    ),
+    "more than the disk": header("a", size=2**60) + bytes(4096),
+    "files announced that are not there": b"".join(header(f"{n}", size=2**33 - 512) for n in range(3)),
+    "folder with content": header("a", type=tarfile.DIRTYPE, size=512) + bytes(1536),
+    "size below zero": with_negative_size(),
+    "name of 64 MiB": gzip.compress(header("a", type=tarfile.GNUTYPE_LONGNAME, size=2**26) + bytes(2**26)),
+    "extended header of 64 MiB": gzip.compress(header("a", type=tarfile.XHDTYPE, size=2**26) + bytes(2**26)),
+    "64 MiB of nothing at the end": gzip.compress(GOOD + bytes(2**26)),
+    "cut off in a file": tarred(plain("a", NOISE))[:2048],
+    "cut off between files": GOOD[:1024],
+    "second header damaged": GOOD[:1024] + b"\xff" * 512 + GOOD[1536:],
+    "something after the end": GOOD + GOOD,
+    "nothing inside": tarred(),
+    "empty": b"",
+    "no archive": NOISE,
+    "zip": zipped("a", b"words"),
+    "gzip cut off": gzip.compress(tarred(plain("a", NOISE)))[:-600],
+    "gzip with a wrong sum": gzip.compress(GOOD)[:-8] + bytes(8),
+    "gzip of no archive": gzip.compress(NOISE),
+}
+
+
+class TestArchives:
+    @pytest.mark.parametrize("compressed", [False, True], ids=["tar", "tar.gz"])
+    @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_archive_is_unpacked(self, tmp_path: Path, compressed: bool, kind: int) -> None:
+        big = os.urandom(3 * 2**20 + 17)
+        members = [special(".", tarfile.DIRTYPE), special("b", tarfile.DIRTYPE), plain("./b/weights", big)]
+        members += [plain("Ünïcödé name", mtime=1.5), special("empty", tarfile.DIRTYPE), plain("nothing", b"")]
+        (tmp_path / "archive").write_bytes(tarred(*members, compressed=compressed, kind=kind))
+        unpack_archive(tmp_path / "archive", tmp_path / "deep" / "out")
+        assert (tmp_path / "deep" / "out" / "b" / "weights").read_bytes() == big
+        assert (tmp_path / "deep" / "out" / "Ünïcödé name").read_bytes() == b"words"
+        assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == {
+            "b",
+            "Ünïcödé name",
+            "empty",
+            "nothing",
+        }
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+    def test_archive_of_the_stock_tool_is_unpacked(self, tmp_path: Path) -> None:
+        (tmp_path / "in" / "deep").mkdir(parents=True)
+        for number in range(100):
+            (tmp_path / "in" / "deep" / f"{number}").write_bytes(os.urandom(number * 100))
+        subprocess.run(["tar", "-C", tmp_path / "in", "-czf", tmp_path / "archive.tar.gz", "."], check=True)
+        unpack_archive(tmp_path / "archive.tar.gz", tmp_path / "out")
+        subprocess.run(["diff", "-r", tmp_path / "in", tmp_path / "out"], check=True)
+
+    def test_modes_are_those_of_new_files(self, tmp_path: Path, umask: Callable[[int], int]) -> None:
+        umask(0o027)
+        (tmp_path / "archive").write_bytes(tarred(plain("a/b", mode=0o777), plain("c", mode=0)))
+        unpack_archive(tmp_path / "archive", tmp_path / "out")
+        assert {path.relative_to(tmp_path).as_posix(): mode(path) for path in tmp_path.rglob("out*/**/*")} == {
+            "out/a": 0o750,
+            "out/a/b": 0o640,
+            "out/c": 0o640,
+        }
+        assert mode(tmp_path / "out") == 0o750
+
+    @pytest.mark.parametrize("kind", EVIL)
+    def test_evil_archive_is_refused_and_leaves_nothing(self, tmp_path: Path, kind: str) -> None:
+        place = tmp_path / "place"
+        place.mkdir()
+        (place / "archive").write_bytes(EVIL[kind])
+        with pytest.raises(InputError) as caught:
+            unpack_archive(place / "archive", place / "out")
+        assert type(caught.value) is InputError and caught.value.what.isprintable()
+        assert [path.name for path in tmp_path.rglob("*")] == ["place", "archive"]
+        assert not Path("/tmp/out.txt").exists()
+
+    def test_archive_of_too_many_members_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "MAX_MEMBERS", 3)
+        for count, refused in ((3, False), (4, True)):
+            (tmp_path / "archive").write_bytes(tarred(*(plain(f"{number}") for number in range(count))))
+            if not refused:
+                unpack_archive(tmp_path / "archive", tmp_path / "out")
+                continue
+            with pytest.raises(InputError, match="more than 3 members"):
+                unpack_archive(tmp_path / "archive", tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()
+
+    def test_large_header_takes_no_memory(self, tmp_path: Path) -> None:
+        import tracemalloc
+
+        (tmp_path / "archive").write_bytes(EVIL["name of 64 MiB"])
+        tracemalloc.start()
+        with pytest.raises(InputError, match="larger than they can need to be"):
+            unpack_archive(tmp_path / "archive", tmp_path / "out")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 2**24
+
+    def test_folder_that_is_there_is_kept(self, tmp_path: Path) -> None:
+        (tmp_path / "archive").write_bytes(GOOD)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+        with pytest.raises(OutputError, match="is there already"):
+            unpack_archive(tmp_path / "archive", tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+    def test_archive_that_is_missing_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="No such file"):
+            unpack_archive(tmp_path / "none.tar", tmp_path / "out")
+
+    def test_disk_that_is_full_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        (tmp_path / "archive").write_bytes(GOOD)
+        monkeypatch.setattr(files.shutil, "copyfileobj", full)
+        with pytest.raises(OutputError, match="No space left"):
+            unpack_archive(tmp_path / "archive", tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["archive"]
