@@ -67,11 +67,12 @@ class TestWithoutANetwork:
     @pytest.mark.vllm
     def test_served_assistant_and_a_run_that_teaches_it_try_nothing(self, tmp_path: Path, nano_assistant: Path) -> None:
         require_vllm()
-        write_jsonl(tmp_path / "train.jsonl", read_rows("train")[:56])
+        write_jsonl(tmp_path / "train.jsonl", read_rows("train")[:30])
         config = write_config(
             tmp_path / "config.yaml",
             {
-                "search": {"rounds": 2, "proposals": 8, "max_prefix_tokens": None},
+                "search": {"rounds": 2, "proposals": 6},
+                "finish": {"plain_control": False},
                 "dialogue_gradient": {"method": "sft", "steps": 2, "batch_size": 2, "device": "cpu"},
             },
         )
@@ -85,11 +86,11 @@ from servers import vllm_server
 with vllm_server(Path({str(nano_assistant)!r}), Path({str(tmp_path / "vllm.log")!r}), lora_rank=16) as endpoint:
     assistant = f"{{{{backend: vllm, base_url: {{endpoint.base_url}}, model: {{endpoint.model}}, api_key_env: KEY}}}}"
     settings = ["--output", {str(tmp_path / "run")!r}, "--set", f"assistant={{assistant}}"]
-    done = run_command("train", {str(config)!r}, *settings, timeout=300)
+    done = run_command("train", {str(config)!r}, *settings, timeout=600)
 print(done.stdout, done.stderr)
 sys.exit(done.returncode)
 """
-        done = run_isolated([sys.executable, "-c", script], tmp_path, timeout=600, KEY="key-of-the-test-server")
+        done = run_isolated([sys.executable, "-c", script], tmp_path, timeout=900, KEY="key-of-the-test-server")
         assert done.status == 0, done.stdout + done.stderr
         assert "refused" not in done.stdout
         assert (tmp_path / "run" / "adapters" / "001" / "step.json").is_file(), done.stdout

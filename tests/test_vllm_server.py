@@ -25,6 +25,7 @@ from servers import VLLM_PYTHON, require_vllm
 
 from gpta_local.assistant.vllm_server import Interpreter, VLLMServer, failure_reason, private_file
 from gpta_local.errors import InputError
+from gpta_local.privacy.network import OFFLINE
 
 NAME = "nano-assistant"
 CPU, GPU = Interpreter(Path("python"), on_gpu=False), Interpreter(Path("python"), on_gpu=True)
@@ -113,8 +114,13 @@ def test_further_arguments_come_last() -> None:
 
 
 def test_server_reports_to_nobody() -> None:
-    environment = server().environment
-    assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == environment["HF_HUB_OFFLINE"] == "1"
+    assert OFFLINE.items() <= server().environment.items()
+
+
+def test_address_of_the_server_is_not_found_out_by_a_socket_to_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server().environment["VLLM_HOST_IP"] == "127.0.0.1"
+    monkeypatch.setenv("VLLM_HOST_IP", "10.0.0.5")
+    assert server().environment["VLLM_HOST_IP"] == "10.0.0.5"
 
 
 def test_variables_that_trl_sets_or_that_weaken_safety_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
