@@ -2,7 +2,7 @@
 configurations, with and without adapters.
 
 All assistants are shown the same history and their proposals are scored at the same θ (the model
-before training, its head started from the label names) on the same training rows. No validation or
+before training, its head started from the card's label names and meanings) on the same training rows. No validation or
 test row is read for a score.
 """
 
@@ -70,7 +70,7 @@ def measure(
     """
     task = open_task(config)
     train, card = task.splits().train, task.card()
-    model = task.build([{name: name.replace("_", " ") for name in task.label_names}])
+    model = task.build(task.own_label_texts())
     rows = task.scoring_rows(train, config.search.scoring_rows, config.seed)
     losses = task.scorer(model, train).losses
     leak_scan = LeakScan(config.privacy.leak_scan, task.texts(), card.label_names)

@@ -177,7 +177,8 @@ class SearchConfig(Section):
     proposals: int = Field(default=16, ge=1, le=4096)
     """Prefixes asked of the assistant per round."""
     label_text_samples: int = Field(default=8, ge=0, le=256)
-    """Completions asked for the label texts. 0: the head starts from the label names."""
+    """Completions asked for the label texts. 0: the head starts from the card's own label names and
+    meanings."""
     max_prefix_tokens: int = Field(default=16, ge=1)
     """Longer prefixes are dropped; in the backbone's tokens."""
     history_shown: int = Field(default=8, ge=0)

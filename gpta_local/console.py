@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Prefixes of a round in its table; all of them with --verbose."""
+SHOWN_TEXTS = 3
+"""Phrases for a label."""
 
 
 class TerminalObserver:
@@ -87,16 +89,18 @@ class TerminalObserver:
     def warn(self, text: str) -> None:
         self._warnings.print(f"[yellow]warning:[/yellow] {escape(text)}")
 
-    def label_texts(self, chosen: Sequence[Mapping[str, str]], usable: int, asked: int) -> None:
+    def label_texts(self, chosen: Sequence[Mapping[str, str]], joined: int, usable: int, asked: int) -> None:
         if not asked:
             return
         if not usable:
-            self.warn(f"none of {asked} replies had usable label texts; the head starts from the label names")
+            self.warn(f"none of {asked} replies had usable label texts; the head starts from the card's own")
             return
-        kept = f"of {usable} usable sets and the label names, the best {len(chosen)} together start the head"
-        self._print(f"label texts: {asked} replies; {kept}" + (":" if self._verbose else "; the first:"))
-        for texts in chosen if self._verbose else chosen[:1]:
-            self.console.print(_grid([(name, phrase) for name, phrase in texts.items()]))
+        kept = f"the best {joined} join" if joined else "none is clearly better than"
+        self._print(
+            f"label texts: {asked} replies; of {usable} usable sets {kept} the card's own. The head starts from"
+        )
+        shown = chosen if self._verbose else chosen[:SHOWN_TEXTS]
+        self.console.print(_grid([(name, " · ".join(texts[name] for texts in shown)) for name in chosen[0]]))
 
     def round(self, entry: Round) -> None:
         scored = [s for s in entry.scored if s.text]

@@ -123,8 +123,8 @@ class Run:
     # ── search ──────────────────────────────────────────────────────────────────────────────────
 
     def propose_label_texts(self) -> list[dict[str, str]]:
-        """Ask the assistant for label texts, and keep those that start the model best; the label
-        names are one more candidate."""
+        """Ask the assistant for label texts, and keep those that start the model better than the card's
+        own texts do alone."""
         asked = self.config.search.label_text_samples if self.task.uses_label_texts else 0
         sets: list[dict[str, str]] = []
         if asked:
@@ -133,10 +133,10 @@ class Run:
             asking, completions = self.ask(0, request, asked, self.tuner.trusted)
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
             self.history.add_completions(asking, completions, verdicts)
-        names = {name: name.replace("_", " ") for name in self.card.label_names}
-        chosen, scored = self.task.choose_label_texts([names, *sets], self.config.search.scoring_rows)
-        self.history.add_label_text_scores([s for s in scored if s.texts != names])
-        self.observer.label_texts(chosen, len(sets), asked)
+        chosen, scored = self.task.choose_label_texts(sets, self.config.search.scoring_rows)
+        self.history.add_label_text_scores(scored)
+        joined = len(chosen) - len(self.task.own_label_texts())
+        self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
 
     def propose(self, number: int, model: DownstreamModel) -> Proposals:

@@ -189,7 +189,7 @@ class Silent:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def label_texts(self, chosen: Sequence[dict[str, str]], usable: int, asked: int) -> None:
+    def label_texts(self, chosen: Sequence[dict[str, str]], joined: int, usable: int, asked: int) -> None:
         self.usable = usable
 
     def round(self, entry: Round) -> None:

@@ -200,15 +200,29 @@ class TestChoiceOfLabelTexts:
     }
     BAD: ClassVar[dict[str, str]] = {"bad": "wonderful food and kind waiters", "good": "terrible food and rude waiters"}
 
-    def test_texts_that_fit_the_rows_come_first(self, tmp_path: Path) -> None:
-        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
-        chosen, _ = task.choose_label_texts([self.BAD, self.GOOD], 64)
-        assert chosen[0] == self.GOOD
+    NAMES: ClassVar[dict[str, str]] = {"bad": "bad", "good": "good"}
 
-    def test_single_candidate_is_kept(self, tmp_path: Path) -> None:
+    def test_texts_that_fit_the_rows_join_names_that_say_nothing(self, tmp_path: Path) -> None:
+        rows = [row | {"label": {"bad": "a", "good": "b"}[row["label"]]} for row in sentiment_rows()]
+        task = ClassificationTask(config_of(tmp_path, rows, {}))
+        fitting, wrong = ({"a": texts["bad"], "b": texts["good"]} for texts in (self.GOOD, self.BAD))
+        chosen, _ = task.choose_label_texts([wrong, fitting], 64)
+        assert chosen == [{"a": "a", "b": "b"}, fitting]
+
+    def test_texts_that_do_not_fit_the_rows_stay_out(self, tmp_path: Path) -> None:
         task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
         chosen, scored = task.choose_label_texts([self.BAD], 64)
-        assert chosen == [self.BAD] == [entry.texts for entry in scored]
+        assert chosen == [self.NAMES]
+        assert [entry.texts for entry in scored] == [self.BAD]
+
+    def test_names_alone_start_the_head_without_an_assistant(self, tmp_path: Path) -> None:
+        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))
+        assert task.choose_label_texts([], 64) == ([self.NAMES], [])
+
+    def test_meanings_of_the_card_are_texts_of_its_own(self, tmp_path: Path) -> None:
+        card = {"labels": {"bad": "the guest complains", "good": ""}}
+        task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {"card": card}))
+        assert task.own_label_texts() == [self.NAMES, {"bad": "the guest complains", "good": "good"}]
 
     def test_every_set_comes_back_with_its_loss_from_best_to_worst(self, tmp_path: Path) -> None:
         task = ClassificationTask(config_of(tmp_path, sentiment_rows(), {}))

@@ -118,24 +118,40 @@ class ClassificationTask:
     def uses_label_texts(self) -> bool:
         return is_sentence_backbone(self._backbone)
 
+    def own_label_texts(self) -> list[dict[str, str]]:
+        """What the card itself says of each label: the names and, where labels have a meaning, those."""
+        names = {label.name: label.name.replace("_", " ") for label in self.labels}
+        meanings = {label.name: label.meaning or names[label.name] for label in self.labels}
+        return [names, meanings] if meanings != names else [names]
+
     def choose_label_texts(
         self, sets: Sequence[dict[str, str]], size: int
     ) -> tuple[list[dict[str, str]], list[ScoredLabelTexts]]:
-        """The sets whose mean starts the model best, and the loss of each set alone. Sets are ranked one
-        by one by the loss of the probe on at most `size` training rows; then the first k of that ranking
-        with the lowest loss together are chosen, for k = 1, 2, 4, …"""
-        examples = self._splits.train
+        """The sets whose mean starts the model, and the loss of each of `sets` alone. The card's own texts
+        always do. Of `sets`, ranked one by one by the loss of the probe on at most `size` training rows, the
+        first k join them where that lowers the loss by more than its standard error, for k = 1, 2, 4, …"""
+        examples, own = self._splits.train, self.own_label_texts()
         rows = self.scoring_rows(examples, size, self._config.seed)
         model = self.build_plain()
         scorer = self.scorer(model, examples)
 
-        def loss(chosen: Sequence[Mapping[str, str]]) -> float:
+        def losses(chosen: Sequence[Mapping[str, str]]) -> Losses:
             self._start(model, chosen)
-            return float(scorer.losses("", rows).mean())
+            return scorer.losses("", rows)
 
-        scored = sorted((ScoredLabelTexts(texts, loss([texts])) for texts in sets), key=lambda s: s.loss)
+        scored = sorted(
+            (ScoredLabelTexts(texts, float(losses([texts]).mean())) for texts in sets), key=lambda s: s.loss
+        )
         ranked = [dict(s.texts) for s in scored]
-        return min((ranked[: 2**k] for k in range(len(ranked).bit_length())), key=loss), scored
+        before = losses(own)
+
+        def bound(chosen: Sequence[Mapping[str, str]]) -> float:
+            gain, standard_error = metrics.paired_mean(before - losses(chosen))
+            return gain - standard_error
+
+        joined = [own + ranked[: 2**k] for k in range(len(ranked).bit_length())]
+        best = max(joined, key=bound, default=own)
+        return (best if bound(best) > 0 else own), scored
 
     def scoring_rows(self, examples: Sequence[Example], size: int, seed: int) -> list[int]:
         return scoring_order([example.label for example in examples], size, seed)
