@@ -328,6 +328,10 @@ class TestAssistant:
         assert re.search(r"^error: to ask for a prefix takes about \d{4} tokens and 48 for the reply, of 2048", line)
         assert "Shorten card.description" in line
 
+    def test_reply_that_does_not_fit_the_context_is_an_error(self, config: Config) -> None:
+        line = of(examine(config({"assistant": {"max_new_tokens": 2000}}))[0], "requests")
+        assert re.search(r"^error: to ask for a prefix takes about \d{3} tokens and 2000 for the reply, of 2048", line)
+
     def test_key_that_is_not_set_is_an_error(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GPTA_TEST_KEY")
         with FaultServer() as server:
