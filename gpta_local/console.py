@@ -7,6 +7,7 @@ each stage. The result goes to standard output, everything else to standard erro
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from gpta_local.summary import Selection, verdict
 
 if TYPE_CHECKING:
     from gpta_local.assistant_evaluation import ProposalQuality
+    from gpta_local.doctor import Finding
 
 SHOWN = 5
 """Prefixes of a round in its table; all of them with --verbose."""
@@ -185,6 +187,25 @@ def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) 
             f"[bold]{names[adapter]}: hit rate {interval.value:+.3f} against the base[/bold] "
             f"(95 % interval over samples {interval.low:+.3f} to {interval.high:+.3f}); {escape(adapter)}"
         )
+
+
+def show_checks(findings: Sequence[Finding]) -> None:
+    """A line for each finding, what to do below it, and how many there are of each grade."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("check", "grade"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("finding, and → what to do", overflow="fold")
+    colours = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    before = ""
+    for f in findings:
+        text = escape(f.finding) + (f"\n→ {escape(f.fix)}" if f.fix else "")
+        table.add_row("" if f.check == before else f.check, f"[{colours[f.grade]}]{f.grade}[/]", text)
+        before = f.check
+    console.print(table)
+    counts = Counter[str](f.grade for f in findings)
+    errors, warnings = (f"{counts[g]} {g}" + "s" * (counts[g] != 1) for g in ("error", "warning"))
+    console.print(f"\n{errors}, {warnings}, {counts['ok']} ok")
 
 
 def _figures(figures: ProposalFigures) -> str:

@@ -43,7 +43,7 @@ class Tuner:
     def __init__(self, assistant: Assistant, config: Config) -> None:
         self._assistant, self._config = assistant, config.dialogue_gradient
         self._seed = config.seed
-        self._weights = _weights(assistant, config.assistant) if self._config else None
+        self._weights = weights_to_train(assistant, config.assistant) if self._config else None
         self._start = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
         self.folder = Path("adapters")
         self.trusted = self._start
@@ -110,8 +110,12 @@ class Tuner:
         return step, ""
 
 
-def _weights(assistant: Assistant, config: AssistantConfig) -> Path | None:
-    """The folder of the base model to train; None where the model itself is in this process."""
+def weights_to_train(assistant: Assistant, config: AssistantConfig) -> Path | None:
+    """The folder of the base model to train; None where the model itself is in this process.
+
+    Raises:
+        ConfigError: the assistant cannot be trained here.
+    """
     if isinstance(config, LocalAssistantConfig):
         import torch
 

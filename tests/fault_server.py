@@ -81,20 +81,20 @@ class Http(ThreadingHTTPServer):
 
 
 class FaultServer:
-    """Serves `/v1/models` and `/v1/chat/completions`; everything else is 404.
+    """Serves `/v1/models` and `/v1/chat/completions`; everything else is 404, an empty body 400.
 
     `received` holds all requests in the order of their arrival; `most_at_once` is the largest
     number of chat requests that were in hand together.
     """
 
-    def __init__(self, chat: Chat = well_behaved, models: Reply | None = None) -> None:
+    def __init__(self, chat: Chat = well_behaved, models: Reply | None = None, host: str = "127.0.0.1") -> None:
         self.received: list[Received] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
         self._chat = chat
         self._models = model_list("m") if models is None else models
-        self._http = Http(("127.0.0.1", 0), self._handler())
+        self._http = Http((host, 0), self._handler())
         self.port = self._http.server_address[1]
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -120,6 +120,8 @@ class FaultServer:
             return self._models
         if request.path != "/v1/chat/completions":
             return Reply(404, {"detail": "Not Found"})
+        if not request.body:
+            return error(400, "Field required")
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -168,10 +170,10 @@ class FakeVLLM(FaultServer):
         return [request.body for request in self.received if request.path == f"/v1/{action}_lora_adapter"]
 
     def _answer(self, request: Received) -> Reply:
-        if request.path == "/v1/load_lora_adapter":
+        if request.path == "/v1/load_lora_adapter" and request.body:
             self.received.append(request)
             return (self.on_load or self._load)(request.body)
-        if request.path == "/v1/unload_lora_adapter":
+        if request.path == "/v1/unload_lora_adapter" and request.body:
             self.received.append(request)
             name = request.body["lora_name"]
             found = self.adapters.pop(name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,3 +37,5 @@ def test_wheel_installed_elsewhere_runs_the_quickstart(tmp_path: Path) -> None:
     assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"
     assert "plain fine-tuning" in output
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    output = command(python, "-c", RUN, "doctor", folder=tmp_path, PYTHONPATH=str(site))
+    assert re.search(r"packages +(ok|warning) .* as tested", output), "the versions of the tests are in the wheel"

@@ -7,14 +7,16 @@ trains nothing.
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpta_local.adapters import check_adapter
+from gpta_local.adapters import CONFIG, check_adapter
 from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
 from gpta_local.assistant.vllm_server import LORA_RANKS
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
@@ -43,6 +45,10 @@ class _FolderNotSeen(AdapterRefused):
 
 
 class _NotLoaded(AdapterRefused):
+    pass
+
+
+class _RankTooHigh(AdapterRefused):
     pass
 
 
@@ -110,6 +116,24 @@ class VLLMAssistant(OpenAIAssistant):
             self._unload(self._loaded[folder])
             del self._loaded[folder]
 
+    def check_rank(self, rank: int) -> None:
+        """Find out whether the server takes adapters of a rank, by asking it to load one without weights,
+        which changes nothing. A server that does not see this machine's files says nothing of ranks.
+
+        Raises:
+            AdapterRefused: the rank is greater than the server was started for.
+            EndpointError: the server cannot be reached.
+        """
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": []}
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            try:
+                self._change("load", {"lora_name": f"{self.name}-{uuid.uuid4().hex[:12]}", "lora_path": folder})
+            except _RankTooHigh:
+                raise
+            except AdapterRefused:  # for want of weights
+                pass
+
     def close(self) -> None:
         try:
             with suppress(AssistantError):  # a server that is gone holds no adapters
@@ -175,16 +199,18 @@ class VLLMAssistant(OpenAIAssistant):
             return AdapterRefused(what, where=where, fix=RESTART)
         if failed is None and status not in (400, 422):
             return self._refusal(exc)
+        kind = AdapterRefused
         what, fix = f"the server refuses the adapter ({status}): {words}", "Look at the server's log"
         if "LoRA is not enabled" in said:
             what, fix = f"the server takes no adapters ({status}): {words}", RESTART
         elif rank := re.search(r"rank (\d+) is greater than max_lora_rank", said):
+            kind = _RankTooHigh
             enough = next((known for known in LORA_RANKS if known >= int(rank[1])), LORA_RANKS[-1])
             fix = (
                 f"Restart it with --max-lora-rank {enough} or `gpta-local assistant serve --max-lora-rank {enough}`, "
                 "or lower dialogue_gradient.rank"
             )
-        return AdapterRefused(what, where=where, fix=fix)
+        return kind(what, where=where, fix=fix)
 
     def _unknown_weights(self) -> AdapterRefused:
         what = "which weights the server has is not known here, so no adapter can be trained or checked"

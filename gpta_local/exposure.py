@@ -1,0 +1,149 @@
+"""What others can reach or read: listening sockets, routes that ask for no key, files and folders.
+
+Knows the kernel's tables, HTTP and file modes. Changes nothing and sends no key. Does not know the
+configuration, nor how bad a finding is: that is `doctor`'s.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gpta_local.errors import EndpointError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+ROUTES = {
+    **dict.fromkeys(
+        ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics", "/docs", "/openapi.json"), "GET"
+    ),
+    **dict.fromkeys(("/server_info", "/is_sleeping"), "GET"),  # vLLM's for development
+    **dict.fromkeys(("/v1/chat/completions", "/v1/completions", "/invocations", "/generative_scoring"), "POST"),
+    **dict.fromkeys(("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"), "POST"),
+    **dict.fromkeys(("/tokenize", "/detokenize"), "POST"),
+}
+"""Route → method. Each POST needs fields that are not sent: a server that takes it refuses its body."""
+OPENS = {
+    "/v1/chat/completions": "completes texts",
+    "/v1/completions": "completes texts",
+    "/invocations": "completes texts",
+    "/generative_scoring": "scores texts",
+    "/v1/load_lora_adapter": "loads adapters",
+    "/v1/unload_lora_adapter": "unloads adapters",
+    "/adapters": "loads adapters",
+    "/server_info": "shows settings",
+    "/is_sleeping": "can be put to sleep",
+}
+"""What a route gives to whoever reaches it; the others of `ROUTES` only tell something."""
+GUARDED_OR_ABSENT = {401, 403, 404, 405, 407, 501}
+LISTENING = "0A"
+"""The state in /proc/net/tcp."""
+NETWORK_FILE_SYSTEMS = re.compile(
+    r"nfs\d?|cifs|smb\w*|ceph|lustre|gpfs|beegfs\w*|afs|9p|glusterfs|fuse\.(sshfs|s3fs|glusterfs|ceph\w*|rclone|gcsfuse)"
+)
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host name or address is one of this machine's own; false if it is not found."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe.bind(address)  # to any free port: only an address of this machine can be bound
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def listening_on(port: int, tables: Iterable[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> list[Address]:
+    """The addresses of this machine at which something listens on the port, by the kernel's tables."""
+    found: list[Address] = []
+    for table in tables:
+        for line in table.read_text(encoding="ascii").splitlines()[1:] if table.is_file() else ():
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if state == LISTENING and int(number, 16) == port:
+                words = (int(address[i : i + 8], 16) for i in range(0, len(address), 8))  # in the machine's byte order
+                place = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
+                found.append(getattr(place, "ipv4_mapped", None) or place)
+    return found
+
+
+def keyless_routes(base_url: str, timeout: float) -> dict[str, str]:
+    """The routes of a server that answer without a key, each with the beginning of what it says.
+
+    Args:
+        base_url: the address of the API; routes are looked for beside its /v1.
+        timeout: seconds, in which all are asked at once.
+
+    Raises:
+        EndpointError: none of them could be asked.
+    """
+    failures: list[Exception] = []
+
+    def ask(route: str) -> tuple[int, str] | None:
+        try:
+            return _ask(base_url, ROUTES[route], route, timeout)
+        except (OSError, http.client.HTTPException) as exc:
+            failures.append(exc)
+            return None
+
+    with ThreadPoolExecutor(len(ROUTES)) as pool:
+        answers = zip(ROUTES, pool.map(ask, ROUTES), strict=True)
+    if len(failures) == len(ROUTES):
+        reason = f"which routes answer without a key cannot be asked ({failures[0]})"
+        raise EndpointError(reason, where=f"assistant.base_url ({base_url})")
+    return {route: answer[1] for route, answer in answers if answer and answer[0] not in GUARDED_OR_ABSENT}
+
+
+def _ask(base_url: str, method: str, route: str, timeout: float) -> tuple[int, str]:
+    """Status and the beginning of the body. No proxy is used, no redirect is followed, no key is sent."""
+    address = urlsplit(base_url)
+    assert address.hostname is not None  # the client of the endpoint has checked it
+    connection: http.client.HTTPConnection
+    if address.scheme == "https":
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(address.hostname, address.port, timeout=timeout, context=context)
+    else:
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
+    path = address.path.rstrip("/").removesuffix("/v1") + route
+    try:
+        body = "{}" if method == "POST" else None
+        connection.request(method, path, body, {"content-type": "application/json", "user-agent": "gpta-local"})
+        reply = connection.getresponse()
+        return reply.status, reply.read(200).decode(errors="replace")
+    finally:
+        connection.close()
+
+
+def readable_by_others(path: Path) -> bool:
+    """Whether every account of this machine can read the file, or list the folder, by the modes."""
+    path = path.resolve()
+    return bool(path.stat().st_mode & 0o004) and all(parent.stat().st_mode & 0o001 for parent in path.parents)
+
+
+def writable_by_others(folder: Path) -> list[Path]:
+    """The folder and what is in it, as far as every account of this machine can write it, by the modes."""
+    return [path for path in (folder, *sorted(folder.rglob("*"))) if path.exists() and path.stat().st_mode & 0o002]
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The type of the file system that an existing path is on, if its files lie on another machine; else empty."""
+    path = path.resolve()
+    lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    points = [(Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), words[1])), words[2]) for words in lines]
+    around = [(len(point.parts), i, kind) for i, (point, kind) in enumerate(points) if path.is_relative_to(point)]
+    kind = max(around, default=(0, 0, ""))[2]  # the deepest, and of several at one place the latest
+    return kind if NETWORK_FILE_SYSTEMS.fullmatch(kind) else ""
