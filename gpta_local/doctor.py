@@ -13,7 +13,6 @@ The names of the checks are the names of the functions.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -44,6 +43,8 @@ from gpta_local.config import (
     load,
 )
 from gpta_local.errors import GptaError, ModelError
+from gpta_local.privacy.files import find_pickles, verify_manifest
+from gpta_local.privacy.network import GUARD, OFFLINE
 
 if TYPE_CHECKING:
     from gpta_local.assistant import Assistant
@@ -67,7 +68,6 @@ FEW_TEST_ROWS = 100
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CUSTOM_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 """Files in which a model names code of its own, as auto_map."""
-PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 INVITING = re.compile(
     r"(?i)(https?|all|ftp)_proxy"
     r"|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|HUGGINGFACE_TOKEN|HF_ENDPOINT"
@@ -113,6 +113,7 @@ def examine(path: Path | None, overrides: Sequence[str] = ()) -> list[Finding]:
         ConfigError: the configuration cannot be read.
     """
     case = Case(load(path, overrides), path) if path else None
+    GUARD.allow(case.config.privacy.allow_hosts if case else ())
     checks: dict[str, Check] = {check.__name__: check for check in OF_THE_MACHINE}
     if case is not None:
         checks |= {check.__name__: partial(check, case) for check in OF_THE_CONFIGURATION}
@@ -218,8 +219,6 @@ def disk() -> Iterator[Verdict]:
 
 def environment() -> Iterator[Verdict]:
     """What the user's shell says to libraries; only names of variables are told, never values."""
-    from gpta_local.cli import OFFLINE
-
     found = sorted(name for name in os.environ if INVITING.fullmatch(name) and name not in OFFLINE)
     if found:
         line = f"set in this shell: {', '.join(found)}. gpta-local uses none of them, but other programs may"
@@ -235,7 +234,7 @@ def modes(case: Case) -> Iterator[Verdict]:
     """Whether other accounts of this machine can read what is private."""
     data = case.config.data
     named = [case.path, *(Path(path) for path in (data.train, data.validation, data.test) if path)]
-    keys = sorted(Path.cwd().glob("*.log.key"))  # of `assistant serve`
+    keys = sorted(Path.cwd().glob("*.log.key"))  # of `assistant serve`; `assistant.api_key_file` is checked on use
     runs = sorted(RUNS.iterdir()) if RUNS.is_dir() else []
     private = [path for path in (*named, *keys, *runs) if path.exists()]
     readable = [path for path in private if exposure.readable_by_others(path)]
@@ -515,21 +514,6 @@ def _custom_code(folder: Path, ours: bool) -> list[str]:
             if "auto_map" in json.loads((folder / name).read_text(encoding="utf-8")):
                 found.append(f"auto_map in {name}")
     return found
-
-
-def verify_manifest(folder: Path) -> None:
-    """Stands in for `privacy.files.verify_manifest`."""
-    manifest = folder / "SHA256SUMS"
-    for line in manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else ():
-        digest, _, name = line.partition(" ")
-        path = folder / name.lstrip(" *")
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise ModelError("not the file that SHA256SUMS lists", where=str(path), fix="Copy the model again")
-
-
-def find_pickles(folder: Path) -> list[Path]:
-    """Stands in for `privacy.files.find_pickles`."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
 
 
 def _server_version(answer: str) -> Iterator[Verdict]:

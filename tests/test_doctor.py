@@ -31,6 +31,7 @@ from gpta_local.errors import ModelError
 
 OF_THE_MACHINE = ["python", "packages", "devices", "disk", "environment"]
 KEY = "key-of-this-test"
+ALLOWED = {"privacy": {"allow_hosts": ["203.0.113.1"]}}
 
 Config = Callable[..., Path]
 Findings = list[dict[str, str]]
@@ -386,13 +387,13 @@ class TestAssistant:
 
     def test_plain_http_to_another_machine_is_an_error(self, config: Config) -> None:
         changes = {"assistant": {"backend": "openai", "model": "m", "base_url": "http://203.0.113.1:8080/v1"}}
-        case = doctor.Case(load(config(changes)), Path("config.yaml"))
+        case = doctor.Case(load(config(changes | ALLOWED)), Path("config.yaml"))
         ((grade, finding, *fix),) = doctor.transport(case)
         assert grade == "error" and "203.0.113.1 in clear" in finding
         assert "ssh -N -L 8000:127.0.0.1:8080 203.0.113.1" in fix[0]
 
     def test_https_is_ok(self, config: Config) -> None:
-        changes = {"assistant": {"backend": "openai", "model": "m", "base_url": "https://203.0.113.1/v1"}}
+        changes = {"assistant": {"backend": "openai", "model": "m", "base_url": "https://203.0.113.1/v1"}} | ALLOWED
         assert list(doctor.transport(doctor.Case(load(config(changes)), Path("c")))) == [("ok", "encrypted (https)")]
 
     def test_key_is_in_no_finding(self, config: Config) -> None:
