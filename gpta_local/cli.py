@@ -18,6 +18,7 @@ import click
 
 from gpta_local import __version__
 from gpta_local.cli_assistant import assistant
+from gpta_local.cli_bundle import bundle
 from gpta_local.errors import GptaError
 
 OFFLINE = {
@@ -71,6 +72,7 @@ def main() -> None:
 
 
 main.add_command(assistant)
+main.add_command(bundle)
 
 PATH = click.Path(path_type=Path)
 overrides = click.option(
