@@ -18,6 +18,7 @@ import click
 
 from gpta_local import __version__
 from gpta_local.cli_assistant import assistant
+from gpta_local.cli_bundle import bundle
 from gpta_local.cli_doctor import doctor
 from gpta_local.errors import GptaError
 from gpta_local.privacy.network import GUARD
@@ -74,6 +75,7 @@ def main() -> None:
 
 main.add_command(assistant)
 main.add_command(doctor)
+main.add_command(bundle)
 
 PATH = click.Path(path_type=Path)
 overrides = click.option(

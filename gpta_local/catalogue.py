@@ -1,0 +1,88 @@
+"""The catalogue of models that are known file by file. Knows `models/catalogue.yaml`, folders and checksums.
+
+Does not know what the models do. An entry says where a model is from, under which licence, and the
+size and SHA-256 of each of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+
+from gpta_local.config import DEMO_BACKBONE, EMBEDDED_ASSISTANT
+from gpta_local.errors import ModelError
+from gpta_local.model_files import assistant_folder, backbone_folder
+
+SHA256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+RelativePath = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
+
+
+class KnownFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: SHA256
+    size: int = Field(ge=0)
+    """Bytes."""
+
+
+class KnownModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: RelativePath
+    source: str
+    """Where the files are from."""
+    revision: str
+    licence: str
+    """An SPDX expression."""
+    files: dict[RelativePath, KnownFile] = Field(min_length=1)
+    """Path below the model's folder → what the file must be."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def differing(self, folder: Path) -> list[str]:
+        """The files of the entry that are missing in `folder`, or not what they must be."""
+        return [name for name, file in self.files.items() if not _is(folder / name, file)]
+
+
+def read_catalogue() -> dict[str, KnownModel]:
+    """The entries by name."""
+    package = Path(__file__).parent
+    places = (package / "embedded" / "catalogue.yaml", package.parent / "models" / "catalogue.yaml")
+    path = next(place for place in places if place.is_file())
+    entries = TypeAdapter(list[KnownModel]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return {entry.name: entry for entry in entries}
+
+
+def known_folder(model: KnownModel) -> Path:
+    """The folder of an installed model of the catalogue, with every file as it must be.
+
+    Raises:
+        ModelError: if it is not installed, or a file differs.
+    """
+    folder = {EMBEDDED_ASSISTANT: assistant_folder, DEMO_BACKBONE: backbone_folder}[model.name](model.name)
+    if differing := model.differing(folder):
+        raise ModelError(
+            f"missing, or not what the catalogue says (SHA-256): {', '.join(differing)}",
+            where=str(folder),
+            fix="Do not use it; reinstall the package that it is from",
+        )
+    return folder
+
+
+def recognise(folder: Path) -> KnownModel | None:
+    """The entry whose files are all in `folder`, unchanged."""
+    return next((model for model in read_catalogue().values() if not model.differing(folder)), None)
+
+
+def _is(path: Path, known: KnownFile) -> bool:
+    if not path.is_file() or path.stat().st_size != known.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == known.sha256
