@@ -14,7 +14,7 @@ from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogues import Dialogue, build_dialogues
 from gpta_local.errors import InputError, OutputError
-from gpta_local.history import open_existing
+from gpta_local.history import open_with_texts
 from gpta_local.schema import DialogueGradientStep
 
 
@@ -26,7 +26,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     """
     dialogues = []
     for run in runs:
-        history = open_existing(run / "history.sqlite")
+        history = open_with_texts(run / "history.sqlite")
         about = history.run()
         if about is None:
             raise InputError(
