@@ -219,6 +219,13 @@ def insert(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
     return b"".join([*lines[:place], made, *lines[place:]]), place + 1
 
 
+def respace(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
+    """The same JSON, written otherwise."""
+    place = rng.randrange(len(lines))
+    line = lines[place].replace(b'":', rng.choice([b'": ', b'" :', b'":\t']), rng.randint(1, 4))
+    return b"".join([*lines[:place], line, *lines[place + 1 :]]), place + 1
+
+
 def rehash(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
     """A line is changed and given the hash that it should have; the one after tells."""
     place = rng.randrange(len(lines) - 1)
@@ -237,7 +244,10 @@ def problems(content: bytes) -> list[Problem]:
     return [*check_chain(lines), *check_ends([(line.number, line.entry) for line in lines if line.entry])]
 
 
-@pytest.mark.parametrize("tamper", [flip, delete, swap, duplicate, truncate, insert, rehash], ids=lambda f: f.__name__)
+KINDS = (flip, delete, swap, duplicate, truncate, insert, respace, rehash)
+
+
+@pytest.mark.parametrize("tamper", KINDS, ids=lambda kind: kind.__name__)
 def test_every_tampering_is_found_and_its_line_named(run: Path, tamper: Tampering) -> None:
     content = (run / LOG).read_bytes()
     assert problems(content) == []
@@ -403,6 +413,7 @@ from gpta_local.privacy.audit import Audit
 audit = Audit(Path(sys.argv[1]))
 while True:
     audit.answered(1, [])
+    print("appended")
 """
 KILLED_IN_A_LINE = """
 import io, os, signal, sys
@@ -484,6 +495,7 @@ class TestCrash:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=small_disk)
         assert done.returncode == 1 and "OSError" in done.stderr
         assert log.stat().st_size == room and not log.read_bytes().endswith(b"\n")
+        assert done.stdout.splitlines() == ["appended"] * (len(whole_entries(log)) - 3)
         Audit(log).close()
         assert self.chain(log) == []
 

@@ -16,6 +16,7 @@ from samples import QUICKSTART, Silent
 from gpta_local import config, purge, trainer
 from gpta_local.history import History, open_existing
 from gpta_local.privacy.audit import LOG, Audit
+from gpta_local.schema import Completion
 
 ASKED = ("Write one new prefix", "You help to train")
 
@@ -279,14 +280,15 @@ def test_purge_that_was_interrupted_can_be_run_again(copied: Path, monkeypatch: 
 
 def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_second_purge(copied: Path) -> None:
     history = History(copied / "history.sqlite")
+    history.add_completions(1, [Completion("Vorlax " * 20000, "model")], [("unusable", "too long")])
     history._connection.set_authorizer(lambda action, *_: int(action == sqlite3.SQLITE_ATTACH))  # which VACUUM needs
-    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+    with pytest.raises(sqlite3.DatabaseError, match="denied"):
         history.purge("")
     history.close()
+    assert files_with(copied, ASKED) == [] and "history.sqlite" not in files_with(copied, ["Vorlax"])
     size = (copied / "history.sqlite").stat().st_size
     purge.purge(copied)
-    assert files_with(copied, ASKED) == [] and (copied / "history.sqlite").stat().st_size < size
-    assert verify(copied)[0] == 0
+    assert (copied / "history.sqlite").stat().st_size < size - 100_000
 
 
 @pytest.mark.slow
