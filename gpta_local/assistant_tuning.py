@@ -14,7 +14,7 @@ from gpta_local.config import DialogueGradientConfig, LeakScanConfig
 from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogues import Dialogue, build_dialogues
 from gpta_local.errors import InputError, OutputError, PrivacyError
-from gpta_local.history import open_existing
+from gpta_local.history import open_with_texts
 from gpta_local.plots import plot_dialogue_gradient
 from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.leak_scan import LeakScan
@@ -32,7 +32,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     dialogues = []
     leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:
-        history = open_existing(run / "history.sqlite")
+        history = open_with_texts(run / "history.sqlite")
         about = history.run()
         if about is None:
             raise InputError(

@@ -18,6 +18,7 @@ import click
 
 from gpta_local import __version__
 from gpta_local.cli_assistant import assistant
+from gpta_local.cli_audit import audit, purge
 from gpta_local.cli_bundle import bundle
 from gpta_local.cli_doctor import doctor
 from gpta_local.errors import GptaError
@@ -76,6 +77,8 @@ def main() -> None:
 main.add_command(assistant)
 main.add_command(doctor)
 main.add_command(bundle)
+main.add_command(audit)
+main.add_command(purge)
 
 PATH = click.Path(path_type=Path)
 overrides = click.option(
@@ -179,6 +182,8 @@ def history(run: Path, best: int) -> None:
     from gpta_local.history import open_existing
 
     record = open_existing(run / "history.sqlite")
+    if time := record.purged():
+        click.echo(f"purged {time}: figures are left, the texts of prefixes are gone")
     figures = record.proposal_figures()
     for number, chosen, scored, seconds in record.rounds():
         click.echo(f"round {number}: {scored} prefixes scored in {seconds:.1f} s, chosen: {chosen or '(no prefix)'}")

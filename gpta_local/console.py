@@ -165,6 +165,7 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
         console.print(f"[bold]{escape(line)}[/bold]")
     seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
     console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
+    console.print(f"audit head: {result['audit_head']}", style="dim")
 
 
 def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:

@@ -97,8 +97,17 @@ MIGRATIONS = (
         mean_gain REAL
     );
     """,
+    """
+    CREATE TABLE purges (
+        time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+    );
+    """,
 )
 """Numbered by position; PRAGMA user_version says how many a file has seen."""
+
+GONE_MESSAGES = "[]"
+GONE_TEXT = ""
+"""What stands in a purged history in the place of a request's messages and of a completion's text."""
 
 Verdict = tuple[str, str]
 """What became of a completion: its outcome (accepted, repeated, unusable) and, for an accepted
@@ -141,11 +150,10 @@ class History:
         adapter: str = "",
     ) -> int:
         """Record a request before it is sent; return its number. `adapter`: the name of the folder."""
-        messages = json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
         with self._connection as db:
             cursor = db.execute(
                 "INSERT INTO requests (round, kind, messages, sampling, adapter) VALUES (?, ?, ?, ?, ?)",
-                (round_number, request.kind, messages, json.dumps(asdict(sampling)), adapter),
+                (round_number, request.kind, as_json(request), json.dumps(asdict(sampling)), adapter),
             )
         return int(cursor.lastrowid or 0)
 
@@ -301,6 +309,46 @@ class History:
         """Every message that was sent to the assistant, as JSON, in order."""
         return [row[0] for row in self._connection.execute("SELECT messages FROM requests ORDER BY id")]
 
+    def requests(self) -> list[tuple[int, int, str, str, str]]:
+        """(number, round, kind, adapter, messages as JSON) of each request, in order."""
+        return list(self._connection.execute("SELECT id, round, kind, adapter, messages FROM requests ORDER BY id"))
+
+    def texts(self) -> dict[int, list[str]]:
+        """The texts of the completions of each request, by its number, in order."""
+        found: dict[int, list[str]] = {}
+        for request, text in self._connection.execute("SELECT request_id, text FROM completions ORDER BY id"):
+            found.setdefault(request, []).append(text)
+        return found
+
+    def purged(self) -> str:
+        """When the texts were purged, in UTC; empty if they are there."""
+        row = self._connection.execute("SELECT max(time) FROM purges").fetchone()
+        return row[0] or ""
+
+    def purge(self, kept: str) -> None:
+        """Delete, from the file's bytes too, all texts that went to or came from the assistant: messages,
+        completions, label texts, and prefixes, which keep their figures under a number. May be repeated.
+
+        Args:
+            kept: the prefix that the product ships; it stays.
+        """
+        self._connection.execute("PRAGMA secure_delete = ON")
+        if not self.purged():
+            with self._connection as db:
+                db.execute("UPDATE requests SET messages = ?", (GONE_MESSAGES,))
+                db.execute("UPDATE completions SET text = ?, result = ?", (GONE_TEXT, GONE_TEXT))
+                db.execute("UPDATE label_text_scores SET texts = '{}'")
+                prefixes = db.execute(
+                    "SELECT text FROM (SELECT prefix AS text, id FROM scores UNION ALL SELECT chosen, 1e9 FROM rounds)"
+                    " WHERE text NOT IN ('', ?) GROUP BY text ORDER BY min(id)",
+                    (kept,),
+                ).fetchall()
+                for number, (text,) in enumerate(prefixes, start=1):
+                    db.execute("UPDATE scores SET prefix = ? WHERE prefix = ?", (f"(purged {number})", text))
+                    db.execute("UPDATE rounds SET chosen = ? WHERE chosen = ?", (f"(purged {number})", text))
+                db.execute("INSERT INTO purges DEFAULT VALUES")
+        self._connection.execute("VACUUM")
+
     def cost(self) -> Mapping[str, int | None]:
         """Completions asked for, and their tokens; None where the assistant did not count them all."""
         completions, counted, prompt, completion = self._connection.execute(
@@ -326,6 +374,11 @@ class History:
         self._connection.close()
 
 
+def as_json(request: Request) -> str:
+    """The messages of a request as the history keeps them."""
+    return json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
+
+
 def open_existing(path: Path) -> History:
     """The history of an earlier run.
 
@@ -335,3 +388,16 @@ def open_existing(path: Path) -> History:
     if not path.is_file():
         raise InputError("no history here", where=str(path), fix="Give the directory of a run")
     return History(path)
+
+
+def open_with_texts(path: Path) -> History:
+    """The history of an earlier run that still has its texts.
+
+    Raises:
+        InputError: if there is none, or it was purged.
+    """
+    history = open_existing(path)
+    if time := history.purged():
+        history.close()
+        raise InputError(f"the texts of this run were purged ({time})", where=str(path), fix="Use another run")
+    return history

@@ -22,6 +22,7 @@ from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
+from gpta_local.privacy.audit import HEAD, LOG, Audit
 from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
@@ -236,6 +237,7 @@ class Run:
         except TrainingError as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
+        self.audit.wrote(self.tuner.folder / step.adapter)
         self.history.add_step(number, step, "saved only" if refused else "on trial")
         if not self.online:  # where θ has moved since, what was found does not compare with the round's scores
             self.history.add_scores(number, reward.found)
@@ -377,7 +379,9 @@ class Run:
         sampling = self.sampling(round_number, request)
         sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
         asking = self.history.add_request(round_number, request, sampling, adapter.name if adapter else "")
+        self.audit.asked(asking, round_number, request, n, sampling, adapter)
         completions = self.assistant.complete(request, n, sampling)
+        self.audit.answered(asking, completions)
         self.observer.advance()
         return asking, completions
 
@@ -387,12 +391,16 @@ class Run:
         self.folder, self.history = folder, History(folder / "history.sqlite")
         self.history.add_run(self.card, self.regime)
         self.tuner.folder = folder / "adapters"
+        self.audit = Audit(folder / LOG)
+        self.audit.start(self.config)
 
     def write(self, product: Trained, result: dict[str, Any]) -> None:
         """The product first, the summary after it: a run with a summary is whole."""
         export.write_product(self.folder / "model", product.model, product.prefix, self.task, self.config.data)
-        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / "summary.json").write_text(text, encoding="utf-8")
         if steps := self.history.steps():
             plot_dialogue_gradient(self.history.proposal_figures(), [step for _, step, _ in steps], self.folder)
         self.history.close()
+        self.audit.wrote(self.folder / "model")
+        result[HEAD] = self.audit.finish(result)
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        (self.folder / "summary.json").write_text(text, encoding="utf-8")

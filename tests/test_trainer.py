@@ -87,6 +87,7 @@ def test_run_directory_is_complete(finished: tuple[Path, dict[str, Any], Silent]
     folder, result, _ = finished
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(result))
     assert {path.name for path in folder.iterdir()} == {
+        "audit.jsonl",
         "config.yaml",
         "history.sqlite",
         "metrics.jsonl",
@@ -128,7 +129,7 @@ def test_embedded_assistant_writes_usable_label_texts_and_prefixes(
 def test_same_seed_gives_the_same_run(finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path) -> None:
     folder, result, _ = finished
     again, _, _ = train(tmp_path / "again")
-    ignored = ("seconds",)
+    ignored = ("seconds", "audit_head")
     for run in (result, again):
         for arm in run["arms"].values():
             arm.pop("training_seconds", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpta_local.errors import AdapterRefused, ReplayExhausted
-from gpta_local.history import open_existing
+from gpta_local.history import open_with_texts
 from gpta_local.schema import Completion, Request, Sampling
 
 
@@ -17,7 +17,7 @@ class ReplayAssistant:
 
     def __init__(self, run: Path) -> None:
         self.name = f"replay of {run}"
-        history = open_existing(run / "history.sqlite")
+        history = open_with_texts(run / "history.sqlite")
         self._left = {kind: history.completions(kind) for kind in ("label-texts", "prefix")}
         history.close()
 

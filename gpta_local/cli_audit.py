@@ -1,0 +1,86 @@
+"""The commands `gpta-local audit …` and `gpta-local purge`. Like `cli`: arguments and exit codes,
+nothing heavy at the top."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def audit() -> None:
+    """Check and read the audit log of a run."""
+
+
+def _hash(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value and not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise click.BadParameter("a head has 64 digits from 0 to f")
+    return value
+
+
+@audit.command()
+@click.argument("run", type=PATH)
+@click.option("--head", default="", callback=_hash, help="The head noted down when the run (or a purge) ended.")
+def verify(run: Path, head: str) -> None:
+    """Check that the audit log of RUN was not changed, and that texts and files are those it tells of.
+
+    Exit code 0 if all is in order, 1 if anything is not. That the end was cut off together with the
+    summary, or that all was written anew, can be seen only with --head.
+    """
+    from gpta_local.privacy.audit_verification import verify as check
+
+    verdict = check(run, head)
+    for problem in verdict.problems:
+        click.echo(f"wrong: {problem}")
+    for note in verdict.notes:
+        click.echo(f"note: {note}")
+    times = f", {verdict.entries[0].time} to {verdict.entries[-1].time}" if verdict.entries else ""
+    click.echo(f"{len(verdict.entries)} entries{times}\nhead: {verdict.head}")
+    if verdict.problems:
+        click.echo(f"{len(verdict.problems)} problems: the log, or what it tells of, is not in order")
+        sys.exit(1)
+    click.echo("in order: the chain is whole, and texts and files are those that it tells of")
+
+
+@audit.command()
+@click.argument("run", type=PATH)
+@click.option("--full", is_flag=True, help="Show the texts of requests and completions, from the history.")
+def show(run: Path, full: bool) -> None:
+    """Print the audit log of RUN, a line for each entry."""
+    from gpta_local.privacy import audit_view
+
+    for line in audit_view.lines(run, full=full):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(run: Path, yes: bool) -> None:
+    """Delete the texts of requests and completions from RUN; the model and the figures stay.
+
+    What they say stays nowhere in the run but in the prefix that the model ships. Copies elsewhere
+    (exports, backups, the log of a server) are not reached.
+    """
+    from gpta_local import purge as purging
+    from gpta_local.history import open_existing
+
+    open_existing(run / "history.sqlite").close()
+    question = f"Delete all requests, completions, label texts and unused prefixes of {run}? They cannot be recovered."
+    if not yes and not click.confirm(question):
+        click.echo("nothing was deleted")
+        sys.exit(3)
+    done = purging.purge(run)
+    click.echo(f"purged: the texts of {done.requests} requests and {done.completions} completions")
+    for what, names in (("deleted", done.deleted), ("rewritten without texts", done.rewritten)):
+        for name in names:
+            click.echo(f"{what}: {name}")
+    for line in done.left:
+        click.echo(f"left: {line}")
+    if done.head:
+        click.echo(f"audit head: {done.head}")

@@ -1,0 +1,315 @@
+"""`gpta-local purge`: what the assistant was told and said is in no byte of the run any more, and the
+rest goes on working."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audited import SAID, copy, entries, files_with, train
+from commands import assert_refused, invoke
+from samples import QUICKSTART, Silent
+
+from gpta_local import config, purge, trainer
+from gpta_local.history import History, open_existing
+from gpta_local.privacy.audit import LOG, Audit
+from gpta_local.schema import Completion
+
+ASKED = ("Write one new prefix", "You help to train")
+
+
+@pytest.fixture(scope="module")
+def run(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("purged"), sentence)
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    return copy(run, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def purged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = copy(run, tmp_path_factory.mktemp("copies"))
+    result = invoke("purge", folder, "--yes")
+    assert result.exit_code == 0, result.output
+    (folder.parent / "stdout").write_text(result.stdout, encoding="utf-8")
+    return folder
+
+
+def unshipped(run: Path) -> list[str]:
+    """Words of completions that are not in the prefix of the product."""
+    shipped = json.loads((run / "summary.json").read_text("utf-8"))["prefix"]
+    return [word for word in SAID if word not in shipped]
+
+
+def verify(run: Path, *options: str) -> tuple[int, str]:
+    result = invoke("audit", "verify", run, *options)
+    return result.exit_code, result.output
+
+
+class TestWhatIsGone:
+    def test_words_of_completions_and_requests_are_in_a_run(self, run: Path) -> None:
+        assert "history.sqlite" in files_with(run, SAID)
+        assert files_with(run, ASKED) == ["history.sqlite"]
+
+    def test_no_byte_of_a_purged_run_holds_them(self, purged: Path) -> None:
+        assert len(unshipped(purged)) >= len(SAID) - 1
+        assert files_with(purged, unshipped(purged)) == []
+        assert files_with(purged, ASKED) == []
+
+    def test_free_pages_of_the_database_hold_nothing(self, purged: Path) -> None:
+        with sqlite3.connect(purged / "history.sqlite") as db:
+            assert db.execute("PRAGMA freelist_count").fetchone() == (0,)
+        assert not list(purged.glob("history.sqlite-*"))
+
+    def test_prefixes_of_the_losses_are_gone_and_the_losses_stay(self, copied: Path) -> None:
+        lines = [
+            {"title": "training without a prefix", "prefix": "", "losses": [1.0]},
+            {"title": 'training with "Vorlax note:"', "prefix": "Vorlax note:", "losses": [0.5]},
+        ]
+        cut = '{"title": "training with \\"Quim'
+        text = "".join(json.dumps(line) + "\n" for line in lines) + cut
+        (copied / "metrics.jsonl").write_text(text, encoding="utf-8")
+        purge.purge(copied)
+        left = [json.loads(line) for line in (copied / "metrics.jsonl").read_text("utf-8").splitlines()]
+        assert left == [lines[0], {"title": 'training with "(purged)"', "prefix": "(purged)", "losses": [0.5]}]
+
+    def test_dialogues_and_logs_of_teaching_are_deleted_and_weights_stay(self, copied: Path) -> None:
+        adapter = copied / "adapters" / "001"
+        adapter.mkdir(parents=True)
+        for path in (adapter / "dialogues.jsonl", adapter / "adapter_model.safetensors", copied / "adapters/002.log"):
+            path.write_text("Vorlax", encoding="utf-8")
+        done = purge.purge(copied)
+        assert done.deleted == ["adapters/001/dialogues.jsonl", "adapters/002.log"]
+        assert [path.name for path in (copied / "adapters").rglob("*")] == ["001", "adapter_model.safetensors"]
+        assert any(line.startswith("adapters: ") for line in done.left)
+
+
+class TestWhatStays:
+    def test_shipped_prefix_keeps_its_text_and_others_their_figures(self, copied: Path) -> None:
+        summary = json.loads((copied / "summary.json").read_text("utf-8"))
+        before = open_existing(copied / "history.sqlite").scored()
+        summary["prefix"] = before[1].text
+        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        purge.purge(copied)
+        after = open_existing(copied / "history.sqlite").scored()
+        assert [s.text for s in after] == [
+            "(purged 1)",
+            before[1].text,
+            *(f"(purged {n})" for n in range(2, len(after))),
+        ]
+        assert [(s.gain, s.standard_error, s.rows) for s in after] == [
+            (s.gain, s.standard_error, s.rows) for s in before
+        ]
+
+    def test_summary_keeps_the_shipped_prefix_alone(self, copied: Path) -> None:
+        summary = json.loads((copied / "summary.json").read_text("utf-8"))
+        contestants = [{"text": text, "gain": 0.5} for text in ("", "Vorlax note:", "Zandrik?")]
+        summary |= {"prefix": "Zandrik?", "label_texts": [{"bad": "a jurmish visit", "good": "fine"}]}
+        summary["selection"]["contestants"] = contestants
+        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        purge.purge(copied)
+        after = json.loads((copied / "summary.json").read_text("utf-8"))
+        assert [c["text"] for c in after["selection"]["contestants"]] == ["", "(purged)", "Zandrik?"]
+        assert after["label_texts"] == []
+
+    def test_figures_of_the_summary_stay(self, run: Path, purged: Path) -> None:
+        before, after = (json.loads((path / "summary.json").read_text("utf-8")) for path in (run, purged))
+        assert after["arms"] == before["arms"] and after["cost"] == before["cost"]
+        assert after["label_texts"] == []
+
+    def test_counts_and_tokens_stay(self, run: Path, purged: Path) -> None:
+        costs = [open_existing(path / "history.sqlite").cost() for path in (run, purged)]
+        assert costs[0] == costs[1]
+
+    def test_model_is_the_same_and_works(self, run: Path, purged: Path, tmp_path: Path) -> None:
+        data = run.parent / "test.jsonl"
+        outputs = [invoke("predict", path, data).stdout for path in (run, purged)]
+        assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 24
+        assert invoke("evaluate", purged).exit_code == 0
+        assert invoke("export", purged, tmp_path / "model").exit_code == 0
+
+    def test_history_says_that_it_was_purged_and_shows_the_gains(self, purged: Path) -> None:
+        output = invoke("history", purged).stdout
+        assert output.startswith("purged 20") and "(purged 1)" in output
+
+    def test_what_was_deleted_and_what_is_left_is_told(self, purged: Path) -> None:
+        output = (purged.parent / "stdout").read_text("utf-8")
+        assert "the texts of 3 requests and 7 completions" in output
+        assert "rewritten without texts: summary.json" in output
+        for name in ("model", "summary.json", "config.yaml", "history.sqlite", "metrics.jsonl", LOG):
+            assert f"left: {name}: " in output
+
+
+class TestRefusals:
+    def test_purged_run_cannot_be_replayed(self, purged: Path, run: Path, tmp_path: Path) -> None:
+        setting = f"assistant={{backend: replay, run: {purged}}}"
+        result = invoke("train", run.parent / "guests.yaml", "--set", setting, "--output", tmp_path / "again")
+        assert_refused(result, "the texts of this run were purged", str(purged))
+        assert not (tmp_path / "again").exists()
+
+    def test_purged_run_cannot_teach(self, purged: Path, tmp_path: Path) -> None:
+        result = invoke("assistant", "tune", purged, "--output", tmp_path / "adapter")
+        assert_refused(result, "the texts of this run were purged")
+
+    def test_no_run_is_refused(self, tmp_path: Path) -> None:
+        assert_refused(invoke("purge", tmp_path, "--yes"), "no history here")
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"prefix": ""}', '{"prefix": "", "selection": 3}'])
+    def test_broken_summary_is_refused_before_anything_is_deleted(self, copied: Path, content: str) -> None:
+        (copied / "summary.json").write_text(content, encoding="utf-8")
+        before = (copied / "history.sqlite").read_bytes()
+        assert_refused(invoke("purge", copied, "--yes"), "not a summary", "Delete it")
+        assert (copied / "history.sqlite").read_bytes() == before
+
+    def test_run_that_still_goes_on_is_refused(self, copied: Path) -> None:
+        audit = Audit(copied / LOG)
+        assert_refused(invoke("purge", copied, "--yes"), "another process is writing this log")
+        audit.close()
+        assert files_with(copied, ASKED) == ["history.sqlite"]
+
+    @pytest.mark.parametrize("answer", ["n\n", "\n"])
+    def test_without_consent_nothing_is_deleted(self, copied: Path, answer: str) -> None:
+        from click.testing import CliRunner
+
+        from gpta_local.cli import main
+
+        result = CliRunner().invoke(main, ["purge", str(copied)], input=answer)
+        assert result.exit_code == 3 and "nothing was deleted" in result.output
+        assert files_with(copied, ASKED) == ["history.sqlite"]
+        assert verify(copied)[0] == 0 and entries(copied)[-1]["event"] == "finished"
+
+
+class TestAudit:
+    def test_log_tells_of_the_purge_and_stays_in_order(self, purged: Path) -> None:
+        last = entries(purged)[-1]
+        assert (last["event"], last["requests"], last["completions"]) == ("purged", 3, 7)
+        code, output = verify(purged)
+        assert code == 0 and "note: the texts of requests and completions are gone: purged" in output
+
+    def test_head_of_before_is_recognised(self, run: Path, purged: Path) -> None:
+        code, output = verify(purged, "--head", entries(run)[-1]["hash"])
+        assert code == 0 and "the noted head is that of line 12; after it came line 13 (purged)" in output
+
+    def test_new_head_is_printed_and_in_the_summary(self, purged: Path) -> None:
+        head = entries(purged)[-1]["hash"]
+        assert (purged.parent / "stdout").read_text("utf-8").splitlines()[-1] == f"audit head: {head}"
+        assert json.loads((purged / "summary.json").read_text("utf-8"))["audit_head"] == head
+
+    def test_entry_of_the_purge_that_is_cut_off_is_found(self, purged: Path, tmp_path: Path) -> None:
+        cut = copy(purged, tmp_path)
+        lines = (cut / LOG).read_bytes().splitlines(keepends=True)
+        (cut / LOG).write_bytes(b"".join(lines[:-1]))
+        code, output = verify(cut)
+        assert code == 1 and "the log does not say so" in output and "cut off or changed" in output
+
+    def test_text_that_is_put_in_after_a_purge_is_found(self, purged: Path, tmp_path: Path) -> None:
+        changed = copy(purged, tmp_path)
+        connection = sqlite3.connect(changed / "history.sqlite")
+        connection.execute("UPDATE completions SET text = 'never said' WHERE id = 2")
+        connection.commit()
+        connection.close()
+        code, output = verify(changed)
+        assert code == 1 and "another completion 1 of request 2" in output
+
+    def test_second_purge_changes_nothing(self, purged: Path, tmp_path: Path) -> None:
+        again = copy(purged, tmp_path)
+        before = (again / LOG).read_bytes(), (again / "summary.json").read_bytes()
+        assert invoke("purge", again, "--yes").exit_code == 0
+        assert ((again / LOG).read_bytes(), (again / "summary.json").read_bytes()) == before
+
+    def test_run_that_was_stopped_can_be_purged(self, copied: Path) -> None:
+        (copied / "summary.json").unlink()
+        log = (copied / LOG).read_bytes().splitlines(keepends=True)
+        (copied / LOG).write_bytes(b"".join(log[:7]) + log[7][:50])
+        assert invoke("purge", copied, "--yes").exit_code == 0
+        assert files_with(copied, (*SAID, *ASKED)) in ([], ["gpta.json", "prefix.txt", "tokenizer.json"])
+        assert [entry["event"] for entry in entries_of_whole_lines(copied)][-2:] == ["torn", "purged"]
+
+    def test_run_of_a_version_without_a_log_can_be_purged(self, copied: Path) -> None:
+        (copied / LOG).unlink()
+        result = invoke("purge", copied, "--yes")
+        assert result.exit_code == 0 and "audit head" not in result.stdout
+        assert not (copied / LOG).exists() and files_with(copied, ASKED) == []
+
+
+def entries_of_whole_lines(run: Path) -> list[dict[str, Any]]:
+    found = []
+    for line in (run / LOG).read_text("ascii").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+STEPS = {
+    "before the summary is rewritten": (purge, "_clean_summary", 2),
+    "before the history is purged": (History, "purge", 1),
+    "before the log is written": (Audit, "purged", 1),
+    "before the head is in the summary": (purge, "_rewrite", 3),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_purge_that_was_interrupted_can_be_run_again(copied: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    where, name, call = STEPS[step]
+    original, calls = getattr(where, name), 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, interrupted)
+        assert invoke("purge", copied, "--yes").exit_code == 3
+    assert invoke("purge", copied, "--yes").exit_code == 0
+    assert files_with(copied, (*unshipped(copied), *ASKED)) == []
+    code, output = verify(copied)
+    assert code == 0, output
+    assert [entry["event"] for entry in entries(copied)].count("purged") == 1
+    assert json.loads((copied / "summary.json").read_text("utf-8"))["audit_head"] == entries(copied)[-1]["hash"]
+
+
+def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_second_purge(copied: Path) -> None:
+    history = History(copied / "history.sqlite")
+    history.add_completions(1, [Completion("Vorlax " * 20000, "model")], [("unusable", "too long")])
+    history._connection.set_authorizer(lambda action, *_: int(action == sqlite3.SQLITE_ATTACH))  # which VACUUM needs
+    with pytest.raises(sqlite3.DatabaseError, match="denied"):
+        history.purge("")
+    history.close()
+    assert files_with(copied, ASKED) == [] and "history.sqlite" not in files_with(copied, ["Vorlax"])
+    size = (copied / "history.sqlite").stat().st_size
+    purge.purge(copied)
+    assert (copied / "history.sqlite").stat().st_size < size - 100_000
+
+
+@pytest.mark.slow
+def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(sentence: Path, tmp_path: Path) -> None:
+    overrides = (
+        *("search.rounds=2", "search.proposals=8", "search.label_text_samples=4", "training.steps=2"),
+        *("finish.finalists=1", "finish.plain_control=false", "data.test=null"),
+        *("dialogue_gradient.steps=3", "dialogue_gradient.batch_size=4", f"downstream.backbone={sentence}"),
+    )
+    settings = config.load(QUICKSTART / "quickstart.yaml", overrides)
+    run = tmp_path / "run"
+    trainer.Run(settings, Silent()).run(run)
+    events = [entry["event"] for entry in entries(run)]
+    assert events.count("written") == 2 and "adapter" in events and events.count("request") == 4
+    assert verify(run)[0] == 0
+    weights = run / "adapters" / "001" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, output = verify(run)
+    assert code == 1 and "adapters/001/adapter_model.safetensors" in output
+    weights.write_bytes(content)
+    assert files_with(run, ASKED) == ["dialogues.jsonl", "history.sqlite"]
+    assert invoke("purge", run, "--yes").exit_code == 0
+    assert files_with(run, ASKED) == [] and verify(run)[0] == 0
