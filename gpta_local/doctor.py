@@ -548,10 +548,10 @@ def _tokenizer_and_context(case: Case) -> tuple[Any, int] | None:
     from transformers import AutoConfig, AutoTokenizer
 
     quiet_transformers()
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        own = getattr(AutoConfig.from_pretrained(folder, **options), "max_position_embeddings", None)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        own = getattr(config, "max_position_embeddings", None)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError …
         reason = str(exc).splitlines()[0][:200]
         raise ModelError(f"the tokenizer cannot be loaded: {reason}", where=str(folder)) from exc

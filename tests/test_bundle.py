@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT, assert_refused, invoke
+from evil_archives import EVIL
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local import bundle, bundle_creation
@@ -548,6 +551,27 @@ class TestUnpack:
         with pytest.raises(bundle.BundleError, match="no regular file"):
             bundle.unpack_archive(archive, tmp_path / "in")
         assert not (tmp_path / "in" / "thing").exists()
+
+
+class TestEvilArchives:
+    @pytest.mark.parametrize("kind", EVIL)
+    def test_evil_archive_is_refused_and_leaves_nothing(self, kind: str, tmp_path: Path) -> None:
+        place = tmp_path / "place"
+        place.mkdir()
+        (place / "archive.tar").write_bytes(EVIL[kind])
+        result = invoke("bundle", "install", place / "archive.tar", place / "out")
+        assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit), result.output
+        assert result.stderr.startswith("error: ")
+        assert [path.name for path in tmp_path.rglob("*")] == ["place", "archive.tar"]
+        assert not Path("/tmp/out.txt").exists()
+
+    def test_large_header_takes_no_memory(self, tmp_path: Path) -> None:
+        (tmp_path / "archive.tar").write_bytes(gzip.decompress(EVIL["name of 64 MiB"]))
+        tracemalloc.start()
+        assert invoke("bundle", "verify", tmp_path / "archive.tar").exit_code in (1, 2)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 2**24
 
 
 class TestInstall:

@@ -12,8 +12,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,11 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import ROOT
+from evil_archives import plain, tarred, zipped
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant import open_assistant
 from gpta_local.config import load
-from gpta_local.errors import ConfigError, GptaError, InputError, ModelError, OutputError
+from gpta_local.errors import ConfigError, GptaError, ModelError
 from gpta_local.export import open_product
 from gpta_local.history import History
 from gpta_local.model_files import assistant_folder, checked_folder
@@ -37,7 +36,6 @@ from gpta_local.privacy.files import (
     find_pickles,
     owner_only,
     read_secret,
-    unpack_archive,
     verify_manifest,
     write_manifest,
 )
@@ -201,34 +199,6 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (self.folder,)
-
-
-def zipped(name: str, content: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("readme", "words")
-        archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def tarred(*members: tuple[tarfile.TarInfo, bytes], compressed: bool = False, kind: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz" if compressed else "w", format=kind) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def plain(name: str, content: bytes = b"words", **changes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for field, value in changes.items():
-        setattr(info, field, value)
-    return info, content
-
-
-def special(name: str, kind: bytes, **changes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    return plain(name, b"", type=kind, **changes)
 
 
 def torch_saved(legacy: bool) -> bytes:
@@ -576,175 +546,3 @@ class TestManifest:
         assert len(listed) == 6
         for name in (*listed, MANIFEST):
             assert f'"models/nano-assistant/{name}" = "gpta_local/embedded/nano-assistant/{name}"' in packed
-
-
-def pax(name: str, **records: str) -> tuple[tarfile.TarInfo, bytes]:
-    return plain(name, pax_headers=records)
-
-
-def header(name: str, **changes: Any) -> bytes:
-    """A lone header block, right in itself."""
-    return plain(name, b"", **changes)[0].tobuf(tarfile.GNU_FORMAT)
-
-
-def with_negative_size() -> bytes:
-    block = bytearray(header("a"))
-    block[124:136] = (256**12 - 2048).to_bytes(12, "big")
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + bytes(1024)
-
-
-GOOD = tarred(plain("a.txt"), plain("b/c.txt"))
-NOISE = os.urandom(4096)
-EVIL: dict[str, bytes] = {
-    "climbs out": tarred(plain("../out.txt")),
-    "climbs out later": tarred(plain("a/b/../../../out.txt")),
-    "climbs out by an extended name": tarred(pax("a", path="../out.txt")),
-    "climbs out by a global extended name": header("g", type=tarfile.XGLTYPE, size=19)
-    + b"19 path=../out.txt\n".ljust(512, b"\0")
-    + GOOD,
-    "climbs out by a long name": tarred(plain("x/" * 60 + "../" * 61 + "out.txt"), kind=tarfile.GNU_FORMAT),
-    "absolute": tarred(plain("/tmp/out.txt")),
-    "absolute with two slashes": tarred(plain("//tmp/out.txt")),
-    "symbolic link": tarred(special("a", tarfile.SYMTYPE, linkname="/etc/passwd")),
-    "symbolic link inside": tarred(plain("b"), special("a", tarfile.SYMTYPE, linkname="b")),
-    "written through a symbolic link": tarred(special("a", tarfile.SYMTYPE, linkname=".."), plain("a/out.txt")),
-    "hard link": tarred(plain("b"), special("a", tarfile.LNKTYPE, linkname="b")),
-    "hard link out": tarred(special("a", tarfile.LNKTYPE, linkname="../archive")),
-    "character device": tarred(special("a", tarfile.CHRTYPE, devmajor=1, devminor=3)),
-    "block device": tarred(special("a", tarfile.BLKTYPE, devmajor=8)),
-    "pipe": tarred(special("a", tarfile.FIFOTYPE)),
-    "contiguous file": tarred(special("a", tarfile.CONTTYPE)),
-    "unknown kind": tarred(special("a", b"Z")),
-    "setuid": tarred(plain("a", mode=0o4755)),
-    "setgid": tarred(plain("a", mode=0o2755)),
-    "sticky": tarred(special("a", tarfile.DIRTYPE, mode=0o1777)),
-    "twice": tarred(plain("a"), plain("a")),
-    "twice by another spelling": tarred(plain("b/a"), plain("./b//a")),
-    "file over a folder": tarred(plain("a/b"), plain("a")),
-    "file below a file": tarred(plain("a"), plain("a/b")),
-    "line break in a name": tarred(plain("a\nb")),
-    "escape sequence in a name": tarred(plain("a\x1b[2Jb")),
-    "direction of writing turned in a name": tarred(plain("a\N{RIGHT-TO-LEFT OVERRIDE}txt.exe")),
-    "name that is not UTF-8": header("a\udcff") + bytes(1024),
-    "name too deep": tarred(plain("a/" * 20 + "b")),
-    "name too long": tarred(plain("a" * 300)),
-    "no name": tarred(plain("./")),
-    "terabyte without bytes": header("a", type=tarfile.GNUTYPE_SPARSE, size=2**40) + bytes(1024),
-    "terabyte without bytes, extended": tarred(
-        pax("a", **{"GNU.sparse.size": str(2**40), "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,0"})
-    ),
-    "more than the disk": header("a", size=2**60) + bytes(4096),
-    "files announced that are not there": b"".join(header(f"{n}", size=2**33 - 512) for n in range(3)),
-    "folder with content": header("a", type=tarfile.DIRTYPE, size=512) + bytes(1536),
-    "size below zero": with_negative_size(),
-    "name of 64 MiB": gzip.compress(header("a", type=tarfile.GNUTYPE_LONGNAME, size=2**26) + bytes(2**26)),
-    "extended header of 64 MiB": gzip.compress(header("a", type=tarfile.XHDTYPE, size=2**26) + bytes(2**26)),
-    "64 MiB of nothing at the end": gzip.compress(GOOD + bytes(2**26)),
-    "cut off in a file": tarred(plain("a", NOISE))[:2048],
-    "cut off between files": GOOD[:1024],
-    "second header damaged": GOOD[:1024] + b"\xff" * 512 + GOOD[1536:],
-    "something after the end": GOOD + GOOD,
-    "nothing inside": tarred(),
-    "empty": b"",
-    "no archive": NOISE,
-    "zip": zipped("a", b"words"),
-    "gzip cut off": gzip.compress(tarred(plain("a", NOISE)))[:-600],
-    "gzip with a wrong sum": gzip.compress(GOOD)[:-8] + bytes(8),
-    "gzip of no archive": gzip.compress(NOISE),
-}
-
-
-class TestArchives:
-    @pytest.mark.parametrize("compressed", [False, True], ids=["tar", "tar.gz"])
-    @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-    def test_archive_is_unpacked(self, tmp_path: Path, compressed: bool, kind: int) -> None:
-        big = os.urandom(3 * 2**20 + 17)
-        members = [special(".", tarfile.DIRTYPE), special("b", tarfile.DIRTYPE), plain("./b/weights", big)]
-        members += [plain("Ünïcödé name", mtime=1.5), special("empty", tarfile.DIRTYPE), plain("nothing", b"")]
-        (tmp_path / "archive").write_bytes(tarred(*members, compressed=compressed, kind=kind))
-        unpack_archive(tmp_path / "archive", tmp_path / "deep" / "out")
-        assert (tmp_path / "deep" / "out" / "b" / "weights").read_bytes() == big
-        assert (tmp_path / "deep" / "out" / "Ünïcödé name").read_bytes() == b"words"
-        assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == {
-            "b",
-            "Ünïcödé name",
-            "empty",
-            "nothing",
-        }
-        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-
-    def test_archive_of_the_stock_tool_is_unpacked(self, tmp_path: Path) -> None:
-        (tmp_path / "in" / "deep").mkdir(parents=True)
-        for number in range(100):
-            (tmp_path / "in" / "deep" / f"{number}").write_bytes(os.urandom(number * 100))
-        subprocess.run(["tar", "-C", tmp_path / "in", "-czf", tmp_path / "archive.tar.gz", "."], check=True)
-        unpack_archive(tmp_path / "archive.tar.gz", tmp_path / "out")
-        subprocess.run(["diff", "-r", tmp_path / "in", tmp_path / "out"], check=True)
-
-    def test_modes_are_those_of_new_files(self, tmp_path: Path, umask: Callable[[int], int]) -> None:
-        umask(0o027)
-        (tmp_path / "archive").write_bytes(tarred(plain("a/b", mode=0o777), plain("c", mode=0)))
-        unpack_archive(tmp_path / "archive", tmp_path / "out")
-        assert {path.relative_to(tmp_path).as_posix(): mode(path) for path in tmp_path.rglob("out*/**/*")} == {
-            "out/a": 0o750,
-            "out/a/b": 0o640,
-            "out/c": 0o640,
-        }
-        assert mode(tmp_path / "out") == 0o750
-
-    @pytest.mark.parametrize("kind", EVIL)
-    def test_evil_archive_is_refused_and_leaves_nothing(self, tmp_path: Path, kind: str) -> None:
-        place = tmp_path / "place"
-        place.mkdir()
-        (place / "archive").write_bytes(EVIL[kind])
-        with pytest.raises(InputError) as caught:
-            unpack_archive(place / "archive", place / "out")
-        assert type(caught.value) is InputError and caught.value.what.isprintable()
-        assert [path.name for path in tmp_path.rglob("*")] == ["place", "archive"]
-        assert not Path("/tmp/out.txt").exists()
-
-    def test_archive_of_too_many_members_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(files, "MAX_MEMBERS", 3)
-        for count, refused in ((3, False), (4, True)):
-            (tmp_path / "archive").write_bytes(tarred(*(plain(f"{number}") for number in range(count))))
-            if not refused:
-                unpack_archive(tmp_path / "archive", tmp_path / "out")
-                continue
-            with pytest.raises(InputError, match="more than 3 members"):
-                unpack_archive(tmp_path / "archive", tmp_path / "refused")
-        assert not (tmp_path / "refused").exists()
-
-    def test_large_header_takes_no_memory(self, tmp_path: Path) -> None:
-        import tracemalloc
-
-        (tmp_path / "archive").write_bytes(EVIL["name of 64 MiB"])
-        tracemalloc.start()
-        with pytest.raises(InputError, match="larger than they can need to be"):
-            unpack_archive(tmp_path / "archive", tmp_path / "out")
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert most < 2**24
-
-    def test_folder_that_is_there_is_kept(self, tmp_path: Path) -> None:
-        (tmp_path / "archive").write_bytes(GOOD)
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine").touch()
-        with pytest.raises(OutputError, match="is there already"):
-            unpack_archive(tmp_path / "archive", tmp_path / "out")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-
-    def test_archive_that_is_missing_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="No such file"):
-            unpack_archive(tmp_path / "none.tar", tmp_path / "out")
-
-    def test_disk_that_is_full_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        (tmp_path / "archive").write_bytes(GOOD)
-        monkeypatch.setattr(files.shutil, "copyfileobj", full)
-        with pytest.raises(OutputError, match="No space left"):
-            unpack_archive(tmp_path / "archive", tmp_path / "out")
-        assert [path.name for path in tmp_path.iterdir()] == ["archive"]

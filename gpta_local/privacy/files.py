@@ -1,4 +1,4 @@
-"""Files that must be kept, refused or checked: secrets, private outputs, pickles, manifests, archives.
+"""Files that must be kept, refused or checked: secrets, private outputs, pickles, manifests.
 
 Knows bytes, modes and names. Does not know configurations, models or runs, and reads no rows. Needs
 the standard library only. It never unpickles: pickles are recognised by their opcodes.
@@ -7,9 +7,7 @@ the standard library only. It never unpickles: pickles are recognised by their o
 from __future__ import annotations
 
 import bz2
-import gzip
 import hashlib
-import io
 import lzma
 import os
 import pickletools
@@ -26,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpta_local.errors import ConfigError, InputError, ModelError, OutputError
+from gpta_local.errors import ConfigError, ModelError
 
 # ── secrets and private outputs ─────────────────────────────────────────────────────────────────
 
@@ -284,140 +282,3 @@ def sha256(path: Path) -> str:
     """In hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ── archives ────────────────────────────────────────────────────────────────────────────────────
-
-MAX_MEMBERS = 100_000
-MAX_DEPTH = 15
-FREE_AFTERWARDS = 2**28
-"""Bytes that an archive must leave free on the disk."""
-HEADER_ROOM = 2**20
-"""Bytes that the headers before one member may take: names could be gigabytes long."""
-CHUNK = 2**20
-BLOCK = 512
-
-
-def unpack_archive(archive: Path, folder: Path) -> None:
-    """Unpack a .tar or .tar.gz into a new folder, all of it or nothing.
-
-    Only folders and plain files are taken. Each is written here by its name alone: owners, modes and
-    times in the archive do not count, the user's umask does.
-
-    Raises:
-        InputError: the archive is missing, damaged or cut off; or a member is a link, a device or the
-            like, has a name that leads elsewhere, comes twice or holds control characters, or a mode with
-            setuid; or it has too many members, or more bytes than the disk has room for.
-        OutputError: the folder is there already or cannot be written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError("is there already", where=str(folder), fix="Choose a folder that does not exist")
-    try:
-        opened = archive.open("rb")
-    except OSError as exc:
-        raise InputError(f"cannot be read ({exc.strerror})", where=str(archive)) from exc
-    with opened:
-        try:
-            with whole_or_nothing(folder) as partial:
-                _unpack(opened, partial)
-                as_umask_says(partial)
-        except OSError as exc:
-            raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(folder)) from exc
-        except Exception as exc:  # of a broken header tarfile raises TarError, ValueError, IndexError …
-            what = str(exc) if isinstance(exc, _Refusal) else "the archive is damaged or cut off"
-            fix = "Do not use it; get it again from where it was made"
-            raise InputError(what, where=str(archive), fix=fix) from exc
-
-
-class _Refusal(Exception):
-    """What is wrong with an archive."""
-
-
-class _Metered:
-    """The archive's bytes, decompressed, no more than `allowed` of them before that is raised.
-
-    `last` is the position after the last byte that is not zero.
-    """
-
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream = stream
-        self.position = self.last = 0
-        self.allowed = HEADER_ROOM + CHUNK
-
-    def read(self, size: int) -> bytes:
-        try:
-            chunk = self._stream.read(size)
-        except (EOFError, zlib.error, OSError) as exc:
-            raise _Refusal("the archive is damaged or cut off") from exc
-        if filled := chunk.rstrip(b"\0"):
-            self.last = self.position + len(filled)
-        self.position += len(chunk)
-        if self.position > self.allowed:
-            raise _Refusal("headers or filling of the archive are larger than they can need to be")
-        return chunk
-
-
-def _unpack(opened: io.BufferedIOBase, target: Path) -> None:
-    compressed = opened.read(2) == b"\x1f\x8b"
-    opened.seek(0)
-    stream: Any = _Metered(gzip.GzipFile(fileobj=opened) if compressed else opened)
-    room = shutil.disk_usage(target).free - FREE_AFTERWARDS
-    end, seen = 0, set[PurePosixPath]()
-    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
-        while (member := tar.next()) is not None:
-            stream.allowed = stream.position + max(member.size, 0) + HEADER_ROOM + CHUNK
-            relative = _checked_name(member)
-            room -= member.size
-            if relative in seen:
-                raise _Refusal(f"{_shown(member)}: the name is there twice")
-            if len(seen) == MAX_MEMBERS:
-                raise _Refusal(f"more than {MAX_MEMBERS} members")
-            if room < 0:
-                raise _Refusal("more bytes than the disk has room for")
-            seen.add(relative)
-            _write(tar, member, target / relative)
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-    while stream.read(CHUNK):
-        pass
-    if not seen:
-        raise _Refusal("the archive holds nothing")
-    if stream.last > end or stream.position < end + BLOCK:
-        raise _Refusal("the archive is damaged or cut off")  # tarfile takes a broken header for the end
-
-
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if member.isdir():
-            path.mkdir(exist_ok=True)
-            return
-        content = tar.extractfile(member)
-        assert content is not None  # it is a plain file
-        with path.open("xb") as file:
-            shutil.copyfileobj(content, file, CHUNK)
-    except (FileExistsError, NotADirectoryError) as exc:
-        raise _Refusal(f"{_shown(member)}: the name is there already, or lies below a file") from exc
-
-
-def _checked_name(member: tarfile.TarInfo) -> PurePosixPath:
-    """Where a member goes, below the folder."""
-    name, relative = member.name, PurePosixPath(member.name)
-    if not name.isprintable():
-        wrong = "the name holds control characters"
-    elif not name or relative.is_absolute() or ".." in relative.parts or not (relative.parts or member.isdir()):
-        wrong = "the name leads out of the folder"
-    elif len(relative.parts) > MAX_DEPTH or max((len(part.encode()) for part in relative.parts), default=0) > 255:
-        wrong = "the name is too long or too deep"
-    elif not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or member.issparse():
-        wrong = "neither a folder nor a plain file, but a link, a device or the like"
-    elif member.mode & 0o7000:
-        wrong = "the mode has setuid, setgid or the sticky bit"
-    elif member.size < 0 or (member.isdir() and member.size):
-        wrong = "the size is wrong"
-    else:
-        return relative
-    raise _Refusal(f"{_shown(member)}: {wrong}")
-
-
-def _shown(member: tarfile.TarInfo) -> str:
-    return ascii(member.name)[:100]
