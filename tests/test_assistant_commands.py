@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT, assert_refused, invoke
-from samples import CARD, scored
+from samples import CARD, read_rows, scored
 
 from gpta_local.adapters import check_adapter
 from gpta_local.history import History, open_existing
@@ -130,6 +130,13 @@ def test_evaluation_prints_a_table_and_the_difference(adapter: Path) -> None:
 @pytest.mark.slow
 def test_same_evaluation_gives_the_same_figures(adapter: Path) -> None:
     assert evaluate("--json").stdout == evaluate("--json").stdout
+
+
+def test_row_in_the_card_is_refused_and_not_shown() -> None:
+    text = read_rows("test")[0]["text"]
+    result = evaluate("--set", f"card.description={json.dumps(text)}")
+    assert_refused(result, "card.description", "6 words in a row of a private row")
+    assert text[:20] not in result.output
 
 
 def test_adapter_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_card_name_defaults_to_the_name_of_the_file(path: Path) -> None:
         ({"assistant": {"backend": "vllm", "model": "m", "baseurl": "x"}}, "assistant.baseurl", "base_url"),
         ({"search": {"proposal": 4}}, "search.proposal", "proposals"),
         ({"dialogue_gradient": {"methd": "sft"}}, "dialogue_gradient.methd", "method"),
+        ({"privacy": {"leak_scan": {"treshold": 2}}}, "privacy.leak_scan.treshold", "threshold"),
     ],
 )
 def test_unknown_key_names_the_nearest(tmp_path: Path, changes: dict[str, Any], key: str, nearest: str) -> None:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
+import json
+import random
 import sqlite3
 import subprocess
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, invoke
-from samples import label_text_reply, record_replies, write_config, write_jsonl
+from commands import ROOT, assert_refused, invoke
+from fault_server import FaultServer, Json, Received, Reply, completion
+from samples import CARD, label_text_reply, merge, scored, write_config, write_jsonl
 
 from gpta_local.dialogues import Dialogue
-from gpta_local.schema import DatasetCard, Label, Message, Request
+from gpta_local.history import History
+from gpta_local.prompts import ASK_LABEL_TEXTS
+from gpta_local.schema import DatasetCard, Label, Message, Request, Round
 
 PACKAGE = ROOT / "gpta_local"
 TEACHING = ["adapters", "dialogues", "dialogue_gradient", "dialogue_worker", "tuner"]
-ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("prompts", "schema", *TEACHING)] + [
+SCANS = ["privacy.leak_scan", "privacy.personal_data"]
+ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("prompts", "schema", *TEACHING, *SCANS)] + [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((PACKAGE / "assistant").rglob("*.py"))
 ]
@@ -126,93 +134,201 @@ class TestTypes:
         return kind in self.LEAVES
 
 
-CANARIES = [f"{first}{second}{third}q" for first in "bcdfg" for second in "aeiou" for third in "zxvkwjph"]
+def canary_words() -> list[str]:
+    """1,000 words of ten letters that are in no language and, by chance, in no file."""
+    letters = random.Random(0)
+    return ["".join(letters.choices("bcdfghjklmnpqrstvwxz", k=10)) for _ in range(1000)]
+
+
+CANARIES = canary_words()
+SENTENCES = [f"Please tell {word} that the blue file of {word[::-1]} is ready." for word in CANARIES]
+SPLITS = {"train": 600, "validation": 200, "test": 200}
 DESCRIPTION = "Short notes of two kinds that nobody may read."
+LABEL_TEXTS = {"left": "a note of the first kind", "right": "a note of the second kind"}
+PREFIXES = ("Note:", "Kind of note:", "", "Note:", "This note is", "Left?")
+RUNS = {
+    "online": {"search": {"regime": "online"}},
+    "with shots and the dialogue gradient": {
+        "data": {"shots": 20},
+        "search": {"regime": "low-resource"},
+        "dialogue_gradient": {"steps": 2, "batch_size": 2, "rank": 4},
+    },
+}
 
 
-@pytest.fixture(scope="module", params=["low-resource", "online"])
+@dataclass(frozen=True)
+class CanaryRun:
+    """A run over rows of canaries and what was done with it afterwards."""
+
+    folder: Path
+    exported: Path
+    printed: str
+    requests: tuple[Received, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for folder in (self.folder, self.exported) for path in folder.rglob("*") if path.is_file()]
+
+
+def write_canaries(folder: Path) -> None:
+    sentences = iter(SENTENCES)
+    for split, size in SPLITS.items():
+        rows = [{"text": next(sentences), "label": ("left", "right")[i % 2], "id": i} for i in range(size)]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    assert next(sentences, None) is None
+
+
+def says_prefixes(body: Json) -> Reply:
+    """An endpoint that proposes, in its order, as many as are asked for."""
+    if ASK_LABEL_TEXTS in body["messages"][-1]["content"]:
+        return Reply(body=completion(label_text_reply(LABEL_TEXTS)))
+    return Reply(body=completion(*(PREFIXES[i % len(PREFIXES)] for i in range(body["n"]))))
+
+
+def canary_config(folder: Path, server: FaultServer, bert: Path, changes: Mapping[str, Any]) -> Path:
+    write_canaries(folder)
+    content = {
+        "data": {"validation": "validation.jsonl", "test": "test.jsonl"},
+        "card": {"description": DESCRIPTION},
+        "assistant": {"backend": "openai", "base_url": server.base_url, "model": "m"},
+        "downstream": {"backbone": str(bert)},
+        "search": {"rounds": 2, "proposals": len(PREFIXES)},
+    }
+    return write_config(folder / "secret.yaml", merge(content, changes))
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("gradient" in name)) for name in RUNS]
+)
 def canary_run(
-    request: pytest.FixtureRequest, bert: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A run over rows of canary words; its directory and all that it printed."""
+    request: pytest.FixtureRequest, sentence: Path, nano_assistant: Path, tmp_path_factory: pytest.TempPathFactory
+) -> CanaryRun:
     folder = tmp_path_factory.mktemp("canaries")
-    words = iter(CANARIES)
-    for split, rows in (("train", 30), ("validation", 10), ("test", 10)):
-        write_jsonl(
-            folder / f"{split}.jsonl",
-            [
-                {"text": " ".join(next(words) for _ in range(4)), "label": ("left", "right")[i % 2], "id": i}
-                for i in range(rows)
-            ],
-        )
-    assert next(words, None) is None
-    label_texts = label_text_reply({"left": "a note of the first kind", "right": "a note of the second kind"})
-    record_replies(folder / "record", [label_texts], ["Note:", "Kind of note:", "", "Note:", "This note is", "Left?"])
-    config = write_config(
-        folder / "secret.yaml",
-        {
-            "data": {"validation": "validation.jsonl", "test": "test.jsonl"},
-            "card": {"description": DESCRIPTION},
-            "assistant": {"backend": "replay", "run": "record"},
-            "downstream": {"backbone": str(bert)},
-            "search": {"rounds": 2, "regime": request.param},
-        },
-    )
-    result = invoke("train", config, "--output", folder / "run", "--verbose")
-    assert result.exit_code == 0, result.output
-    return folder / "run", result.output
+    run, exported = folder / "run", folder / "exported"
+    with FaultServer(says_prefixes) as server:
+        changes: dict[str, Any] = copy.deepcopy(RUNS[request.param])
+        if "dialogue_gradient" in changes:
+            changes["assistant"] = {"weights": str(nano_assistant)}
+        printed = ""
+        for command in (
+            ("train", canary_config(folder, server, sentence, changes), "--output", run, "--verbose"),
+            ("predict", run, folder / "test.jsonl"),
+            ("evaluate", run),
+            ("evaluate", run, folder / "train.jsonl", "--json"),
+            ("export", run, exported),
+            ("predict", exported, folder / "validation.jsonl"),
+            ("history", run),
+        ):
+            result = invoke(*command)
+            assert result.exit_code == 0, result.output
+            printed += result.output
+        return CanaryRun(run, exported, printed, tuple(server.received))
 
 
 def canaries_in(text: str) -> list[str]:
-    return [word for word in CANARIES if word in text]
+    text = text.lower()
+    return [word for word in CANARIES if word in text or word[::-1] in text]
 
 
 class TestRun:
-    def test_there_are_200_canaries(self) -> None:
-        assert len(set(CANARIES)) == 200
+    def test_there_are_1000_canaries(self) -> None:
+        assert len(set(CANARIES)) == len(SENTENCES) == sum(SPLITS.values()) == 1000
+        assert canaries_in(SENTENCES[17].upper()) == [CANARIES[17]]
 
-    def test_no_row_is_in_a_message(self, canary_run: tuple[Path, str]) -> None:
-        from gpta_local.history import open_existing
+    def test_no_canary_has_come_to_the_endpoint(self, canary_run: CanaryRun) -> None:
+        sent = [json.dumps(request.body) + str(request.headers) for request in canary_run.requests]
+        asked = [text for text in sent if DESCRIPTION in text]
+        assert len(asked) == 3, "label texts, and prefixes in two rounds"
+        assert "Tried prefixes" in asked[-1]
+        assert canaries_in("".join(sent)) == []
 
-        history = open_existing(canary_run[0] / "history.sqlite")
-        messages = "".join(history.messages())
-        history.close()
-        assert DESCRIPTION in messages
-        assert messages.count("Write one new prefix") == 2
-        assert canaries_in(messages) == []
-
-    def test_no_row_is_in_the_history(self, canary_run: tuple[Path, str]) -> None:
-        connection = sqlite3.connect(canary_run[0] / "history.sqlite")
+    def test_no_canary_is_in_the_history(self, canary_run: CanaryRun) -> None:
+        connection = sqlite3.connect(canary_run.folder / "history.sqlite")
         dump = "\n".join(connection.iterdump())
         connection.close()
         assert "Kind of note:" in dump
         assert canaries_in(dump) == []
 
-    @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl"])
-    def test_no_row_is_in_a_file_of_the_run(self, canary_run: tuple[Path, str], name: str) -> None:
-        text = (canary_run[0] / name).read_text(encoding="utf-8")
-        assert text
-        assert canaries_in(text) == []
-
-    def test_no_row_is_in_any_byte_outside_of_the_model(self, canary_run: tuple[Path, str]) -> None:
-        files = [path for path in canary_run[0].rglob("*") if path.is_file()]
-        outside = [path for path in files if "model" not in path.relative_to(canary_run[0]).parts]
-        assert len(outside) >= 4
-        for path in outside:
+    def test_no_canary_is_in_any_byte_of_the_run_or_the_exported_model(self, canary_run: CanaryRun) -> None:
+        names = {path.name for path in canary_run.files}
+        assert names >= {"config.yaml", "summary.json", "metrics.jsonl", "model.safetensors", "tokenizer.json"}
+        for path in canary_run.files:
             assert canaries_in(path.read_bytes().decode("latin-1")) == [], path.name
 
-    def test_no_row_is_printed(self, canary_run: tuple[Path, str]) -> None:
-        assert "50" in canary_run[1] or "30 training" in canary_run[1]
-        assert canaries_in(canary_run[1]) == []
+    def test_no_canary_is_in_what_was_taught(self, canary_run: CanaryRun) -> None:
+        taught = [path for path in canary_run.files if path.name == "dialogues.jsonl"]
+        assert bool(taught) == (canary_run.folder / "adapters").exists()
+        for path in taught:
+            text = path.read_text(encoding="utf-8")
+            assert DESCRIPTION in text
+            assert canaries_in(text) == []
 
-    def test_no_row_is_in_the_predictions(self, canary_run: tuple[Path, str]) -> None:
-        result = invoke("predict", canary_run[0], canary_run[0].parent / "test.jsonl")
-        assert result.exit_code == 0, result.output
-        assert len(result.stdout.splitlines()) == 10
-        assert canaries_in(result.output) == []
+    def test_no_canary_is_printed(self, canary_run: CanaryRun) -> None:
+        for words in ("leak scan: ", "training, 200 validation, 200 test rows", "round 2 of 2", "prefixes scored"):
+            assert words in canary_run.printed
+        assert canary_run.printed.count('"label"') == 400
+        assert canaries_in(canary_run.printed) == []
 
-    def test_no_row_is_in_the_words_of_an_error(self, canary_run: tuple[Path, str], tmp_path: Path) -> None:
+    def test_no_row_is_in_the_words_of_an_error(self, canary_run: CanaryRun, tmp_path: Path) -> None:
         rows = [{"text": word, "label": "left"} for word in CANARIES[:3]] + [{"text": 7, "label": CANARIES[3]}]
-        result = invoke("predict", canary_run[0], write_jsonl(tmp_path / "rows.jsonl", rows))
+        result = invoke("predict", canary_run.folder, write_jsonl(tmp_path / "rows.jsonl", rows))
         assert result.exit_code == 2
         assert canaries_in(result.output) == []
+
+
+class TestLeakOnPurpose:
+    """Rows that get into the card, or into a proposal, by accident."""
+
+    @pytest.mark.parametrize("split", SPLITS)
+    @pytest.mark.parametrize("key", ["description", "name", "labels"])
+    def test_canary_in_the_card_is_stopped_before_any_request(
+        self, key: str, split: str, sentence: Path, tmp_path: Path
+    ) -> None:
+        row = {"train": 599, "validation": 600, "test": 999}[split]  # with shots, most training rows are not used
+        pasted = f"Notes such as: {SENTENCES[row].upper().replace(' ', '  ')}"
+        value = {"left": "", "right": pasted} if key == "labels" else pasted
+        with FaultServer(says_prefixes) as server:
+            changes = {"data": {"shots": 8}, "card": {key: value}}
+            config = canary_config(tmp_path, server, sentence, changes)
+            result = invoke("train", config, "--output", tmp_path / "run")
+            assert server.received == []
+        assert_refused(result, "card.labels.right" if key == "labels" else f"card.{key}", "6 words in a row")
+        assert canaries_in(result.output) == []
+        assert not (tmp_path / "run").exists()
+
+    def test_proposal_that_says_words_of_a_row_is_not_shown_again(self, sentence: Path, tmp_path: Path) -> None:
+        def unlucky(body: Json) -> Reply:
+            reply = says_prefixes(body)
+            if ASK_LABEL_TEXTS not in body["messages"][-1]["content"]:
+                part = " ".join(SENTENCES[0].upper().split()[2:8])
+                reply = Reply(body=completion(part, f"Note: {SENTENCES[999]}", "Note:", *PREFIXES[3:]))
+            return reply
+
+        with FaultServer(unlucky) as server:
+            changes = {"search": {"max_prefix_tokens": 45, "regime": "online"}}
+            result = invoke("train", canary_config(tmp_path, server, sentence, changes), "--output", tmp_path / "run")
+            assert result.exit_code == 0, result.output
+            assert canaries_in(json.dumps(server.chats)) == []
+            assert "Tried prefixes" in json.dumps(server.chats)
+        with sqlite3.connect(tmp_path / "run" / "history.sqlite") as history:
+            outcomes = history.execute("SELECT outcome, result FROM completions WHERE result LIKE 'holds%'").fetchall()
+        assert outcomes == [("unusable", "holds 6 words in a row of a private row")] * 4
+        assert canaries_in(result.output) == []
+
+    def test_scan_that_is_off_is_said(self, sentence: Path, tmp_path: Path) -> None:
+        with FaultServer(says_prefixes) as server:
+            changes = {"card": {"description": SENTENCES[0]}, "privacy": {"leak_scan": {"enabled": False}}}
+            config = canary_config(tmp_path, server, sentence, changes)
+            result = invoke("train", config, "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert "warning: privacy.leak_scan is off" in result.output
+
+    def test_personal_data_in_a_history_are_not_taught(self, tmp_path: Path) -> None:
+        history = History(tmp_path / "history.sqlite")
+        history.add_run(replace(CARD, description="Letters to anna.muster@example.org, of two kinds."), "low-resource")
+        entries = tuple(scored(f"Text {number}:", number / 10) for number in range(8))
+        history.add_round(Round(1, {}, (), entries, entries[-1], None, 1.0))
+        history.close()
+        result = invoke("assistant", "tune", tmp_path, "--output", tmp_path / "adapter")
+        assert_refused(result, str(tmp_path), "card.description", "an e-mail address")
+        assert "anna" not in result.output

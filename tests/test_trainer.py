@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from samples import Silent
 
 from gpta_local import config, trainer
+from gpta_local.errors import PrivacyError
 from gpta_local.export import open_product
 from gpta_local.history import open_existing
 from gpta_local.inference import evaluate
@@ -161,6 +163,20 @@ def test_later_rounds_see_earlier_gains(tmp_path: Path) -> None:
     prefix_requests = [request for request in assistant.requests if request.kind == "prefix"]
     assert "Tried prefixes" not in prefix_requests[0].messages[-1].content
     assert "Which department?" in prefix_requests[1].messages[-1].content
+
+
+def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = Scripted()
+    monkeypatch.setattr(trainer, "open_assistant", lambda settings: assistant)
+    run = trainer.Run(config.load(QUICKSTART, [*SMALL, *FEWER]), Silent())
+    run.card = replace(run.card, description=run.splits.test[0].texts[0])
+    with pytest.raises(PrivacyError) as raised:
+        run.run(tmp_path / "run")
+    assert raised.value.where == "card.description"
+    assert assistant.requests == []
+    assert open_existing(tmp_path / "run" / "history.sqlite").messages() == []
 
 
 def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:
