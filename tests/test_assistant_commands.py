@@ -45,7 +45,7 @@ def test_adapter_of_many_runs_is_taught_the_winners_of_each(tmp_path: Path, nano
     assert {row["reply"] for row in taught} == {"first text 0:", "second text 0:"}
     assert {path.name for path in output.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"),
-        *("dialogue_gradient.png", "dialogue_gradient.svg"),
+        *("dialogue_gradient.png", "dialogue_gradient.svg", "SHA256SUMS"),
     }
 
 

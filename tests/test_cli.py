@@ -314,7 +314,7 @@ class TestTrain:
 
     def test_summary_has_the_label_texts_of_the_assistant(self, run: Path) -> None:
         chosen = json.loads((run / "summary.json").read_text(encoding="utf-8"))["label_texts"]
-        assert LABEL_TEXTS in chosen and len(chosen) <= 2, "the label names are the only other candidate"
+        assert chosen[2:] == [LABEL_TEXTS], "after the names and the meanings of the card"
 
     def test_result_goes_to_standard_output_and_the_rest_to_standard_error(self, run: Path) -> None:
         stdout = (run.parent / "stdout").read_text(encoding="utf-8")
@@ -407,6 +407,8 @@ class TestPredict:
     def test_broken_model_is_told(self, run: Path, tmp_path: Path) -> None:
         shutil.copytree(run / "model", tmp_path / "model")
         (tmp_path / "model" / "model.safetensors").write_bytes(b"garbage")
+        assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "'model.safetensors' is not the file")
+        (tmp_path / "model" / "SHA256SUMS").unlink()
         assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "the model cannot be loaded")
 
     def test_process_prints_lines_and_no_noise(self, run: Path) -> None:
