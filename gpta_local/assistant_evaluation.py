@@ -20,7 +20,7 @@ from gpta_local.assistant import Assistant
 from gpta_local.config import Config
 from gpta_local.dialogue_gradient import sampling_temperature, taught_replies
 from gpta_local.metrics import Interval, paired_bootstrap
-from gpta_local.privacy.leak_scan import LeakScan
+from gpta_local.privacy.leak_scan import scan_of
 from gpta_local.prompts import prefix_request, reply_room
 from gpta_local.schema import Completion, DatasetCard, Sampling, ScoredPrefix
 from gpta_local.tasks import open_task
@@ -73,7 +73,7 @@ def measure(
     model = task.build(task.own_label_texts())
     rows = task.scoring_rows(train, config.search.scoring_rows, config.seed)
     losses = task.scorer(model, train).losses
-    leak_scan = LeakScan(config.privacy.leak_scan, task.texts(), card.label_names)
+    leak_scan = scan_of(config, task.texts(), card)
 
     def propose(adapter: Path | None, history: Sequence[ScoredPrefix], count: int, seed: int) -> list[Completion]:
         assistant.use_adapter(adapter)

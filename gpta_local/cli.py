@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Commands(click.Group):
         except GptaError as exc:
             click.echo(f"error: {exc}", err=True)
             sys.exit(exc.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             click.echo("stopped. What the run recorded so far stays in its directory.", err=True)
             sys.exit(3)
         except (RuntimeError, MemoryError) as exc:
@@ -120,15 +121,16 @@ def train(
             f"{run.card.validation_rows} validation, {run.card.test_rows} test rows; "
             f"{'online' if run.online else 'low-resource'} search, {run.steps} training steps"
         )
-        if dry_run:
-            from gpta_local.estimate import estimate
+        with closing(run.assistant):  # whatever happens, no adapter stays in a server
+            if dry_run:
+                from gpta_local.estimate import estimate
 
-            stages = estimate(run)
-            for stage, seconds in stages.items():
-                click.echo(f"{stage:<22}{seconds:8.0f} s")
-            click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
-            return
-        result = run.run(folder)
+                stages = estimate(run)
+                for stage, seconds in stages.items():
+                    click.echo(f"{stage:<22}{seconds:8.0f} s")
+                click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
+                return
+            result = run.run(folder)
     console.show_result(result, str(folder))
 
 

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import click
@@ -186,16 +186,15 @@ def evaluate(
         for path in configs:
             settings = load(path, overrides)
             GUARD.allow(settings.privacy.allow_hosts)
-            assistant = open_assistant(settings.assistant)
-            observer.note(f"assistant: {assistant.check()}")
-            for seed in range(settings.seed, settings.seed + samples):
-                observer.stage(f"{settings.card.name}, seed {seed}", 1)
-                sample = settings.model_copy(update={"seed": seed})
-                results += assistant_evaluation.measure(
-                    sample, assistant, adapters, proposals=proposals, first_proposals=first_proposals
-                )
-                observer.advance()
-            assistant.close()
+            with closing(open_assistant(settings.assistant)) as assistant:
+                observer.note(f"assistant: {assistant.check()}")
+                for seed in range(settings.seed, settings.seed + samples):
+                    observer.stage(f"{settings.card.name}, seed {seed}", 1)
+                    sample = settings.model_copy(update={"seed": seed})
+                    results += assistant_evaluation.measure(
+                        sample, assistant, adapters, proposals=proposals, first_proposals=first_proposals
+                    )
+                    observer.advance()
     if as_json:
         click.echo(json.dumps(assistant_evaluation.as_records(results), indent=2, ensure_ascii=False))
     else:

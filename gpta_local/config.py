@@ -35,6 +35,8 @@ SECRET_NAME = re.compile(
     r"(?i)(api|access|private|secret)[_-]?key|secret|passw(or)?d|authori[sz]ation|bearer|credential"
     r"|(api|access|auth|refresh|session|hf)[_-]?token$"
 )
+OWN_FIELDS = {"messages", "model", "n", "stream"}
+"""Fields of a request that are made here, scanned and recorded: nothing may replace them."""
 SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
 """As keys of well-known services begin."""
 
@@ -122,6 +124,10 @@ class EndpointConfig(SamplingConfig):
             raise ValueError(
                 "assistant.api_key_env is not the name of an environment variable. The key itself does "
                 "not belong here: put it into a file and name that in assistant.api_key_file"
+            )
+        if taken := sorted(OWN_FIELDS & set(self.extra_body)):
+            raise ValueError(
+                f"assistant.extra_body: {taken[0]!r} is set by gpta-local and cannot be replaced; leave it out"
             )
         if name := _secret_in(self.extra_body):
             raise ValueError(
@@ -409,12 +415,12 @@ def _override(content: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"the value in {override[:80]!r} is not valid YAML", where="--set") from exc
+        raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
     section = content
     for part in parts[:-1]:
         inner = section.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{part!r} in {override!r} is a value, not a section", where="--set")
+            raise ConfigError(f"{part!r} in {key.strip()!r} is a value, not a section", where="--set")
         section = inner
     section[parts[-1]] = parsed
 
@@ -441,7 +447,7 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     message = str(error["msg"]).removeprefix("Input ").removeprefix("String ")
     given = error.get("input")
-    if location[-1:] in (["api_key_env"], ["api_key_file"]):
+    if location[-1:] in (["api_key_env"], ["api_key_file"]) or _secret_in(given):
         return f"{key} {message}, not what is given"
     shown = "a section" if isinstance(given, dict) else re.sub(r"//[^/@]*@", "//***@", f"{given!r}")[:80]
     hint = " (put it in quotes)" if error["type"] == "string_type" and isinstance(given, bool | int | float) else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -250,8 +249,3 @@ def _read_saved_folder(path: Path) -> Iterator[Record]:
             if values[name] is not None and 0 <= values[name] < feature.num_classes:
                 values[name] = feature.int2str(values[name])
         yield Record(values, f"{path} row {number}")
-
-
-def safe_label(value: Any) -> str:
-    """A label value for a message: short and on one line."""
-    return re.sub(r"\s+", " ", f"{value!r}")[:60]

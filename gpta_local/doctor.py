@@ -42,7 +42,7 @@ from gpta_local.config import (
     VLLMAssistantConfig,
     load,
 )
-from gpta_local.errors import GptaError, ModelError
+from gpta_local.errors import GptaError, ModelError, PrivacyError
 from gpta_local.privacy.files import find_pickles, verify_manifest
 from gpta_local.privacy.network import GUARD, OFFLINE
 
@@ -278,6 +278,7 @@ def data(case: Case) -> Iterator[Verdict]:
         yield "warning", "not read, as the backbone cannot be opened", "Mend the backbone first"
         return
     splits, labels = task.splits(), task.label_names
+    yield from _leaks(case.config, task)
     train, test = splits.train, splits.test
     sizes = f"{len(train)} training, {len(splits.validation)} validation, {len(test)} test rows"
     yield "ok", f"{len(labels)} labels; {sizes}"
@@ -293,6 +294,18 @@ def data(case: Case) -> Iterator[Verdict]:
     elif len(test) < FEW_TEST_ROWS:
         width = 98 / len(test) ** 0.5
         yield "warning", f"{len(test)} test rows tell an accuracy to within ± {width:.0f} points", "Add test rows"
+
+
+def _leaks(config: Config, task: Task) -> Iterator[Verdict]:
+    """Whether the card, or a field of all requests, holds words of rows or personal data."""
+    from gpta_local.privacy.leak_scan import scan_of
+
+    try:
+        scan_of(config, task.texts(), task.card())
+    except PrivacyError as exc:
+        yield "error", f"{exc.where}: {exc.what}", exc.fix
+    if not config.privacy.leak_scan.enabled:
+        yield "warning", "nothing looks for private rows in what goes to the assistant", "Turn privacy.leak_scan on"
 
 
 def backbone(case: Case) -> Iterator[Verdict]:

@@ -1,4 +1,4 @@
-"""How long a run would take, from a few measured steps. Writes nothing; asks one completion."""
+"""How long a run would take, from a few measured steps. Writes nothing; asks for prefixes once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURED_STEPS = 3
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     search, splits = run.config.search, run.splits
-    model = run.task.build([{name: name for name in run.task.label_names}])
+    model = run.task.build(run.task.own_label_texts())
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
     scorer = run.task.scorer(model, splits.train)

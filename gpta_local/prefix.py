@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpta_local.history import Verdict
 from gpta_local.metrics import paired_mean
-from gpta_local.prompts import UnusableReply, read_label_texts, read_prefix
+from gpta_local.prompts import UnusableReply, read_label_texts, read_prefix, write_label_texts
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 Leak = Callable[[str], str]
@@ -98,8 +98,8 @@ def read_label_text_sets(
     for completion in completions:
         try:
             texts = read_label_texts(completion.text, label_names)
-            for phrase in texts.values():
-                _refuse_leak(phrase, leak)
+            for line in write_label_texts(texts).splitlines():  # as it would be taught
+                _refuse_leak(line, leak)
         except UnusableReply as exc:
             verdicts.append(("unusable", str(exc)))
             continue

@@ -24,7 +24,7 @@ from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
 from gpta_local.privacy.audit import HEAD, LOG, Audit
 from gpta_local.privacy.files import owner_only
-from gpta_local.privacy.leak_scan import LeakScan
+from gpta_local.privacy.leak_scan import scan_of
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
     Completion,
@@ -71,8 +71,7 @@ class Run:
         self.splits, self.card = self.task.splits(), self.task.card()
         for warning in self.splits.warnings:
             observer.warn(warning)
-        self.leak_scan = LeakScan(config.privacy.leak_scan, self.task.texts(), self.card.label_names)
-        self.leak_scan.check(prefix_request(self.card, []))
+        self.leak_scan = scan_of(config, self.task.texts(), self.card)
         if config.privacy.leak_scan.enabled:
             observer.note(f"leak scan: {self.leak_scan}")
         else:

@@ -257,7 +257,7 @@ class TestOverrides:
         assert "is not valid YAML" in refusal(path, override)
 
     def test_value_in_place_of_a_section_is_told(self, path: Path) -> None:
-        assert "'train' in 'data.train.x=1' is a value, not a section" in refusal(path, "data.train.x=1")
+        assert "'train' in 'data.train.x' is a value, not a section" in refusal(path, "data.train.x=1")
 
     def test_unknown_key_is_told(self, path: Path) -> None:
         assert "did you mean 'steps'?" in refusal(path, "training.stepps=4")
@@ -370,6 +370,16 @@ def test_folders_of_the_assistant_are_relative_to_the_file(tmp_path: Path, secti
 
 def endpoint(base_url: str, backend: str = "openai", **privacy: Any) -> dict[str, Any]:
     return {"assistant": {"backend": backend, "model": "m", "base_url": base_url}, "privacy": privacy}
+
+
+@pytest.mark.parametrize("field", ["messages", "model", "n", "stream"])
+def test_what_is_sent_cannot_be_replaced_behind_the_scan(tmp_path: Path, field: str) -> None:
+    section = {"backend": "openai", "model": "m", "base_url": "http://[::1]/v1", "extra_body": {field: 1}}
+    assert f"assistant.extra_body: {field!r} is set by gpta-local" in refusal(changed(tmp_path, {"assistant": section}))
+
+
+def test_override_that_is_no_yaml_is_not_repeated(path: Path) -> None:
+    assert refusal(path, "assistant.model=[sk-0123456789") == "--set: the value of 'assistant.model' is not valid YAML"
 
 
 class TestHosts:

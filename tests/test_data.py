@@ -211,6 +211,14 @@ class TestBrokenData:
         assert "The labels are: bad, good" in message
         assert CANARY not in message
 
+    def test_unknown_label_as_long_as_a_row_is_not_repeated(self, tmp_path: Path) -> None:
+        rows = [{"text": row["label"], "label": row["text"]} for row in sentiment_rows()]
+        with pytest.raises(
+            DataError, match=r"train.jsonl:1: unknown label. Is data.label the right column\?"
+        ) as caught:
+            ClassificationTask(config_of(tmp_path, rows, {"card": {"labels": ["bad", "good"]}}))
+        assert rows[0]["label"][:20] not in str(caught.value)
+
     def test_only_one_class_is_told(self, tmp_path: Path) -> None:
         rows = [{"text": f"{CANARY} {i}", "label": "one"} for i in range(4)]
         with pytest.raises(DataError, match="only one class, 'one'") as caught:

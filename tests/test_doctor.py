@@ -535,3 +535,15 @@ def models_of(endpoint: Endpoint) -> list[str]:
     request.add_header("authorization", f"Bearer {endpoint.api_key}")
     with contextlib.closing(urllib.request.urlopen(request, timeout=10)) as reply:
         return [model["id"] for model in json.loads(reply.read())["data"]]
+
+
+class TestLeaks:
+    def test_words_of_a_row_in_the_card_are_an_error(self, config: Config) -> None:
+        row = next(row["text"] for row in sentiment_rows() if len(row["text"].split()) >= 6)
+        findings, code = examine(config({"card": {"description": f"Reviews such as: {row}"}}))
+        assert code == 1 and "error: card.description: " in of(findings, "data")
+        assert row not in str(findings)
+
+    def test_scan_that_is_off_is_a_warning(self, config: Config) -> None:
+        findings, _ = examine(config({"privacy": {"leak_scan": {"enabled": False}}}))
+        assert "warning: nothing looks for private rows" in of(findings, "data")

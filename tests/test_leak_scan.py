@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CARD, QUICKSTART, read_rows, scored
 
-from gpta_local.config import LeakScanConfig
+from gpta_local.config import Config, LeakScanConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
-from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, words
+from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, words
 from gpta_local.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label
 
@@ -130,6 +130,27 @@ def test_any_run_of_words_of_any_row_is_found_in_any_case_and_punctuation(data: 
 @given(st.lists(st.lists(WORD, max_size=20), max_size=5), st.lists(OTHER_WORD, max_size=40))
 def test_text_without_a_word_of_a_row_is_let_pass(rows: list[list[str]], other: list[str]) -> None:
     assert scan(*(" ".join(row) for row in rows)).find(" ".join(other)) == ""
+
+
+def endpoint(**extra_body: object) -> Config:
+    assistant = {"backend": "openai", "model": "m", "base_url": "http://127.0.0.1/v1", "extra_body": extra_body}
+    return Config.model_validate(
+        {"data": {"train": "t.jsonl"}, "card": {"description": "Letters of patients."}, "assistant": assistant}
+    )
+
+
+class TestConfiguration:
+    def test_field_of_all_requests_is_scanned(self) -> None:
+        with pytest.raises(PrivacyError) as raised:
+            scan_of(endpoint(top_k=5, chat_template_kwargs={"notes": [ROW]}), [ROW], CARD)
+        assert raised.value.where == "assistant.extra_body.chat_template_kwargs"
+
+    def test_harmless_fields_pass(self) -> None:
+        assert scan_of(endpoint(top_k=5, chat_template_kwargs={"enable_thinking": False}), [ROW], CARD).texts == 1
+
+    def test_card_is_scanned(self) -> None:
+        with pytest.raises(PrivacyError):
+            scan_of(endpoint(), [ROW], replace(CARD, description=ROW))
 
 
 class TestRequests:

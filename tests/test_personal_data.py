@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from commands import ROOT
@@ -70,6 +71,14 @@ def test_made_up_messages_without_personal_data_are_let_pass() -> None:
 
 def test_readme_of_the_repository_has_none() -> None:
     assert [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if find(line)] == []
+
+
+@pytest.mark.parametrize("text", ["case-" * 4000, "a" * 20000, "patient " * 4000, "1-" * 10000, "a.b@" * 5000])
+def test_reply_of_a_model_that_repeats_itself_is_read_in_no_time(text: str) -> None:
+    started = time.process_time()
+    find(text)
+    assert time.process_time() - started < 1
+    assert find(f"{text} anna@example.org") == "an e-mail address"
 
 
 def test_kind_holds_nothing_of_the_text() -> None:

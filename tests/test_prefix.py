@@ -129,6 +129,13 @@ class TestLabelTextSets:
         )
         assert (sets, verdicts) == ([], [("unusable", "holds words of a row")])
 
+    def test_name_and_phrase_are_judged_together_as_they_would_be_taught(self) -> None:
+        reply = Completion("x: one\ny: of a row", "m")
+        sets, _ = read_label_text_sets(
+            [reply], ("x", "y"), lambda text: "words of a row" if text == "y: of a row" else ""
+        )
+        assert sets == []
+
 
 class Losses:
     """Losses by row: 1 plus noise of the row, less the prefix's gain. Counts what is asked."""

@@ -63,7 +63,7 @@ class Parrot:
             texts.append(f"{PHRASES[self.said % len(PHRASES)]} {KEY if self.said == 3 else self.said}")
         if "label" in body["messages"][-1]["content"].split("\n")[-1].lower() and body["max_tokens"] > 50:
             texts = [label_text_reply({"bad": f"a complaint {KEY}", "good": "praise"})] * len(texts)
-        return Reply(body=completion(*texts, model=f"m {KEY}"), headers=echo)
+        return Reply(body=completion(*texts, model=f"m {KEY}", finish_reason=f"stop {KEY}"), headers=echo)
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,9 @@ class OpenAIAssistant:
                     # JSON can carry half a surrogate pair, no file can
                     text=self._without_key(content.encode("utf-8", "replace").decode()),
                     model=self._answered_as(self._without_key(str(reply.get("model") or self.name))),
-                    finish_reason=str(finish_reason or "unknown"),
-                    prompt_tokens=usage.get("prompt_tokens"),
-                    completion_tokens=usage.get("completion_tokens"),
+                    finish_reason=self._without_key(str(finish_reason or "unknown")),
+                    prompt_tokens=_count(usage.get("prompt_tokens")),
+                    completion_tokens=_count(usage.get("completion_tokens")),
                 )
                 for content, finish_reason in contents
             ]
@@ -416,3 +416,8 @@ def own_words(text: str) -> str:
     while isinstance(content, dict):
         content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), str(content))
     return content if isinstance(content, str) else json.dumps(content)
+
+
+def _count(tokens: Any) -> int | None:
+    """What a server says, if it is a number."""
+    return tokens if type(tokens) is int else None

@@ -7,6 +7,7 @@ a hit is the field and the kind, never the words.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import unicodedata
@@ -16,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.config import LeakScanConfig
+from gpta_local.config import Config, EndpointConfig, LeakScanConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy import personal_data
-from gpta_local.prompts import named_lines
-from gpta_local.schema import Request
+from gpta_local.prompts import named_lines, prefix_request
+from gpta_local.schema import DatasetCard, Request
 
 SHORTEST = 4
 """Words of a row from which on it is looked for, as a whole where it has fewer than n words."""
@@ -47,6 +48,20 @@ def words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKD", text)
     unseen = {ord(c): None for c in set(text) if unicodedata.category(c) in ("Mn", "Mc", "Me", "Cf")}
     return _WORD.findall(text.translate(unseen).upper().casefold())  # first upper: the dotless i is an i
+
+
+def scan_of(config: Config, texts: Iterable[str], card: DatasetCard) -> LeakScan:
+    """The scan that a configuration asks for, once nothing is found in what every request holds.
+
+    Raises:
+        PrivacyError: private words or personal data are in the card or in `assistant.extra_body`.
+    """
+    scan = LeakScan(config.privacy.leak_scan, texts, card.label_names)
+    scan.check(prefix_request(card, []))
+    if isinstance(config.assistant, EndpointConfig):
+        for name, value in config.assistant.extra_body.items():
+            scan.check_text(f"assistant.extra_body.{name}", json.dumps(value, ensure_ascii=False))
+    return scan
 
 
 class LeakScan:
@@ -92,16 +107,20 @@ class LeakScan:
             PrivacyError: a line of the request must not leave; names its field and the kind of hit.
         """
         for field, line in named_lines(request):
-            self._check_text(field, line)
+            self.check_text(field, line)
 
     def check_dialogue(self, dialogue: Dialogue) -> None:
         """As `check`, for the request and both replies."""
         self.check(dialogue.request)
         for reply in (dialogue.reply, dialogue.worse):
             for line in reply.splitlines():
-                self._check_text("a reply that the assistant would be taught", line)
+                self.check_text("a reply that the assistant would be taught", line)
 
-    def _check_text(self, field: str, text: str) -> None:
+    def check_text(self, field: str, text: str) -> None:
+        """
+        Raises:
+            PrivacyError: the text must not leave.
+        """
         if kind := self.find(text):
             raise PrivacyError(
                 f"{kind} would go to the assistant",

@@ -17,12 +17,12 @@ LONG = 9
 FEW = 5
 """Digits without which no number is one of a person."""
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}")
+_EMAIL = re.compile(r"[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,}")
 _LONG_NUMBER = re.compile(rf"\d{{{LONG},}}")
 _RECORD = re.compile(
     r"(?i)(?<!\w)(?:MRN|PID|SSN|"  # abbreviations that are enough, and words for "number" after another word
-    r"(?:[\w-]*(?:patient|record|case|file|policy|account|customer|client|member|insurance|claim|passport|licen[cs]e)"
-    r"[\w-]*\s+(?:number|num|no|nr|id)|\w{3,}(?:nummer|-nr|-no|-id)|num[ée]ro|n°|№))"
+    r"(?:[\w-]{0,30}(?:patient|record|case|file|policy|account|customer|client|member|insurance|claim|passport|licen[cs]e)"
+    r"[\w-]{0,30}\s+(?:number|num|no|nr|id)|\w{3,30}(?:nummer|-nr|-no|-id)|num[ée]ro|n°|№))"
     r"\W{0,3}[A-Z]{0,4}[-/]?\d[\d./-]{4,}"
 )
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}", re.IGNORECASE)

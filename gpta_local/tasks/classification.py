@@ -27,6 +27,8 @@ FOLDS = 4
 PROBE_L2 = 1e-4
 """Weight of the squared distance to the model's own head (DESIGN §4: measured)."""
 PROBE_ITERATIONS = 40
+LONGEST_SHOWN = 24
+"""Characters of an unknown label that a message repeats."""
 
 
 class ClassificationTask:
@@ -131,6 +133,8 @@ class ClassificationTask:
         always do. Of `sets`, ranked one by one by the loss of the probe on at most `size` training rows, the
         first k join them where that lowers the loss by more than its standard error, for k = 1, 2, 4, …"""
         examples, own = self._splits.train, self.own_label_texts()
+        if not sets:
+            return own, []
         rows = self.scoring_rows(examples, size, self._config.seed)
         model = self.build_plain()
         scorer = self.scorer(model, examples)
@@ -150,8 +154,9 @@ class ClassificationTask:
             return gain - standard_error
 
         joined = [own + ranked[: 2**k] for k in range(len(ranked).bit_length())]
-        best = max(joined, key=bound, default=own)
-        return (best if bound(best) > 0 else own), scored
+        bounds = [bound(chosen) for chosen in joined]
+        best = max(range(len(joined)), key=bounds.__getitem__)
+        return (joined[best] if bounds[best] > 0 else own), scored
 
     def scoring_rows(self, examples: Sequence[Example], size: int, seed: int) -> list[int]:
         return scoring_order([example.label for example in examples], size, seed)
@@ -308,9 +313,9 @@ def read_examples(
         name = _label_name(record, label)
         if name not in numbers:
             near = difflib.get_close_matches(name, label_names, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise DataError(
-                f"unknown label {data.safe_label(name)}",
+            hint = f"Did you mean {near[0]!r}? " if near else "Is data.label the right column? "
+            raise DataError(  # a long value is not shown: it can be the text of a row
+                f"unknown label {name!r}" if near or len(name) <= LONGEST_SHOWN else "unknown label",
                 where=record.where,
                 fix=f"{hint}The labels are: {', '.join(label_names)[:200]}",
             )
