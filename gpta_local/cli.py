@@ -106,7 +106,7 @@ def train(
 
     from gpta_local import console
 
-    name = re.sub(r"[^\w.-]+", "-", settings.card.name or "run").strip(".-")
+    name = re.sub(r"[^\w.-]+", "-", settings.card.name or "run").strip(".-")[:80]
     folder = output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     with console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet) as observer:
         observer.stage("reading data, loading models", 1)

@@ -254,7 +254,7 @@ class LeakScanConfig(Section):
     enabled: bool = True
     words: int = Field(default=6, ge=4, le=64)
     """So many words in a row that are also in a private row are a leak; of rows with fewer, the whole row."""
-    threshold: int = Field(default=1, ge=1)
+    threshold: int = Field(default=1, ge=1, le=100)
     """Different runs of so many words in one field from which on it is a leak."""
 
 
@@ -394,6 +394,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as exc:
         raise ConfigError("no such configuration file", where=str(path)) from exc
+    except IsADirectoryError as exc:
+        raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:
@@ -436,6 +438,8 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], content)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        if SECRET_NAME.search(location[-1]):
+            return f"unknown key {key!r}; a key never goes into a configuration: see assistant.api_key_file"
         return f"unknown key {key!r}" + (
             f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
         )

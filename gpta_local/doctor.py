@@ -131,7 +131,7 @@ def _findings(name: str, check: Check) -> Iterator[Finding]:
     except GptaError as exc:
         yield Finding(name, "error", f"{exc.where}: {exc.what}" if exc.where else exc.what, exc.fix)
     except Exception as exc:  # whatever it is, the other checks are still worth their while
-        yield Finding(name, "warning", f"could not be checked ({type(exc).__name__})")
+        yield Finding(name, "error", f"could not be checked ({type(exc).__name__})", "Please report this")
 
 
 def versions() -> dict[str, str]:
@@ -298,14 +298,14 @@ def data(case: Case) -> Iterator[Verdict]:
 
 def _leaks(config: Config, task: Task) -> Iterator[Verdict]:
     """Whether the card, or a field of all requests, holds words of rows or personal data."""
-    from gpta_local.privacy.leak_scan import scan_of
+    from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 
     try:
         scan_of(config, task.texts(), task.card())
     except PrivacyError as exc:
         yield "error", f"{exc.where}: {exc.what}", exc.fix
-    if not config.privacy.leak_scan.enabled:
-        yield "warning", "nothing looks for private rows in what goes to the assistant", "Turn privacy.leak_scan on"
+    if weakness := weaker_than_default(config.privacy.leak_scan):
+        yield "warning", weakness, "Leave privacy.leak_scan as it is by default"
 
 
 def backbone(case: Case) -> Iterator[Verdict]:

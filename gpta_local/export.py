@@ -115,10 +115,10 @@ def check_folder(folder: Path) -> None:
             fix="Choose another, or remove it",
         )
     if folder.exists() and not folder.is_dir():
-        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place with --output")
+        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place")
     nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place with --output")
+        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place")
 
 
 def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:

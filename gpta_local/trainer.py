@@ -24,7 +24,7 @@ from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
 from gpta_local.privacy.audit import HEAD, LOG, Audit
 from gpta_local.privacy.files import owner_only
-from gpta_local.privacy.leak_scan import scan_of
+from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
     Completion,
@@ -72,10 +72,9 @@ class Run:
         for warning in self.splits.warnings:
             observer.warn(warning)
         self.leak_scan = scan_of(config, self.task.texts(), self.card)
-        if config.privacy.leak_scan.enabled:
-            observer.note(f"leak scan: {self.leak_scan}")
-        else:
-            observer.warn("privacy.leak_scan is off: nothing looks for private rows in what goes to the assistant")
+        observer.note(f"leak scan: {self.leak_scan}")
+        if weakness := weaker_than_default(config.privacy.leak_scan):
+            observer.warn(weakness)
         self.steps = total_steps(config.training, len(self.splits.train))
         auto: Regime = "online" if self.splits.many else "low-resource"
         self.regime = auto if config.search.regime == "auto" else config.search.regime

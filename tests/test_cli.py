@@ -109,7 +109,7 @@ class TestBadInput:
         self.refused(tmp_path / "none.yaml", "none.yaml: no such configuration file")
 
     def test_folder_as_configuration(self, project: Path) -> None:
-        self.refused(project / "record", "cannot be read")
+        self.refused(project / "record", "a folder, not a configuration file")
 
     def test_broken_configuration(self, project: Path) -> None:
         (project / "broken.yaml").write_text("data:\n  train: [\n", encoding="utf-8")

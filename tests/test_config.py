@@ -176,7 +176,7 @@ def test_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path)
+    assert "a folder, not a configuration file" in refusal(tmp_path)
 
 
 def test_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:

@@ -219,6 +219,14 @@ class TestBrokenData:
             ClassificationTask(config_of(tmp_path, rows, {"card": {"labels": ["bad", "good"]}}))
         assert rows[0]["label"][:20] not in str(caught.value)
 
+    def test_label_of_many_words_that_the_card_does_not_list_is_refused(self, tmp_path: Path) -> None:
+        texts = [f"{CANARY} is what the guest said of us", "all was as good as it gets here"]
+        rows = [{"text": "x", "label": texts[number % 2]} for number in range(40)]
+        with pytest.raises(DataError, match=r"a label has 6 words or more.*card\.labels") as caught:
+            ClassificationTask(config_of(tmp_path, rows, {}))
+        assert CANARY not in str(caught.value)
+        ClassificationTask(config_of(tmp_path, rows, {"card": {"labels": texts}}))
+
     def test_only_one_class_is_told(self, tmp_path: Path) -> None:
         rows = [{"text": f"{CANARY} {i}", "label": "one"} for i in range(4)]
         with pytest.raises(DataError, match="only one class, 'one'") as caught:

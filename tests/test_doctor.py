@@ -159,14 +159,14 @@ class TestReport:
             output = invoke("doctor", path).output
             assert not [text for text, _ in SENTIMENT if text in output]
 
-    def test_check_that_breaks_is_a_warning_and_the_others_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_check_that_breaks_is_an_error_and_the_others_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def strange() -> Iterator[doctor.Verdict]:
             yield "ok", "so far"
             raise KeyError("secret words")
 
         monkeypatch.setattr(doctor, "OF_THE_MACHINE", (strange, doctor.python))
         findings = doctor.examine(None)
-        assert [(f.check, f.grade) for f in findings] == [("strange", "ok"), ("strange", "warning"), ("python", "ok")]
+        assert [(f.check, f.grade) for f in findings] == [("strange", "ok"), ("strange", "error"), ("python", "ok")]
         assert findings[1].finding == "could not be checked (KeyError)"
 
     def test_error_of_ours_is_told_with_its_fix(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,4 +546,4 @@ class TestLeaks:
 
     def test_scan_that_is_off_is_a_warning(self, config: Config) -> None:
         findings, _ = examine(config({"privacy": {"leak_scan": {"enabled": False}}}))
-        assert "warning: nothing looks for private rows" in of(findings, "data")
+        assert "warning: privacy.leak_scan is off" in of(findings, "data")

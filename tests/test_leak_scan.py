@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from samples import CARD, QUICKSTART, read_rows, scored
 from gpta_local.config import Config, LeakScanConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
-from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, words
+from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, weaker_than_default, words
 from gpta_local.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label
 
@@ -214,3 +215,11 @@ def test_shipped_card_shares_no_run_of_words_with_its_rows() -> None:
     assert len(texts) == sum(len(read_rows(split)) for split in ("train", "validation", "test"))
     found.check(prefix_request(task.card(), []))
     assert all(found.find(text) for text in random.Random(0).sample(texts, 20))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({}, False), ({"words": 4}, False), ({"words": 7}, True), ({"threshold": 2}, True), ({"enabled": False}, True)],
+)
+def test_scan_that_is_weaker_than_usual_is_told(config: dict[str, Any], said: bool) -> None:
+    assert bool(weaker_than_default(LeakScanConfig(**config))) is said

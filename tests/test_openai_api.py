@@ -376,7 +376,7 @@ def test_lasting_fault_is_one_message_with_a_remedy(serve: Serve, connect: Conne
 
 def test_nothing_at_the_port_says_how_to_start_a_server(connect: Connect) -> None:
     port = closed_port()
-    with pytest.raises(EndpointError, match=f"nothing listens on port {port} .* vllm serve m --port {port}"):
+    with pytest.raises(EndpointError, match=f"nothing listens on port {port} .* assistant serve m --port {port}"):
         connect(f"http://127.0.0.1:{port}/v1").check()
 
 

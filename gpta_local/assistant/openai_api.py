@@ -68,7 +68,7 @@ class OpenAIAssistant:
         extra_body: further fields of the request; they replace ours, and None leaves a field out.
     """
 
-    start_hint = "vllm serve {model} --port {port}"
+    start_hint = "gpta-local assistant serve {model} --port {port}"
     takes_adapters = False
     adapters_refused = (
         "An endpoint of the backend openai takes no adapters. "
@@ -396,7 +396,7 @@ def _usable_key(api_key: str | None) -> str | None:
     if api_key is not None and not re.fullmatch(r"[\x21-\x7e]+", api_key):
         what = "the key is empty or holds blanks, line breaks or characters outside ASCII"
         fix = "Correct what assistant.api_key_env or assistant.api_key_file names"
-        raise EndpointError(what, where="assistant.api_key_env", fix=fix)
+        raise EndpointError(what, where="assistant", fix=fix)
     return api_key
 
 

@@ -69,8 +69,6 @@ class VLLMAssistant(OpenAIAssistant):
         endpoint: as for `OpenAIAssistant`.
     """
 
-    # On a CPU, vLLM 0.32 stops at a seeded request whose prompt it takes in two parts.
-    start_hint = "vllm serve {model} --port {port} (on a CPU with --max-num-batched-tokens 16384)"
     max_model_len: int | None = None
     adapters_refused = "Whether the server takes adapters is known after the check"
 

@@ -64,6 +64,17 @@ def scan_of(config: Config, texts: Iterable[str], card: DatasetCard) -> LeakScan
     return scan
 
 
+def weaker_than_default(config: LeakScanConfig) -> str:
+    """In words for the user, how the scan is weaker than it is unless told otherwise; "" if it is not."""
+    usual = LeakScanConfig()
+    if not config.enabled:
+        return "privacy.leak_scan is off: nothing looks for private rows in what goes to the assistant"
+    if config.words > usual.words or config.threshold > usual.threshold:
+        found = f"{config.words} words in a row, {config.threshold} times"
+        return f"privacy.leak_scan is set weaker than usual: private words go to the assistant below {found}"
+    return ""
+
+
 class LeakScan:
     """Looks for the words of `texts`, and for personal data.
 
@@ -84,6 +95,8 @@ class LeakScan:
         self._known = index[~np.isin(index, np.concatenate([*said, np.empty(0, np.uint64)]))]
 
     def __str__(self) -> str:
+        if not self._config.enabled:
+            return "off"
         return f"{len(self._known):,} runs of {self._config.words} words, of {self.texts:,} texts, are looked for"
 
     def find(self, text: str) -> str:

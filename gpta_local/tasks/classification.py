@@ -27,6 +27,8 @@ FOLDS = 4
 PROBE_L2 = 1e-4
 """Weight of the squared distance to the model's own head (DESIGN §4: measured)."""
 PROBE_ITERATIONS = 40
+LONG_NAME = 6
+"""Words from which on a label's name looks like the text of a row."""
 LONGEST_SHOWN = 24
 """Characters of an unknown label that a message repeats."""
 
@@ -333,6 +335,12 @@ def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
                 f"{len(found)} different labels in {len(records)} rows",
                 where=config.data.train,
                 fix="Is data.label the right column? If so, list them in card.labels",
+            )
+        if any(len(name.split()) >= LONG_NAME for name in found):
+            raise DataError(  # they would go to the assistant
+                f"a label has {LONG_NAME} words or more",
+                where=config.data.train,
+                fix="Is data.label the right column? If so, list the labels in card.labels",
             )
         names: list[str] = sorted(found)
         meanings: Mapping[str, str] = {}
