@@ -10,7 +10,7 @@ The archive is a plain tar of regular files, in the order of their names:
     configs/…         configurations, without their data
     install.py        this file
     manifest.json     SHA-256 and size of every other file
-    models/NAME/…     model folders
+    models/NAME/…     model folders, each with the SHA256SUMS of its files
     sbom.cdx.json     bill of materials (CycloneDX): every wheel and model, with licence and SHA-256
     wheels/…          gpta-local and all its requirements
 
@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ABOUT, INSTALLER, MANIFEST, SBOM = "bundle.json", "install.py", "manifest.json", "sbom.cdx.json"
+ABOUT, INSTALLER, BUNDLE_MANIFEST, SBOM = "bundle.json", "install.py", "manifest.json", "sbom.cdx.json"
 FORMAT = 1
 PLATFORM = re.compile(r"manylinux_(\d{1,3})_(\d{1,3})_([a-z0-9_]+)")
 BLOCK = tarfile.BLOCKSIZE
@@ -104,7 +104,7 @@ def end(offset: int) -> bytes:
 
 
 def manifest(files: Mapping[str, File]) -> bytes:
-    content = {name: file._asdict() for name, file in files.items() if name != MANIFEST}
+    content = {name: file._asdict() for name, file in files.items() if name != BUNDLE_MANIFEST}
     return (json.dumps({"files": content}, indent=1, sort_keys=True) + "\n").encode()
 
 
@@ -177,7 +177,7 @@ class _Contents:
     def _content(self, info: tarfile.TarInfo) -> bool:
         """Read a file and its padding; False if the archive ends before."""
         digest, left, kept = hashlib.sha256(), info.size, []
-        keep = info.name in (ABOUT, MANIFEST, SBOM) and info.size <= LARGEST_DESCRIPTION
+        keep = info.name in (ABOUT, BUNDLE_MANIFEST, SBOM) and info.size <= LARGEST_DESCRIPTION
         while left and (chunk := self._take(min(left, CHUNK))):
             digest.update(chunk)
             left -= len(chunk)
@@ -221,10 +221,10 @@ def verify(archive: Path, sha256: str | None = None) -> Verified:
         for source, digest in expected.items()
         if digest != contents.sha256
     ]
-    if not problems and not {ABOUT, INSTALLER, MANIFEST} & set(contents.files):
+    if not problems and not {ABOUT, INSTALLER, BUNDLE_MANIFEST} & set(contents.files):
         raise BundleError(f"{archive}: not a bundle: not an archive that `gpta-local bundle create` made")
     problems += contents.problems
-    if contents.whole or MANIFEST in contents.files:
+    if contents.whole or BUNDLE_MANIFEST in contents.files:
         problems += _compare(contents)
     if problems:
         raise BundleDiffers("\n".join([f"{archive}: {len(problems)} found", *(f"  {line}" for line in problems)]))
@@ -249,25 +249,26 @@ def _expected_sha256(archive: Path, given: str | None) -> dict[str, str]:
 def _compare(contents: _Contents) -> Iterator[str]:
     """What differs between the files of an archive, its manifest and its bill of materials."""
     try:
-        described = json.loads(contents.descriptions[MANIFEST])["files"]
+        described = json.loads(contents.descriptions[BUNDLE_MANIFEST])["files"]
         listed = {name: File(entry["sha256"], entry["size"]) for name, entry in described.items()}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        yield f"{MANIFEST}: missing, or changed so that it cannot be read"
+        yield f"{BUNDLE_MANIFEST}: missing, or changed so that it cannot be read"
         return
-    if contents.descriptions[MANIFEST] != manifest(listed):
-        yield f"{MANIFEST}: changed: not in the form in which it is written"
-    found = {name: file for name, file in contents.files.items() if name != MANIFEST}
+    if contents.descriptions[BUNDLE_MANIFEST] != manifest(listed):
+        yield f"{BUNDLE_MANIFEST}: changed: not in the form in which it is written"
+    found = {name: file for name, file in contents.files.items() if name != BUNDLE_MANIFEST}
     for name in sorted({*listed, *found}):
         if name not in found:
             if contents.whole:
                 yield f"{name!r}: missing"
         elif name not in listed:
-            yield f"{name!r}: added, {MANIFEST} does not list it"
+            yield f"{name!r}: added, {BUNDLE_MANIFEST} does not list it"
         elif found[name].size != listed[name].size:
-            yield f"{name!r}: changed: {found[name].size} bytes, {MANIFEST} says {listed[name].size}"
+            yield f"{name!r}: changed: {found[name].size} bytes, {BUNDLE_MANIFEST} says {listed[name].size}"
         elif found[name].sha256 != listed[name].sha256:
-            yield f"{name!r}: changed: its SHA-256 is {found[name].sha256}, {MANIFEST} says {listed[name].sha256}"
-    if SBOM in found:
+            digests = f"its SHA-256 is {found[name].sha256}, {BUNDLE_MANIFEST} says {listed[name].sha256}"
+            yield f"{name!r}: changed: {digests}"
+    if SBOM in found or contents.whole:
         yield from _compare_sbom(contents.descriptions.get(SBOM, b""), listed)
 
 
@@ -275,12 +276,12 @@ def _compare_sbom(text: bytes, listed: Mapping[str, File]) -> Iterator[str]:
     try:
         hashes = dict(_hashes(json.loads(text)["components"]))
     except (KeyError, ValueError, TypeError, IndexError, RecursionError):
-        yield f"{SBOM}: not a bill of materials as it is written for a bundle"
+        yield f"{SBOM}: missing, or not a bill of materials as it is written for a bundle"
         return
     materials = {name: file.sha256 for name, file in listed.items() if name.startswith(("wheels/", "models/"))}
     for name in sorted({*materials, *hashes}, key=str):
         if hashes.get(name) != materials.get(name):
-            yield f"{name!r}: {SBOM} and {MANIFEST} do not say the same about it"
+            yield f"{name!r}: {SBOM} and {BUNDLE_MANIFEST} do not say the same about it"
 
 
 def _hashes(components: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -311,11 +312,12 @@ def describe(verified: Verified) -> str:
         f"as {verified.compared_with} says"
         if verified.compared_with
         else f"NOT compared: no .sha256 lies beside and no --sha256 was given. Who can change a file can\n"
-        f"change {MANIFEST} too: compare this number with the one that `bundle create` printed"
+        f"change {BUNDLE_MANIFEST} too: compare this number with the one that `bundle create` printed"
     )
     return (
         f"gpta-local {verified.about.gpta_local} for Python {verified.about.python}, {verified.about.platform}: "
-        f"{len(verified.files)} files, {wheels} of them wheels, {size / 1e6:.1f} MB; all as {MANIFEST} and {SBOM} say\n"
+        f"{len(verified.files)} files, {wheels} of them wheels, {size / 1e6:.1f} MB; "
+        f"all as {BUNDLE_MANIFEST} and {SBOM} say\n"
         f"SHA-256 of the whole archive: {verified.sha256}\n{compared}"
     )
 
@@ -341,9 +343,10 @@ def install(archive: Path, target: Path, sha256: str | None = None, *, say: Call
         raise BundleError(f"{target}: is there already. Choose a folder that does not exist yet")
     target = target.absolute()
     try:
-        target.mkdir(parents=True)
+        target.mkdir()
     except OSError as exc:
-        raise BundleError(f"{target}: cannot be made ({exc.strerror or exc})") from exc
+        what = f"{target}: cannot be made ({exc.strerror or exc})"
+        raise BundleError(f"{what}. The folder above it must be there, and be writable") from exc
     try:
         unpack_archive(archive, target)
         requirements = target / "requirements.txt"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -35,12 +34,14 @@ from gpta_local.catalogue import KnownModel, known_folder, read_catalogue, recog
 from gpta_local.config import load
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.model_files import checked_folder
+from gpta_local.privacy.files import MANIFEST, manifest_text
+from gpta_local.privacy.network import GUARD
 
 OWN = "gpta-local"
-MODEL_FILES = re.compile(
+MODEL_FILE = re.compile(
     r".*\.(safetensors|json|jinja|model)|vocab\.txt|merges\.txt|prefix\.txt|README\.md|(LICENSE|NOTICE).*"
 )
-"""Names of the files of a model folder that go into a bundle: no pickles, no rows, no histories."""
+"""Name of a file of a model folder that goes into a bundle: no pickles, no rows, no histories."""
 
 Contents = dict[str, Path | bytes]
 """Path in the archive → the file, or what it holds."""
@@ -66,7 +67,9 @@ class Model:
     name: str
     folder: Path
     files: tuple[str, ...]
-    known: KnownModel | None
+    known: KnownModel | None = None
+    skipped: tuple[str, ...] = ()
+    """What else lies in the folder."""
 
 
 def create(
@@ -108,8 +111,8 @@ def create(
     chosen = [_model(given) for given in models]
     for model in chosen:
         _add(contents, {f"models/{model.name}/{name}": model.folder / name for name in model.files}, model.name)
-        if outside := _left_out(model):
-            say(f"{model.folder}: not put in, as these are no files of a model: {', '.join(outside)}")
+        if model.skipped:
+            say(f"{model.folder}: not put in, as these are no files of a model: {', '.join(model.skipped)}")
     for config in configs:
         load(config)  # whatever else it is, such as rows, does not get in
         _add(contents, {f"configs/{config.name}": config}, config.name)
@@ -120,9 +123,14 @@ def create(
         about = bundle.About(own.version, python, platform)
         contents[bundle.ABOUT] = _json({"format": bundle.FORMAT, **about._asdict()})
         files = {name: _file(source) for name, source in contents.items()}
+        for model in chosen:
+            digests = {name: files[f"models/{model.name}/{name}"].sha256 for name in model.files}
+            path = f"models/{model.name}/{MANIFEST}"
+            contents[path] = manifest_text(digests).encode()
+            files[path] = _file(contents[path])
         contents[bundle.SBOM] = _json(_bill_of_materials(about, own, needs, chosen, files))
         files[bundle.SBOM] = _file(contents[bundle.SBOM])
-        contents[bundle.MANIFEST] = bundle.manifest(files)
+        contents[bundle.BUNDLE_MANIFEST] = bundle.manifest(files)
         say("writing the archive, and verifying it")
         made = folder / "bundle.tar"
         _write(made, contents)
@@ -187,12 +195,9 @@ def _model(given: str) -> Model:
     folder = checked_folder(given, "--model")
     if known := recognise(folder):
         return Model(known.name, folder, tuple(known.files), known)
-    there = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = sorted(
-        path.as_posix()
-        for path in there
-        if MODEL_FILES.fullmatch(path.name) and not any(part.startswith(".") for part in path.parts)
-    )
+    there = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = tuple(path.as_posix() for path in there if _is_of_a_model(path))
+    skipped = tuple(path.as_posix() for path in there if not _is_of_a_model(path) and path != Path(MANIFEST))
     name = folder.resolve().name
     if name in read_catalogue():
         raise ModelError(
@@ -200,14 +205,12 @@ def _model(given: str) -> Model:
             where=f"--model {given}",
             fix="Rename the folder",
         )
-    return Model(name, folder, tuple(files), None)
+    return Model(name, folder, files, skipped=skipped)
 
 
-def _left_out(model: Model) -> list[str]:
-    if model.known:
-        return []
-    there = {path.relative_to(model.folder).as_posix() for path in model.folder.rglob("*") if path.is_file()}
-    return sorted(there - set(model.files))
+def _is_of_a_model(path: Path) -> bool:
+    """`path` is relative to the model's folder."""
+    return bool(MODEL_FILE.fullmatch(path.name)) and not any(part.startswith(".") for part in path.parts)
 
 
 # ── wheels ──────────────────────────────────────────────────────────────────────────────────────
@@ -284,7 +287,9 @@ def _installed() -> str:
 def _pip(*arguments: str | Path, where: str, isolated: bool = False) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pip", *(str(argument) for argument in arguments)],
-        env=bundle.isolated_environment() if isolated else {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        env=bundle.isolated_environment()
+        if isolated
+        else GUARD.environment_before() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -411,7 +416,7 @@ def _bill_of_materials(
             "licenses": [{"expression": model.known.licence} if model.known else {"license": {"name": "unknown"}}],
             "components": [
                 {"type": "file", "bom-ref": path, "name": name, "hashes": hashes(path)}
-                for name in sorted(model.files)
+                for name in sorted((*model.files, MANIFEST))
                 for path in [f"models/{model.name}/{name}"]
             ],
         }

@@ -1,12 +1,12 @@
 """The catalogue of models that are known file by file. Knows `models/catalogue.yaml`, folders and checksums.
 
 Does not know what the models do. An entry says where a model is from, under which licence, and the
-size and SHA-256 of each of its files.
+SHA-256 of each of its files; those of a model that lies beside the catalogue are in its own `SHA256SUMS`.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from gpta_local.config import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.errors import ModelError
 from gpta_local.model_files import assistant_folder, backbone_folder
+from gpta_local.privacy.files import MANIFEST, read_manifest, sha256
 
 SHA256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
-
-
-class KnownFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sha256: SHA256
-    size: int = Field(ge=0)
-    """Bytes."""
 
 
 class KnownModel(BaseModel):
@@ -38,17 +31,14 @@ class KnownModel(BaseModel):
     revision: str
     licence: str
     """An SPDX expression."""
-    files: dict[RelativePath, KnownFile] = Field(min_length=1)
+    files: dict[RelativePath, SHA256] = Field(min_length=1)
     """Path below the model's folder → what the file must be."""
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files.values())
-
-    def differing(self, folder: Path) -> list[str]:
+    def differing(self, folder: Path) -> Iterator[str]:
         """The files of the entry that are missing in `folder`, or not what they must be."""
-        return [name for name, file in self.files.items() if not _is(folder / name, file)]
+        for name, digest in self.files.items():
+            if not (folder / name).is_file() or sha256(folder / name) != digest:
+                yield name
 
 
 def read_catalogue() -> dict[str, KnownModel]:
@@ -56,7 +46,11 @@ def read_catalogue() -> dict[str, KnownModel]:
     package = Path(__file__).parent
     places = (package / "embedded" / "catalogue.yaml", package.parent / "models" / "catalogue.yaml")
     path = next(place for place in places if place.is_file())
-    entries = TypeAdapter(list[KnownModel]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for entry in content:
+        if "files" not in entry:
+            entry["files"] = read_manifest(path.parent / entry["name"] / MANIFEST)
+    entries = TypeAdapter(list[KnownModel]).validate_python(content)
     return {entry.name: entry for entry in entries}
 
 
@@ -67,7 +61,7 @@ def known_folder(model: KnownModel) -> Path:
         ModelError: if it is not installed, or a file differs.
     """
     folder = {EMBEDDED_ASSISTANT: assistant_folder, DEMO_BACKBONE: backbone_folder}[model.name](model.name)
-    if differing := model.differing(folder):
+    if differing := list(model.differing(folder)):
         raise ModelError(
             f"missing, or not what the catalogue says (SHA-256): {', '.join(differing)}",
             where=str(folder),
@@ -78,11 +72,4 @@ def known_folder(model: KnownModel) -> Path:
 
 def recognise(folder: Path) -> KnownModel | None:
     """The entry whose files are all in `folder`, unchanged."""
-    return next((model for model in read_catalogue().values() if not model.differing(folder)), None)
-
-
-def _is(path: Path, known: KnownFile) -> bool:
-    if not path.is_file() or path.stat().st_size != known.size:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == known.sha256
+    return next((model for model in read_catalogue().values() if not any(model.differing(folder))), None)

@@ -14,13 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpta_local.config import DialogueGradientConfig
-from gpta_local.dialogues import Dialogue
 from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.privacy.network import GUARD, Refusal
 from gpta_local.schema import DialogueGradientStep, Message, Request
+
+if TYPE_CHECKING:
+    from gpta_local.config import DialogueGradientConfig  # both bring libraries, before which the guard must stand
+    from gpta_local.dialogues import Dialogue
 
 LOG_END = 600
 """Characters of the log that an error message quotes."""
@@ -133,6 +135,7 @@ def main() -> None:
     end: dict[str, Any]
     try:
         from gpta_local.assistant.local import load_model
+        from gpta_local.config import DialogueGradientConfig
         from gpta_local.dialogue_gradient import train_adapter
 
         config = DialogueGradientConfig.model_validate(job["config"])
@@ -158,6 +161,8 @@ def main() -> None:
 
 
 def _dialogue(fields: dict[str, Any]) -> Dialogue:
+    from gpta_local.dialogues import Dialogue
+
     request = Request(fields["request"]["kind"], tuple(Message(**m) for m in fields["request"]["messages"]))
     return Dialogue(**fields | {"request": request})
 

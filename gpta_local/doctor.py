@@ -361,7 +361,7 @@ def transport(case: Case) -> Iterator[Verdict]:
     address = urlsplit(config.base_url)
     if address.scheme == "https":
         yield "ok", "encrypted (https)"
-    elif exposure.is_this_machine(address.hostname or ""):
+    elif exposure.is_own_address(address.hostname or ""):
         yield "ok", "stays on this machine"
     else:
         tunnel = f"ssh -N -L {LOCAL_PORT}:127.0.0.1:{address.port or 80} {address.hostname}"
@@ -375,7 +375,7 @@ def exposed_server(case: Case) -> Iterator[Verdict]:
     if not isinstance(config, EndpointConfig) or case.assistant is None:
         return
     address = urlsplit(config.base_url)
-    public = not exposure.is_this_machine(address.hostname or "")
+    public = not exposure.is_own_address(address.hostname or "")
     if not public:
         port = address.port or (443 if address.scheme == "https" else 80)
         listening = exposure.listening_on(port)

@@ -51,7 +51,7 @@ NETWORK_FILE_SYSTEMS = re.compile(
 )
 
 
-def is_this_machine(host: str) -> bool:
+def is_own_address(host: str) -> bool:
     """Whether a host name or address is one of this machine's own; false if it is not found."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -27,6 +27,9 @@ from evil_archives import EVIL
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local import bundle, bundle_creation
+from gpta_local.errors import ModelError
+from gpta_local.model_files import checked_folder
+from gpta_local.privacy.files import write_manifest
 
 HERE = "{}.{}".format(*sys.version_info[:2])
 CANARY = "bdzxqwfkjph"
@@ -127,7 +130,7 @@ def rewrite(archive: Path, change: Callable[[dict[str, Any]], None], *, manifest
     change(contents)
     if manifest:
         files = {name: bundle_creation._file(content) for name, content in contents.items()}
-        contents[bundle.MANIFEST] = bundle.manifest(files)
+        contents[bundle.BUNDLE_MANIFEST] = bundle.manifest(files)
     archive.unlink()
     bundle_creation._write(archive, contents)
     return archive
@@ -153,6 +156,7 @@ class TestCreate:
             "install.py",
             "manifest.json",
             "models/own-model/1_Pooling/config.json",
+            "models/own-model/SHA256SUMS",
             "models/own-model/config.json",
             "models/own-model/model.safetensors",
             "sbom.cdx.json",
@@ -167,6 +171,23 @@ class TestCreate:
         result = create(tmp_path / "out.tar", wheels, "--model", model)
         for name in ("train.jsonl", "rows.csv", "history.sqlite", "notes.txt", "pytorch_model.bin"):
             assert name in result.stderr
+
+    def test_list_of_sums_is_made_anew_and_is_not_named_among_them(
+        self, wheels: Path, model: Path, tmp_path: Path
+    ) -> None:
+        listed = shutil.copytree(model, tmp_path / "listed")
+        write_manifest(listed)
+        result = create(tmp_path / "out.tar", wheels, "--model", listed)
+        assert result.exit_code == 0 and "SHA256SUMS" not in result.stderr, result.output
+
+    def test_model_is_checked_again_where_it_is_unpacked(self, made: Path, tmp_path: Path) -> None:
+        bundle.unpack_archive(made, tmp_path)
+        folder = tmp_path / "models" / "own-model"
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+        assert checked_folder(str(folder), "assistant.model") == folder
+        (folder / "config.json").write_text('{"changed": 1}')
+        with pytest.raises(ModelError, match=r"'config\.json' is not the file that SHA256SUMS lists"):
+            checked_folder(str(folder), "assistant.model")
 
     def test_rows_given_as_a_configuration_are_refused(self, wheels: Path, config: Path, tmp_path: Path) -> None:
         result = create(tmp_path / "out.tar", wheels, "--config", config.with_name("train.jsonl"))
@@ -213,6 +234,32 @@ class TestCreate:
             (tmp_path / "pins.txt").write_text("tiny-words==2.0+cpu\n")
             result = invoke("bundle", "create", tmp_path / "out.tar", "--constraints", tmp_path / "pins.txt")
         assert result.exit_code == 0, result.output
+        assert wheel_in(contents_of(tmp_path / "out.tar"), "tiny_words")
+
+    def test_wheels_come_through_the_proxy_that_the_shell_has_set(self, wheels: Path, tmp_path: Path) -> None:
+        """By the whole program: the guard, which switches proxies off, stands."""
+        place = tmp_path / "proxy" / "http:" / "index.test" / "tiny-words"  # the path that a proxy is asked for
+        place.mkdir(parents=True)
+        wheel = next(wheels.glob("tiny_words-2*.whl"))
+        shutil.copy(wheel, place)
+        (place / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+        (tmp_path / "pins.txt").write_text("tiny-words==2.0+cpu\n")
+        own = next(wheels.glob("gpta_local-*"))
+        script = f"""
+from pathlib import Path
+from gpta_local import bundle_creation
+from gpta_local.cli import main
+bundle_creation._own_wheel = lambda folder, source: Path({str(own)!r})
+main(["bundle", "create", "out.tar", "--constraints", "pins.txt"])
+"""
+        with served(tmp_path / "proxy") as address:
+            shell = {"http_proxy": address, "no_proxy": "", "NO_PROXY": "", "PYTHONPATH": str(ROOT)}
+            pip = {"INDEX_URL": "http://index.test/", "TRUSTED_HOST": "index.test", "RETRIES": "0", "NO_CACHE_DIR": "1"}
+            pip["CONFIG_FILE"] = os.devnull
+            environment = os.environ | shell | {f"PIP_{name}": value for name, value in pip.items()}
+            command = [sys.executable, "-c", script]
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         assert wheel_in(contents_of(tmp_path / "out.tar"), "tiny_words")
 
     def test_versions_are_those_installed_here(self) -> None:
@@ -342,6 +389,7 @@ class TestBillOfMaterials:
         assert "not in the catalogue" in model["description"]
         assert [file["name"] for file in model["components"]] == [
             "1_Pooling/config.json",
+            "SHA256SUMS",
             "config.json",
             "model.safetensors",
         ]
@@ -352,7 +400,7 @@ class TestBillOfMaterials:
         model = next(entry for entry in bill["components"] if entry["type"] == "machine-learning-model")
         assert model["licenses"] == [{"expression": "Apache-2.0"}]
         assert "models/nano-assistant/build.py" in model["description"]
-        assert len(model["components"]) == 6
+        assert len(model["components"]) == 7
 
 
 class TestVerify:
@@ -455,6 +503,10 @@ class TestTampering:
     def test_wheel_in_place_of_another_is_found_by_the_bill_of_materials(self, archive: Path) -> None:
         rewrite(archive, lambda c: c.update({wheel_in(c, "tiny_words"): b"evil"}), manifest=True)
         assert_differs(archive, "'wheels/tiny_words-2.0+cpu-py3-none-any.whl': sbom.cdx.json and manifest.json")
+
+    def test_bundle_without_a_bill_of_materials_is_found(self, archive: Path) -> None:
+        rewrite(archive, lambda contents: contents.pop(bundle.SBOM), manifest=True)
+        assert_differs(archive, "sbom.cdx.json: missing")
 
     def test_consistent_forgery_is_found_by_the_sha256_alone(self, archive: Path, made: Path) -> None:
         rewrite(archive, lambda c: c.update({"configs/clinic.yaml": b"evil"}), manifest=True)
@@ -585,6 +637,11 @@ class TestInstall:
     def test_target_that_is_there_is_refused(self, archive: Path, tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()
         assert_refused(invoke("bundle", "install", archive, tmp_path / "there"), "there", "does not exist yet")
+
+    def test_folder_above_the_target_must_be_there(self, archive: Path, tmp_path: Path) -> None:
+        target = tmp_path / "nowhere" / "there"
+        assert_refused(invoke("bundle", "install", archive, target), str(target), "The folder above it must be there")
+        assert not (tmp_path / "nowhere").exists()
 
     def made_for(self, archive: Path, python: str, platform: str) -> Path:
         about = {"format": bundle.FORMAT, "gpta_local": "9.1", "python": python, "platform": platform}

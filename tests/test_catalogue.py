@@ -9,6 +9,7 @@ import pytest
 
 from gpta_local.catalogue import KnownModel, known_folder, read_catalogue, recognise
 from gpta_local.model_files import DEMO_SHA256
+from gpta_local.privacy.files import MANIFEST, sha256, write_manifest
 
 
 @pytest.fixture(params=["nano-assistant", "all-MiniLM-L6-v2"])
@@ -22,8 +23,7 @@ def test_every_entry_is_tested_here() -> None:
 
 def test_every_file_is_what_its_entry_says(entry: KnownModel) -> None:
     folder = known_folder(entry)
-    assert entry.differing(folder) == []
-    assert entry.size == sum((folder / name).stat().st_size for name in entry.files)
+    assert list(entry.differing(folder)) == []
 
 
 def test_entry_holds_all_that_a_model_needs(entry: KnownModel) -> None:
@@ -32,7 +32,23 @@ def test_entry_holds_all_that_a_model_needs(entry: KnownModel) -> None:
 
 
 def test_backbone_has_the_checksum_that_is_compared_before_it_is_loaded() -> None:
-    assert read_catalogue()["all-MiniLM-L6-v2"].files["model.safetensors"].sha256 == DEMO_SHA256
+    assert read_catalogue()["all-MiniLM-L6-v2"].files["model.safetensors"] == DEMO_SHA256
+
+
+def test_assistant_that_is_built_anew_is_known_by_its_new_list(
+    nano_assistant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = tmp_path / "models" / "nano-assistant"
+    built.mkdir(parents=True)
+    shutil.copy(nano_assistant.parent / "catalogue.yaml", tmp_path / "models")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (built / name).write_text(f"new {name}")
+    write_manifest(built)
+    monkeypatch.setattr("gpta_local.catalogue.__file__", str(tmp_path / "gpta_local" / "catalogue.py"))
+    entry = read_catalogue()["nano-assistant"]
+    assert entry.files["model.safetensors"] == sha256(built / "model.safetensors")
+    assert MANIFEST not in entry.files
+    assert recognise(built) == entry
 
 
 def test_model_is_recognised_in_a_folder_of_any_name(nano_assistant: Path, tmp_path: Path) -> None:
@@ -48,5 +64,5 @@ def test_changed_byte_is_named(nano_assistant: Path, tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert read_catalogue()["nano-assistant"].differing(tmp_path / "copy") == ["model.safetensors"]
+    assert list(read_catalogue()["nano-assistant"].differing(tmp_path / "copy")) == ["model.safetensors"]
     assert recognise(tmp_path / "copy") is None

@@ -51,10 +51,10 @@ class TestListening:
 class TestThisMachine:
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost"])
     def test_own_address_is_told(self, host: str) -> None:
-        assert exposure.is_this_machine(host)
+        assert exposure.is_own_address(host)
 
     def test_address_of_another_is_none(self) -> None:
-        assert not exposure.is_this_machine("203.0.113.1")  # reserved for documentation
+        assert not exposure.is_own_address("203.0.113.1")  # reserved for documentation
 
 
 class TestRoutes:

@@ -158,6 +158,26 @@ class TestAllowedHosts:
     def test_what_is_no_host_is_told_apart(self, host: str) -> None:
         assert normal_host(host) is None
 
+    def test_address_that_was_found_for_a_named_host_is_let_through_where_each_look_up_gives_another(
+        self, tmp_path: Path
+    ) -> None:
+        script = """
+import itertools, socket
+numbers = itertools.count(1)
+def each_time_another(host, port, *_, **__):
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"203.0.113.{next(numbers)}", port))]
+socket.getaddrinfo = each_time_another
+from gpta_local.privacy.network import GUARD
+GUARD.install()
+GUARD.allow(["llm.test"])
+for host in ("LLM.test.", b"llm.test", "llm.test", "203.0.113.9", "other.test"):
+    try: socket.create_connection((host, 80))
+    except OSError as exc: print(type(exc).__name__)
+"""
+        done = run_isolated([sys.executable, "-c", script], tmp_path, PYTHONPATH=str(ROOT))
+        assert done.stdout.split() == ["OSError"] * 3 + ["NotAllowed"] * 2, done.stdout + done.stderr
+        assert done.tried["IPv4"] == 3
+
     def test_addresses_of_a_named_host_are_let_through(self, tmp_path: Path) -> None:
         """With a name and an address of their own, in namespaces: nothing of the real network is used."""
         require_namespaces()
@@ -175,7 +195,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
 server = http.server.HTTPServer(("10.77.0.1", 0), Answer)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 port = server.server_port
-socket.create_connection(("10.77.0.1", port)).close()  # not looked up before
 print(urllib.request.urlopen(f"http://llm.test:{port}/").status)
 async def ask():
     (await asyncio.open_connection("llm.test", port))[1].close()
@@ -464,12 +483,33 @@ except Exception as exc: print(exc)
         assert "the guard of the network refuses the connection" in told and "add it to privacy.allow_hosts" in told
 
 
+class TestWorker:
+    def test_process_of_the_dialogue_gradient_imports_no_library_before_its_guard_stands(self) -> None:
+        script = """
+import sys
+there = set(sys.modules)
+import gpta_local.dialogue_worker
+new = {name.partition(".")[0] for name in set(sys.modules) - there}
+print(*sorted(new - sys.stdlib_module_names))
+"""
+        assert python(script).stdout.split() == ["gpta_local"]
+
+
 class TestOffline:
     def test_what_the_shell_has_set_does_not_win(self) -> None:
         done = python(
             f"{INSTALL}import os, json; print(json.dumps(dict(os.environ)))", HF_HUB_OFFLINE="0", WANDB_MODE="online"
         )
         assert OFFLINE.items() <= json.loads(done.stdout).items()
+
+    def test_what_the_shell_has_set_can_be_had_for_programs_that_use_the_network(self) -> None:
+        script = f"{INSTALL}import json; print(json.dumps(GUARD.environment_before()))"
+        before = json.loads(python(script, NO_PROXY="intern.example", LATER="1").stdout)
+        assert (before["NO_PROXY"], before["LATER"]) == ("intern.example", "1")
+        without = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert not set(OFFLINE) & set(json.loads(without.stdout)), without.stderr
 
     @pytest.mark.slow
     def test_libraries_read_the_variables(self) -> None:

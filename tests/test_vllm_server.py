@@ -420,6 +420,16 @@ def test_log_is_its_owners_alone(tmp_path: Path, played: Played) -> None:
         assert (tmp_path / "vllm.log").stat().st_mode & 0o777 == 0o600
 
 
+def test_log_that_others_could_read_before_is_its_owners_alone(tmp_path: Path, played: Played) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("of another day\n")
+    log.chmod(0o644)
+    played("well")
+    with server(interpreter=Interpreter(Path(sys.executable), on_gpu=False), log=log):
+        assert log.stat().st_mode & 0o777 == 0o600
+        assert log.read_text().startswith("of another day\n")
+
+
 def test_key_of_the_environment_is_written_nowhere(
     tmp_path: Path, played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,8 @@ class VLLMServer:
         """
         try:
             output = self.log.open("ab")
+            if self.log.is_file():  # and no terminal or /dev/null
+                os.fchmod(output.fileno(), 0o600)  # one that was there would keep its mode
         except OSError as exc:
             raise OutputError(f"the log cannot be written ({exc.strerror})", where=str(self.log)) from exc
         with output:

@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -228,7 +228,7 @@ def verify_manifest(folder: Path) -> None:
 @lru_cache(maxsize=16)
 def _verify(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) -> None:
     """`states` tell when to hash again."""
-    listed = _read_manifest(folder / MANIFEST)
+    listed = read_manifest(folder / MANIFEST)
     present = {path.relative_to(folder).as_posix() for path, *_ in states}
     for name in sorted(present - set(listed) - {MANIFEST}):
         if PurePosixPath(name).suffix in LOADED:
@@ -242,16 +242,26 @@ def _verify(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) -> Non
 
 def write_manifest(folder: Path) -> None:
     """List all files of a folder in its `SHA256SUMS`: `sha256sum --check SHA256SUMS` checks them too."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    text = manifest_text({path.relative_to(folder).as_posix(): sha256(path) for path in paths})
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def manifest_text(digests: Mapping[str, str]) -> str:
+    """The text of a `SHA256SUMS`, out of name → digest."""
     lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        name = path.relative_to(folder).as_posix()
+    for name, digest in digests.items():
         escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-        lines.append(f"{'' if escaped == name else chr(92)}{sha256(path)}  {escaped}\n")
-    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+        lines.append(f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
+    return "".join(lines)
 
 
-def _read_manifest(path: Path) -> dict[str, str]:
-    """Name → digest. What the list says of itself, which it cannot know, is left out."""
+def read_manifest(path: Path) -> dict[str, str]:
+    """Name → digest. What the list says of itself, which it cannot know, is left out.
+
+    Raises:
+        ModelError: naming the line that is wrong.
+    """
     listed: dict[str, str] = {}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -12,13 +12,13 @@ the whole in a network namespace: `unshare -rn gpta-local ...`.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import socket
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import FrameType
@@ -86,10 +86,12 @@ class Guard:
         self.refused: Counter[Refusal] = Counter()
         self._names: set[str] = set()
         self._addresses: set[IPv4Address | IPv6Address] = set()
+        self._before: dict[str, str | None] = {}
 
     def install(self) -> None:
         """Set the variables of `OFFLINE` and guard this process for the rest of its life: Python cannot
         take an audit hook away."""
+        self._before = {name: os.environ.get(name) for name in OFFLINE}
         os.environ.update(OFFLINE)
         watched, check = frozenset((*TO_AN_ADDRESS, *LOOKUPS)), self.check
 
@@ -98,6 +100,13 @@ class Guard:
                 check(event, arguments)
 
         sys.addaudithook(hook)
+        self._remember_look_ups()
+
+    def environment_before(self) -> dict[str, str]:
+        """The environment with what the user's shell has set in place of `OFFLINE`: for a program that is meant
+        to use the network, by the user's proxy if there is one."""
+        merged = {**os.environ, **self._before}
+        return {name: value for name, value in merged.items() if value is not None}
 
     def allow(self, hosts: Iterable[str]) -> None:
         """Let connections to further hosts through; `hosts` are such as `normal_host` gives."""
@@ -125,16 +134,20 @@ class Guard:
     def _allows(self, host: str) -> bool:
         if is_this_machine(host) or _plain(host) in self._names:
             return True
-        address = _address(host)
-        if address is not None and address not in self._addresses:
-            self._look_up()  # an allowed name, looked up before and now connected to
-        return address in self._addresses
+        return _address(host) in self._addresses
 
-    def _look_up(self) -> None:
-        for name in self._names:
-            with suppress(OSError):
-                for *_, place in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
-                    self._addresses.add(_unmapped(ip_address(place[0])))
+    def _remember_look_ups(self) -> None:
+        """Allow the addresses that the program is given for an allowed name: it connects to those."""
+        look_up = socket.getaddrinfo
+
+        @functools.wraps(look_up)
+        def remembering(host: Any, *arguments: Any, **options: Any) -> Any:
+            found = look_up(host, *arguments, **options)
+            if _plain(_host("socket.getaddrinfo", (host,)) or "") in self._names:
+                self._addresses.update(_unmapped(ip_address(place[0])) for *_, place in found)
+            return found
+
+        socket.getaddrinfo = remembering
 
 
 GUARD = Guard()
