@@ -149,7 +149,9 @@ class TestSecrets:
         }
         assert self.config(tmp_path, extra_body=body).extra_body == body
 
-    @pytest.mark.parametrize("address", ["http://u:{}@127.0.0.1:0/v1", "http://[u:{}@host/v1", "http://[::1]/v1?key={}"])
+    @pytest.mark.parametrize(
+        "address", ["http://u:{}@127.0.0.1:0/v1", "http://[u:{}@host/v1", "http://[::1]/v1?key={}"]
+    )
     def test_secret_in_an_address_is_refused_and_not_repeated(self, tmp_path: Path, address: str) -> None:
         with pytest.raises(GptaError, match="holds a user name, a password") as caught:
             open_assistant(self.config(tmp_path, base_url=address.format(KEY)))
