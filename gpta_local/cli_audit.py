@@ -33,14 +33,16 @@ def verify(run: Path, head: str) -> None:
     summary, or that all was written anew, can be seen only with --head.
     """
     from gpta_local.privacy.audit_verification import verify as check
+    from gpta_local.privacy.audit_view import printable
 
     verdict = check(run, head)
     for problem in verdict.problems:
-        click.echo(f"wrong: {problem}")
+        click.echo(printable(f"wrong: {problem}"))
     for note in verdict.notes:
-        click.echo(f"note: {note}")
+        click.echo(printable(f"note: {note}"))
     times = f", {verdict.entries[0].time} to {verdict.entries[-1].time}" if verdict.entries else ""
-    click.echo(f"{len(verdict.entries)} entries{times}\nhead: {verdict.head}")
+    click.echo(printable(f"{len(verdict.entries)} entries{times}"))
+    click.echo(f"head: {verdict.head}")
     if verdict.problems:
         click.echo(f"{len(verdict.problems)} problems: the log, or what it tells of, is not in order")
         sys.exit(1)

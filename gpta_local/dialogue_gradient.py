@@ -62,8 +62,8 @@ def train_adapter(
 ) -> DialogueGradientStep:
     """Train a new adapter on the base `model` and write it to `folder`, which must not exist.
 
-    The folder also gets `dialogues.jsonl`, what was taught, `step.json`, how, and `SHA256SUMS`. Global
-    random generators are left as they were.
+    The folder also gets `dialogues.jsonl`, what was taught, `step.json`, how, and `SHA256SUMS`, which
+    lists all but the dialogues: they may be purged. Global random generators are left as they were.
 
     Args:
         model: a causal LM of transformers without adapters; its weights are not changed.
@@ -105,8 +105,9 @@ def train_adapter(
         seconds = time.monotonic() - started
         (made / "README.md").unlink(missing_ok=True)  # peft's empty model card
         _sort_lists(made / "adapter_config.json")
-        _write_record(made, dialogues, config, seed, losses, seconds)
+        _write_record(made, len(dialogues), config, seed, losses, seconds)
         write_manifest(made)
+        _write_dialogues(made, dialogues)
         made.replace(folder)  # a folder under its name is whole
     return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
 
@@ -306,12 +307,25 @@ def _sort_lists(path: Path) -> None:
 
 def _write_record(
     folder: Path,
-    dialogues: Sequence[Dialogue],
+    dialogues: int,
     config: DialogueGradientConfig,
     seed: int,
     losses: Sequence[float],
     seconds: float,
 ) -> None:
+    record = {
+        **config.model_dump(mode="json"),
+        "optimiser": "AdamW, linear decay",
+        "seed": seed,
+        "dialogues": dialogues,
+        "losses": [round(loss, 5) for loss in losses],
+        "seconds": round(seconds, 2),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_dialogues(folder: Path, dialogues: Sequence[Dialogue]) -> None:
     with (folder / DIALOGUES).open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             row = {
@@ -321,16 +335,6 @@ def _write_record(
                 "worse": dialogue.worse,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    record = {
-        **config.model_dump(mode="json"),
-        "optimiser": "AdamW, linear decay",
-        "seed": seed,
-        "dialogues": len(dialogues),
-        "losses": [round(loss, 5) for loss in losses],
-        "seconds": round(seconds, 2),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
-    }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ GONE_TEXT = ""
 
 Verdict = tuple[str, str]
 """What became of a completion: its outcome (accepted, repeated, unusable) and, for an accepted
-one, the text that was read out of it, otherwise the reason."""
+one, the text that was read out of it, otherwise the reason. Both are empty until it is judged."""
 
 
 class History:
@@ -157,16 +157,25 @@ class History:
             )
         return int(cursor.lastrowid or 0)
 
-    def add_completions(self, request: int, completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
-        """Record what came back for a request, and what became of each completion."""
+    def add_completions(self, request: int, completions: Sequence[Completion]) -> None:
+        """Record what came back for a request, as it comes."""
         with self._connection as db:
             db.executemany(
                 "INSERT INTO completions (request_id, text, model, finish_reason, prompt_tokens, completion_tokens,"
-                " outcome, result) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " outcome, result) VALUES (?, ?, ?, ?, ?, ?, '', '')",
                 [
-                    (request, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens, *verdict)
-                    for c, verdict in zip(completions, verdicts, strict=True)
+                    (request, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens)
+                    for c in completions
                 ],
+            )
+
+    def judge_completions(self, request: int, verdicts: Sequence[Verdict]) -> None:
+        """Record what became of each completion of a request, in order."""
+        with self._connection as db:
+            ids = db.execute("SELECT id FROM completions WHERE request_id = ? ORDER BY id", (request,)).fetchall()
+            db.executemany(
+                "UPDATE completions SET outcome = ?, result = ? WHERE id = ?",
+                [(*verdict, number) for verdict, (number,) in zip(verdicts, ids, strict=True)],
             )
 
     def add_round(self, entry: Round) -> None:
@@ -304,10 +313,6 @@ class History:
         ):
             found.setdefault(adapter, []).append(Completion(*fields))
         return found
-
-    def messages(self) -> list[str]:
-        """Every message that was sent to the assistant, as JSON, in order."""
-        return [row[0] for row in self._connection.execute("SELECT messages FROM requests ORDER BY id")]
 
     def requests(self) -> list[tuple[int, int, str, str, str]]:
         """(number, round, kind, adapter, messages as JSON) of each request, in order."""

@@ -20,6 +20,7 @@ from typing import Any
 from gpta_local.errors import InputError
 from gpta_local.history import open_existing
 from gpta_local.privacy.audit import HEAD, LOG, Audit, summary_digest
+from gpta_local.privacy.files import owner_only
 
 GONE = "(purged)"
 
@@ -37,6 +38,7 @@ class Purge:
     head: str
 
 
+@owner_only()
 def purge(run: Path) -> Purge:
     """Delete the texts of requests and completions, and what holds their words.
 
@@ -47,15 +49,14 @@ def purge(run: Path) -> Purge:
     with ExitStack() as stack:
         history = stack.enter_context(closing(open_existing(run / "history.sqlite")))
         log = stack.enter_context(closing(Audit(run / LOG))) if (run / LOG).is_file() else None
-        summary = _read_summary(run / "summary.json")
+        summary = _clean_summary(run / "summary.json")
         prefix = str(summary.get("prefix", ""))
         requests, completions = len(history.requests()), sum(map(len, history.texts().values()))
         done_before = bool(history.purged()) and log is not None and log.last_event == "purged"
 
         metrics = [path for path in (run / "metrics.jsonl",) if path.is_file()]
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
-        clean = _clean_summary(summary, prefix)
-        if summary and _rewrite(run / "summary.json", _as_text(clean)):
+        if summary and _rewrite(run / "summary.json", _as_text(summary)):
             rewritten.append(run / "summary.json")
         taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log")])
         for path in taught:
@@ -63,34 +64,25 @@ def purge(run: Path) -> Purge:
         deleted = [path.relative_to(run).as_posix() for path in taught]
         history.purge(prefix)
         if log and (rewritten or deleted or not done_before):
-            log.purged(requests, completions, deleted, metrics, summary_digest(clean) if summary else "")
+            log.purged(requests, completions, deleted, metrics, summary_digest(summary) if summary else "")
         if log and summary:
-            _rewrite(run / "summary.json", _as_text(clean | {HEAD: log.head}))
+            _rewrite(run / "summary.json", _as_text(summary | {HEAD: log.head}))
         names = [path.name for path in rewritten]
         return Purge(requests, completions, deleted, names, _left(run, prefix), log.head if log else "")
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    """Empty where the run did not finish."""
+def _clean_summary(path: Path) -> dict[str, Any]:
+    """What the summary holds, without label texts and without prefixes other than the one that is shipped.
+    Empty where the run did not finish."""
     if not path.is_file():
         return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        _clean_summary(summary, summary["prefix"])
+        kept, selection = ("", summary["prefix"]), summary["selection"]
+        contestants = [{**c, "text": c["text"] if c["text"] in kept else GONE} for c in selection["contestants"]]
+        return {**summary, "label_texts": [], "selection": {**selection, "contestants": contestants}}
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InputError("not a summary", where=str(path), fix="Delete it, and purge again") from exc
-    return dict(summary)
-
-
-def _clean_summary(summary: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Without label texts, and without prefixes other than the one that is shipped."""
-    if not summary:
-        return {}
-    contestants = [
-        {**contestant, "text": contestant["text"] if contestant["text"] in ("", prefix) else GONE}
-        for contestant in summary["selection"]["contestants"]
-    ]
-    return {**summary, "label_texts": [], "selection": {**summary["selection"], "contestants": contestants}}
 
 
 def _clean_metrics(path: Path, prefix: str) -> str:
@@ -113,8 +105,11 @@ def _rewrite(path: Path, text: str) -> bool:
     if path.read_bytes() == text.encode("utf-8"):
         return False
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return True
 
 

@@ -131,7 +131,7 @@ class Run:
             request = label_texts_request(self.card)
             asking, completions = self.ask(0, request, asked, self.tuner.trusted)
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
-            self.history.add_completions(asking, completions, verdicts)
+            self.history.judge_completions(asking, verdicts)
         chosen, scored = self.task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.history.add_label_text_scores(scored)
         joined = len(chosen) - len(self.task.own_label_texts())
@@ -165,9 +165,9 @@ class Run:
             leak=self.leak_scan.find,
         )
         verdicts: dict[str, list[Verdict]] = {}
-        for who, (adapter, asking, reply) in enumerate(asked):
+        for who, (adapter, asking, _) in enumerate(asked):
             verdicts[adapter] = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
-            self.history.add_completions(asking, reply, verdicts[adapter])
+            self.history.judge_completions(asking, verdicts[adapter])
         return Proposals(
             candidates.prefixes, candidates.counts, verdicts, max(shown, key=lambda s: s.gain, default=None)
         )
@@ -368,7 +368,8 @@ class Run:
         return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
 
     def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
-        """Scan the request, record it, then send it; return its number in the history and the completions.
+        """Scan the request, record it, then send it and record what comes back; return its number in the
+        history and the completions.
 
         Raises:
             PrivacyError: private words or personal data are in it; it is neither recorded nor sent.
@@ -379,6 +380,7 @@ class Run:
         asking = self.history.add_request(round_number, request, sampling, adapter.name if adapter else "")
         self.audit.asked(asking, round_number, request, n, sampling, adapter)
         completions = self.assistant.complete(request, n, sampling)
+        self.history.add_completions(asking, completions)
         self.audit.answered(asking, completions)
         self.observer.advance()
         return asking, completions

@@ -158,9 +158,8 @@ def record_replies(folder: Path, label_texts: Sequence[str], prefixes: Sequence[
     kinds: list[tuple[RequestKind, Sequence[str]]] = [("label-texts", label_texts), ("prefix", prefixes)]
     for kind, replies in kinds:
         completions = [Completion(text, "scripted") for text in replies]
-        verdicts = [("accepted", text) for text in replies]
         asking = history.add_request(1, Request(kind, (Message("user", "?"),)), Sampling())
-        history.add_completions(asking, completions, verdicts)
+        history.add_completions(asking, completions)
     history.close()
     return folder
 

@@ -25,7 +25,7 @@ from samples import SENTIMENT, Silent, sentiment_rows
 
 from gpta_local import config, trainer
 from gpta_local.errors import EndpointError, OutputError
-from gpta_local.privacy.audit import GENESIS, LOG, Audit, canonical, sha256, split_lines
+from gpta_local.privacy.audit import GENESIS, LOG, Audit, canonical, hex_digest, split_lines
 from gpta_local.privacy.audit_verification import Problem, check_chain, check_ends
 from gpta_local.schema import Completion, Message, Request, Sampling
 
@@ -61,7 +61,7 @@ class TestWhatItTells:
         assert code == 0 and "in order" in output and "wrong" not in output
 
     def test_events_come_in_the_order_of_the_run(self, run: Path) -> None:
-        opening = ["started", "data", "data", "assistant"]
+        opening = ["started", "data", "data", "backbone", "assistant"]
         dialogues = ["request", "completions"] * 3
         assert [entry["event"] for entry in entries(run)] == [*opening, *dialogues, "written", "finished"]
 
@@ -98,14 +98,39 @@ class TestWhatItTells:
         assert digests["model.safetensors"] == sha256_of(nano_assistant / "model.safetensors")
         assert "chat_template.jinja" in digests
 
+    def test_backbone_has_the_digests_of_all_files_that_it_is_loaded_from(self, run: Path, sentence: Path) -> None:
+        (backbone,) = of_kind(run, "backbone")
+        files = [path for path in sentence.rglob("*") if path.suffix in (".json", ".safetensors", ".txt")]
+        assert backbone["path"] == str(sentence)
+        assert {name: digest["sha256"] for name, digest in backbone["files"].items()} == {
+            path.relative_to(sentence).as_posix(): sha256_of(path) for path in files
+        }
+        assert {"model.safetensors", "1_Pooling/config.json"} <= set(backbone["files"])
+
+    def test_weights_of_a_served_assistant_have_their_digests(self, tmp_path: Path) -> None:
+        weights = tmp_path / "weights"
+        for name in ("model.safetensors", "tokenizer.model", "parts/merges.txt", "README.md"):
+            (weights / name).parent.mkdir(parents=True, exist_ok=True)
+            (weights / name).write_bytes(name.encode())
+        assistant = f"{{backend: vllm, base_url: 'http://127.0.0.1:9/v1', model: m, weights: {weights}}}"
+        audit = Audit(tmp_path / LOG)
+        (tmp_path / "config.yaml").touch()
+        audit.start(config.load(ROOT / "configs" / "quickstart" / "quickstart.yaml", [f"assistant={assistant}"]))
+        audit.close()
+        (opened,) = of_kind(tmp_path, "assistant")
+        assert (opened["model"], opened["endpoint"]) == ("m", "http://127.0.0.1:9/v1")
+        assert {name: digest["sha256"] for name, digest in opened["files"].items()} == {
+            name: sha256_of(weights / name) for name in ("model.safetensors", "tokenizer.model", "parts/merges.txt")
+        }
+
     def test_requests_and_completions_have_the_digests_of_the_texts_in_the_history(self, run: Path) -> None:
         asked, answered = of_kind(run, "request"), of_kind(run, "completions")
         with sqlite3.connect(run / "history.sqlite") as db:
             messages = db.execute("SELECT messages FROM requests ORDER BY id").fetchall()
             texts = db.execute("SELECT text FROM completions ORDER BY id").fetchall()
-        assert [e["text"]["sha256"] for e in asked] == [sha256(text.encode()) for (text,) in messages]
+        assert [e["text"]["sha256"] for e in asked] == [hex_digest(text.encode()) for (text,) in messages]
         digests = [digest for entry in answered for digest in entry["completions"]]
-        assert [(d["sha256"], d["characters"]) for d in digests] == [(sha256(t.encode()), len(t)) for (t,) in texts]
+        assert [(d["sha256"], d["characters"]) for d in digests] == [(hex_digest(t.encode()), len(t)) for (t,) in texts]
         assert [(e["round"], e["kind"], e["completions"]) for e in asked] == [
             (0, "label-texts", 1),
             (1, "prefix", 3),
@@ -172,7 +197,7 @@ class TestWhatItTells:
         events = [entry["event"] for entry in entries(tmp_path)]
         assert events == ["written", "request", "adapter", "request", "request", "adapter", "request"]
         assert [(e["name"], e["sha256"]) for e in of_kind(tmp_path, "adapter")] == [
-            ("001", sha256(b"weights")),
+            ("001", hex_digest(b"weights")),
             ("", ""),
         ]
         assert [e["adapter"] for e in of_kind(tmp_path, "request")] == ["", "001", "001", ""]
@@ -236,7 +261,7 @@ def rehash(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
 
 def hashed(entry: dict[str, Any]) -> bytes:
     del entry["hash"]
-    return canonical({**entry, "hash": sha256(canonical(entry))}) + b"\n"
+    return canonical({**entry, "hash": hex_digest(canonical(entry))}) + b"\n"
 
 
 def problems(content: bytes) -> list[Problem]:
@@ -280,11 +305,11 @@ class TestVerify:
     @pytest.mark.parametrize(
         ("statement", "words"),
         [
-            ("UPDATE requests SET messages = replace(messages, 'guests', 'hosts') WHERE id = 2", "line 7 .*request 2"),
-            ("UPDATE requests SET round = 2 WHERE id = 2", "line 7 .*request 2"),
-            ("UPDATE requests SET messages = '[]' WHERE id = 2", "line 7 .*request 2"),
-            ("UPDATE completions SET text = 'Zandrik!' WHERE text = 'Zandrik?'", "line 10 .*completion 1 of request 3"),
-            ("DELETE FROM completions WHERE text = 'Zandrik?'", "line 10 .*3 completions of request 3.*holds 2"),
+            ("UPDATE requests SET messages = replace(messages, 'guests', 'hosts') WHERE id = 2", "line 8 .*request 2"),
+            ("UPDATE requests SET round = 2 WHERE id = 2", "line 8 .*request 2"),
+            ("UPDATE requests SET messages = '[]' WHERE id = 2", "line 8 .*request 2"),
+            ("UPDATE completions SET text = 'Zandrik!' WHERE text = 'Zandrik?'", "line 11 .*completion 1 of request 3"),
+            ("DELETE FROM completions WHERE text = 'Zandrik?'", "line 11 .*3 completions of request 3.*holds 2"),
             ("INSERT INTO requests VALUES (9, 1, 'prefix', '[]', '{}', 'now', '')", "holds request 9"),
             ("INSERT INTO purges VALUES ('2026')", "purged 2026, and the log does not say so"),
         ],
@@ -301,6 +326,11 @@ class TestVerify:
             (copied / "history.sqlite").write_bytes(content)
         code, output = verify(copied)
         assert code == 1 and "the texts cannot be checked" in output
+
+    def test_history_whose_version_was_changed_is_found(self, copied: Path) -> None:
+        self.change(copied, "PRAGMA user_version = 1")
+        code, output = verify(copied)
+        assert code == 1 and "wrong: the texts cannot be checked" in output
 
     @pytest.mark.parametrize("name", ["model/model.safetensors", "model/prefix.txt", "config.yaml", "metrics.jsonl"])
     def test_changed_file_is_found(self, copied: Path, name: str) -> None:
@@ -325,7 +355,7 @@ class TestVerify:
         summary["arms"]["gpta"]["accuracy"] = 0.99
         (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         code, output = verify(copied)
-        assert code == 1 and "line 12 tells of another summary.json" in output
+        assert code == 1 and "line 13 tells of another summary.json" in output
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}"])
     def test_broken_summary_is_found(self, copied: Path, content: str) -> None:
@@ -337,7 +367,7 @@ class TestVerify:
         (copied / LOG).write_bytes(b"".join(lines[:-1]))
         code, output = verify(copied)
         assert code == 1
-        assert "line 12 should tell of the end of the run: it did not finish, or the end was cut off" in output
+        assert "line 13 should tell of the end of the run: it did not finish, or the end was cut off" in output
         assert "no entry has the head that summary.json holds" in output
 
     def test_log_written_anew_is_found_by_the_noted_head_only(self, copied: Path) -> None:
@@ -356,14 +386,14 @@ class TestVerify:
 
     def test_noted_head_is_recognised(self, run: Path) -> None:
         code, output = verify(run, "--head", entries(run)[-1]["hash"])
-        assert code == 0 and "the noted head is that of line 12, the last" in output
+        assert code == 0 and "the noted head is that of line 13, the last" in output
 
     def test_entry_after_the_end_is_found(self, copied: Path) -> None:
         audit = Audit(copied / LOG)
         audit.answered(3, [])
         audit.close()
         code, output = verify(copied)
-        assert code == 1 and "line 13 comes after the end of the run" in output
+        assert code == 1 and "line 14 comes after the end of the run" in output
 
     def test_entry_of_an_unknown_form_is_found(self, copied: Path) -> None:
         lines = (copied / LOG).read_bytes().splitlines(keepends=True)
@@ -374,6 +404,19 @@ class TestVerify:
     def test_empty_log_is_found(self, copied: Path) -> None:
         (copied / LOG).write_bytes(b"")
         assert verify(copied)[0] == 1
+
+    def test_control_characters_of_a_log_do_not_reach_the_terminal(self, copied: Path) -> None:
+        log = entries(copied)
+        (written,) = of_kind(copied, "written")
+        written["files"] = {"model/\x1b[2Jnew": {"sha256": "0" * 64, "bytes": 1}}
+        log[-2], log[-1]["time"] = written, "2020\x1b[8m"
+        (copied / LOG).write_bytes(b"".join(map(hashed, log)))
+        (copied / "model" / "\x1b[3Jfile").touch()
+        code, output = verify(copied)
+        assert code == 1 and "\x1b" not in output
+        assert "note: model/\\x1b[2Jnew is not there any more" in output
+        assert "wrong: model/\\x1b[3Jfile is here" in output
+        assert "to 2020\\x1b[8m\n" in output
 
     def test_directory_without_a_log_is_refused(self, tmp_path: Path) -> None:
         assert_refused(invoke("audit", "verify", tmp_path), "no audit log here", str(tmp_path))
@@ -388,7 +431,7 @@ class TestShow:
     def test_each_entry_is_a_line(self, run: Path) -> None:
         lines = invoke("audit", "show", run).stdout.splitlines()
         assert [line.split()[1] for line in lines] == [entry["event"] for entry in entries(run)]
-        assert "replay" in lines[3] and "round 1: prefix × 3" in lines[6]
+        assert "replay" in lines[4] and "round 1: prefix × 3" in lines[7]
 
     def test_texts_are_shown_where_asked_for(self, run: Path) -> None:
         assert "Quimbel" not in invoke("audit", "show", run).stdout

@@ -24,6 +24,7 @@ from gpta_local.dialogue_gradient import REPLY_TOKENS, train_adapter
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.prefix import GainReward
+from gpta_local.privacy.files import verify_manifest
 from gpta_local.schema import DialogueGradientStep, Message, Request
 
 METHODS = ("sft", "weighted-sft", "dpo", "kto", "grpo")
@@ -239,6 +240,14 @@ class TestRecord:
         assert [row["messages"][-1]["content"] for row in rows] == [
             entry.request.messages[-1].content for entry in DIALOGUES
         ]
+
+    def test_adapter_stays_whole_without_what_was_taught(self, assistant: LocalAssistant, tmp_path: Path) -> None:
+        teach(assistant, tmp_path / "001")
+        (tmp_path / "001" / "dialogues.jsonl").unlink()
+        verify_manifest(tmp_path / "001")
+        (tmp_path / "001" / "step.json").unlink()
+        with pytest.raises(ModelError, match=r"'step.json' is listed"):
+            verify_manifest(tmp_path / "001")
 
     def test_how_it_was_taught_is_recorded(self, assistant: LocalAssistant, tmp_path: Path) -> None:
         step = teach(assistant, tmp_path / "001", "dpo", seed=9, learning_rate=2e-3)

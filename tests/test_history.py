@@ -51,7 +51,7 @@ def history(path: Path) -> Iterator[History]:
 def test_completions_come_back_as_they_were(history: History) -> None:
     completions = [Completion("a: «b»\n漢字", "m", "length", 12, 3), Completion("", "m")]
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, completions, [("accepted", "x"), ("unusable", "empty reply")])
+    history.add_completions(asking, completions)
     assert history.completions("prefix") == completions
 
 
@@ -59,7 +59,7 @@ def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -
     for number, kind in enumerate(("label-texts", "prefix", "prefix", "label-texts")):
         completions = [Completion(f"{kind} {number} {i}", "m") for i in range(2)]
         asking = history.add_request(number, request(kind), SAMPLING)
-        history.add_completions(asking, completions, [("accepted", "")] * 2)
+        history.add_completions(asking, completions)
     assert [completion.text for completion in history.completions("prefix")] == [
         "prefix 1 0",
         "prefix 1 1",
@@ -71,7 +71,7 @@ def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -
 def test_messages_are_all_that_was_sent(history: History) -> None:
     history.add_request(1, request("prefix", "first"), SAMPLING)
     history.add_request(2, request("prefix", "second"), SAMPLING)
-    sent = [[message["content"] for message in json.loads(text)] for text in history.messages()]
+    sent = [[message["content"] for message in json.loads(text)] for *_, text in history.requests()]
     assert sent == [["Help.", "first"], ["Help.", "second"]]
 
 
@@ -100,14 +100,14 @@ def test_cost_is_known_where_all_tokens_were_counted(
 ) -> None:
     completions = [Completion("a", "m", "stop", 10, 2), Completion("b", "m", "stop", *second)]
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, completions, [("accepted", "a"), ("accepted", "b")])
+    history.add_completions(asking, completions)
     assert history.cost() == {"completions": 2, "prompt_tokens": prompt, "completion_tokens": completion}
 
 
 def test_record_is_there_after_reopening(path: Path) -> None:
     first = History(path)
     asking = first.add_request(1, request("prefix"), SAMPLING)
-    first.add_completions(asking, [Completion("a", "m")], [("accepted", "a")])
+    first.add_completions(asking, [Completion("a", "m")])
     first.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
     first.close()
     again = open_existing(path)
@@ -118,22 +118,38 @@ def test_record_is_there_after_reopening(path: Path) -> None:
 
 def test_every_write_is_there_without_closing(path: Path, history: History) -> None:
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, [Completion("a", "m")], [("accepted", "a")])
+    history.add_completions(asking, [Completion("a", "m")])
     reader = open_existing(path)
     assert len(reader.completions("prefix")) == 1
     reader.close()
 
 
-def test_completions_are_recorded_all_or_none(history: History) -> None:
+def judged(path: Path) -> list[tuple[str, str, str]]:
+    with sqlite3.connect(path) as connection:
+        return connection.execute("SELECT text, outcome, result FROM completions ORDER BY id").fetchall()
+
+
+def test_completions_are_judged_in_the_order_of_their_request(path: Path, history: History) -> None:
+    first, second = (history.add_request(1, request("prefix"), SAMPLING) for _ in range(2))
+    history.add_completions(second, [Completion("a", "m"), Completion("b", "m")])
+    history.add_completions(first, [Completion("c", "m")])
+    assert judged(path) == [("a", "", ""), ("b", "", ""), ("c", "", "")]
+    history.judge_completions(second, [("accepted", "a"), ("unusable", "empty reply")])
+    assert judged(path) == [("a", "accepted", "a"), ("b", "unusable", "empty reply"), ("c", "", "")]
+
+
+@pytest.mark.parametrize("verdicts", [1, 3])
+def test_completions_are_judged_all_or_none(path: Path, history: History, verdicts: int) -> None:
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    with pytest.raises(ValueError, match="shorter"):
-        history.add_completions(asking, [Completion("a", "m")] * 2, [("accepted", "a")])
-    assert history.completions("prefix") == []
+    history.add_completions(asking, [Completion("a", "m")] * 2)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        history.judge_completions(asking, [("accepted", "a")] * verdicts)
+    assert judged(path) == [("a", "", "")] * 2
 
 
 def test_request_is_recorded_before_it_is_answered(history: History) -> None:
     history.add_request(1, request("prefix"), SAMPLING)
-    assert len(history.messages()) == 1
+    assert len(history.requests()) == 1
 
 
 def test_new_file_has_the_latest_version(path: Path, history: History) -> None:
@@ -215,7 +231,7 @@ class TestDialogueGradient:
     def test_completions_of_each_adapter_are_kept_apart(self, history: History) -> None:
         for adapter, text in (("", "x"), ("001", "y"), ("", "z")):
             asking = history.add_request(1, request("prefix"), SAMPLING, adapter)
-            history.add_completions(asking, [Completion(text, "m")], [("accepted", text)])
+            history.add_completions(asking, [Completion(text, "m")])
         assert history.completions_by_adapter("prefix") == {
             "": [Completion("x", "m"), Completion("z", "m")],
             "001": [Completion("y", "m")],

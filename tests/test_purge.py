@@ -4,6 +4,8 @@ rest goes on working."""
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from commands import assert_refused, invoke
 from samples import QUICKSTART, Silent
 
 from gpta_local import config, purge, trainer
+from gpta_local.adapters import check_adapter
 from gpta_local.history import History, open_existing
 from gpta_local.privacy.audit import LOG, Audit
 from gpta_local.schema import Completion
@@ -87,6 +90,14 @@ class TestWhatIsGone:
         assert done.deleted == ["adapters/001/dialogues.jsonl", "adapters/002.log"]
         assert [path.name for path in (copied / "adapters").rglob("*")] == ["001", "adapter_model.safetensors"]
         assert any(line.startswith("adapters: ") for line in done.left)
+
+    def test_files_that_are_written_anew_are_for_their_owner_only(self, copied: Path) -> None:
+        before = os.umask(0o022)
+        try:
+            assert purge.purge(copied).rewritten == ["summary.json"]
+        finally:
+            os.umask(before)
+        assert (copied / "summary.json").stat().st_mode & 0o777 == 0o600
 
 
 class TestWhatStays:
@@ -193,7 +204,7 @@ class TestAudit:
 
     def test_head_of_before_is_recognised(self, run: Path, purged: Path) -> None:
         code, output = verify(purged, "--head", entries(run)[-1]["hash"])
-        assert code == 0 and "the noted head is that of line 12; after it came line 13 (purged)" in output
+        assert code == 0 and "the noted head is that of line 13; after it came line 14 (purged)" in output
 
     def test_new_head_is_printed_and_in_the_summary(self, purged: Path) -> None:
         head = entries(purged)[-1]["hash"]
@@ -248,7 +259,7 @@ def entries_of_whole_lines(run: Path) -> list[dict[str, Any]]:
 
 
 STEPS = {
-    "before the summary is rewritten": (purge, "_clean_summary", 2),
+    "before the summary is rewritten": (purge, "_rewrite", 2),
     "before the history is purged": (History, "purge", 1),
     "before the log is written": (Audit, "purged", 1),
     "before the head is in the summary": (purge, "_rewrite", 3),
@@ -278,9 +289,21 @@ def test_purge_that_was_interrupted_can_be_run_again(copied: Path, monkeypatch: 
     assert json.loads((copied / "summary.json").read_text("utf-8"))["audit_head"] == entries(copied)[-1]["hash"]
 
 
+def test_disk_that_is_full_leaves_the_files_as_they_were(copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            purge.purge(copied)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+
+
 def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_second_purge(copied: Path) -> None:
     history = History(copied / "history.sqlite")
-    history.add_completions(1, [Completion("Vorlax " * 20000, "model")], [("unusable", "too long")])
+    history.add_completions(1, [Completion("Vorlax " * 20000, "model")])
     history._connection.set_authorizer(lambda action, *_: int(action == sqlite3.SQLITE_ATTACH))  # which VACUUM needs
     with pytest.raises(sqlite3.DatabaseError, match="denied"):
         history.purge("")
@@ -292,7 +315,9 @@ def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_se
 
 
 @pytest.mark.slow
-def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(sentence: Path, tmp_path: Path) -> None:
+def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(
+    sentence: Path, nano_assistant: Path, tmp_path: Path
+) -> None:
     overrides = (
         *("search.rounds=2", "search.proposals=8", "search.label_text_samples=4", "training.steps=2"),
         *("finish.finalists=1", "finish.plain_control=false", "data.test=null"),
@@ -313,3 +338,4 @@ def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(sen
     assert files_with(run, ASKED) == ["dialogues.jsonl", "history.sqlite"]
     assert invoke("purge", run, "--yes").exit_code == 0
     assert files_with(run, ASKED) == [] and verify(run)[0] == 0
+    check_adapter(run / "adapters" / "001", nano_assistant)

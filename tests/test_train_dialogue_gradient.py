@@ -145,7 +145,7 @@ def test_same_seed_gives_the_same_history_and_adapters(finished: Finished, tmp_p
         assert record(first).completions(kind) == record(again).completions(kind)
     assert record(first).scored_by_round() == record(again).scored_by_round()
     assert record(first).proposal_figures() == record(again).proposal_figures()
-    assert record(first).messages() == record(again).messages()
+    assert record(first).requests() == record(again).requests()
     assert observer.verdicts == finished[1].verdicts
 
 

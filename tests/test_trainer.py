@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,14 @@ from safetensors.torch import load_file
 from samples import Silent
 
 from gpta_local import config, trainer
-from gpta_local.errors import PrivacyError
+from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.errors import EndpointError, PrivacyError
 from gpta_local.export import open_product
 from gpta_local.history import open_existing
 from gpta_local.inference import evaluate
+from gpta_local.privacy.audit_verification import verify
 from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.tuner import Tuner
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
@@ -154,7 +158,39 @@ def test_every_completion_is_recorded_with_what_became_of_it(tmp_path: Path) -> 
     _, observer, run = train(tmp_path / "run", "search.proposals=7", assistant=Scripted())
     first = observer.rounds[0].proposals
     assert first == {"accepted": 4, "repeated": 1, "unusable": 2}
-    assert len(open_existing(run.folder / "history.sqlite").completions("prefix")) == 14
+    with sqlite3.connect(run.folder / "history.sqlite") as db:
+        counts = db.execute("SELECT outcome, count(*) FROM completions GROUP BY outcome").fetchall()
+    assert dict(counts) == {"accepted": 5, "repeated": 7, "unusable": 4}
+
+
+class Unplugged(Scripted):
+    """Stops at its third request."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        if len(self.requests) == 2:
+            raise self.error
+        return super().complete(request, n, sampling)
+
+
+@pytest.mark.parametrize("error", [EndpointError("gone"), KeyboardInterrupt()], ids=["endpoint", "ctrl-c"])
+def test_what_was_answered_before_a_round_broke_off_stays_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(Tuner, "shares", lambda self, n: [(None, 3), (None, n - 3)])
+    with pytest.raises(type(error)):
+        train(tmp_path / "run", assistant=Unplugged(error))
+    history = open_existing(tmp_path / "run" / "history.sqlite")
+    assert [completion.text for completion in history.completions("prefix")] == list(PREFIXES[:3])
+    assert history.cost() == {"completions": 5, "prompt_tokens": 500, "completion_tokens": 50}
+    history.close()
+    (problem,) = verify(tmp_path / "run").problems
+    assert "should tell of the end of the run" in problem.what
+    again = ReplayAssistant(tmp_path / "run").complete(Request("prefix", ()), 3, Sampling())
+    assert [completion.text for completion in again] == list(PREFIXES[:3])
 
 
 def test_later_rounds_see_earlier_gains(tmp_path: Path) -> None:
@@ -176,7 +212,7 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
         run.run(tmp_path / "run")
     assert raised.value.where == "card.description"
     assert assistant.requests == []
-    assert open_existing(tmp_path / "run" / "history.sqlite").messages() == []
+    assert open_existing(tmp_path / "run" / "history.sqlite").requests() == []
 
 
 def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:

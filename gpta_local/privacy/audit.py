@@ -31,7 +31,8 @@ from gpta_local.adapters import WEIGHTS, adapter_digest
 from gpta_local.config import Config, EndpointConfig, LocalAssistantConfig
 from gpta_local.errors import InputError, OutputError
 from gpta_local.history import as_json
-from gpta_local.model_files import assistant_folder
+from gpta_local.model_files import assistant_folder, backbone_folder
+from gpta_local.privacy.files import LOADED, files_below, sha256
 from gpta_local.schema import Completion, Request, Sampling
 
 LOG = "audit.jsonl"
@@ -42,7 +43,6 @@ PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "trl", "peft", "accelerate"),
     *("datasets", "numpy", "openai"),
 )
-MODEL_FILES = {".safetensors", ".json", ".jinja"}
 FIGURES = ("metrics.jsonl", "dialogue_gradient.png", "dialogue_gradient.svg")
 
 
@@ -99,6 +99,12 @@ class Data(Entry):
     files: Files
 
 
+class Backbone(Entry):
+    event: Literal["backbone"]
+    path: str
+    files: Files
+
+
 class AssistantOpened(Entry):
     event: Literal["assistant"]
     backend: str
@@ -106,6 +112,7 @@ class AssistantOpened(Entry):
     """The served name, the model folder, or the run that is replayed."""
     endpoint: str
     files: Files
+    """Of a served model those of `assistant.weights`, none without it."""
 
 
 class AdapterInUse(Entry):
@@ -173,7 +180,7 @@ class Torn(Entry):
 
 
 AnyEntry = Annotated[
-    Started | Data | AssistantOpened | AdapterInUse | Asked | Answered | Written | Finished | Purged | Torn,
+    Started | Data | Backbone | AssistantOpened | AdapterInUse | Asked | Answered | Written | Finished | Purged | Torn,
     Discriminator("event"),
 ]
 ENTRY: TypeAdapter[AnyEntry] = TypeAdapter(AnyEntry)
@@ -223,7 +230,7 @@ class Audit:
             self._append("torn", lines=[torn_line(line).model_dump() for line in torn])
 
     def start(self, config: Config) -> None:
-        """Record what runs, on which data, and which assistant is asked."""
+        """Record what runs, on which data and model, and which assistant is asked."""
         settings = config.model_dump(mode="json", exclude={"card"})
         if extra := settings["assistant"].get("extra_body"):
             settings["assistant"]["extra_body"] = sorted(extra)
@@ -234,6 +241,8 @@ class Audit:
         for split in ("train", "validation", "test"):
             if path := getattr(config.data, split):
                 self._append("data", split=split, path=path, files=_data_digests(Path(path)))
+        backbone = backbone_folder(config.downstream.backbone)
+        self._append("backbone", path=str(backbone), files=_model_digests(backbone))
         self._append("assistant", **_assistant(config))
 
     def asked(
@@ -305,7 +314,7 @@ class Audit:
     def _append(self, event: str, **fields: Any) -> None:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = {"event": event, "number": self._number + 1, "time": time, "previous": self.head, **fields}
-        entry["hash"] = sha256(canonical(entry))
+        entry["hash"] = hex_digest(canonical(entry))
         line = canonical(entry) + b"\n"
         if self._file.write(line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder / LOG))
@@ -335,7 +344,7 @@ def _read_line(number: int, raw: bytes) -> Line:
     """Only the exact bytes of an entry are one: other blanks, another order of keys are a change."""
     try:
         fields = json.loads(raw)
-        unchanged = canonical(fields) == raw and fields.pop("hash") == sha256(canonical(fields))
+        unchanged = canonical(fields) == raw and fields.pop("hash") == hex_digest(canonical(fields))
     except (ValueError, AttributeError, KeyError, RecursionError):  # no JSON, no object, no hash, nested too deep
         unchanged = False
     if not unchanged:
@@ -347,30 +356,28 @@ def _read_line(number: int, raw: bytes) -> Line:
 
 
 def torn_line(line: Line) -> TornLine:
-    return TornLine(line=line.number, sha256=sha256(line.raw))
+    return TornLine(line=line.number, sha256=hex_digest(line.raw))
 
 
 def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def sha256(content: bytes) -> str:
+def hex_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 def text_digest(text: str) -> TextDigest:
-    return TextDigest(sha256=sha256(text.encode("utf-8", "surrogatepass")), characters=len(text))
+    return TextDigest(sha256=hex_digest(text.encode("utf-8", "surrogatepass")), characters=len(text))
 
 
 def summary_digest(summary: Mapping[str, Any]) -> str:
     """Of what summary.json holds, but for the hash of the log's end, which is known only afterwards."""
-    return sha256(canonical({key: value for key, value in summary.items() if key != HEAD}))
+    return hex_digest(canonical({key: value for key, value in summary.items() if key != HEAD}))
 
 
 def file_digest(path: Path) -> FileDigest:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileDigest(sha256=digest, bytes=file.tell())
+    return FileDigest(sha256=sha256(path), bytes=path.stat().st_size)
 
 
 def file_digests(base: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -378,28 +385,25 @@ def file_digests(base: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]
     return {path.relative_to(base).as_posix(): file_digest(path).model_dump() for path in paths}
 
 
-def files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def _data_digests(path: Path) -> dict[str, dict[str, Any]]:
     """Of a file, or of every file of a folder that `datasets` saved."""
     return file_digests(path, files_below(path)) if path.is_dir() else file_digests(path.parent, [path])
 
 
+def _model_digests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of the files that a model is loaded from."""
+    return file_digests(folder, (path for path in files_below(folder) if path.suffix in LOADED))
+
+
 def _assistant(config: Config) -> dict[str, Any]:
     assistant = config.assistant
     if isinstance(assistant, EndpointConfig):
-        return {"backend": assistant.backend, "model": assistant.model, "endpoint": assistant.base_url, "files": {}}
-    if isinstance(assistant, LocalAssistantConfig):
+        model, endpoint = assistant.model, assistant.base_url
+        files = _model_digests(Path(assistant.weights)) if assistant.weights else {}
+    elif isinstance(assistant, LocalAssistantConfig):
         folder = assistant_folder(assistant.model)
-        files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in MODEL_FILES]
+        model, endpoint, files = str(folder), "", _model_digests(folder)
     else:
-        folder = Path(assistant.run)
-        files = [folder / "history.sqlite"]
-    return {
-        "backend": assistant.backend,
-        "model": str(folder),
-        "endpoint": "",
-        "files": file_digests(folder, files),
-    }
+        run = Path(assistant.run)
+        model, endpoint, files = str(run), "", file_digests(run, [run / "history.sqlite"])
+    return {"backend": assistant.backend, "model": model, "endpoint": endpoint, "files": files}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gpta_local.errors import InputError
+from gpta_local.errors import GptaError
 from gpta_local.history import GONE_MESSAGES, GONE_TEXT, open_existing
 from gpta_local.privacy.audit import (
     GENESIS,
@@ -30,12 +30,12 @@ from gpta_local.privacy.audit import (
     Torn,
     Written,
     file_digest,
-    files_below,
     read_log,
     summary_digest,
     text_digest,
     torn_line,
 )
+from gpta_local.privacy.files import files_below
 
 
 class Problem(NamedTuple):
@@ -136,7 +136,7 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
         requests = {number: (about, messages) for number, *about, messages in history.requests()}
         texts, purged = history.texts(), history.purged()
         history.close()
-    except (InputError, sqlite3.Error) as exc:
+    except (GptaError, sqlite3.Error) as exc:
         yield Problem(0, f"the texts cannot be checked: {exc}")
         return
     logged = [entry for _, entry in whole if isinstance(entry, Purged)]

@@ -13,6 +13,7 @@ from gpta_local.privacy.audit import (
     AnyEntry,
     Asked,
     AssistantOpened,
+    Backbone,
     Data,
     Files,
     Finished,
@@ -43,7 +44,7 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
             yield f"line {line.number} {line.problem}"
             continue
         entry = line.entry
-        yield _printable(f"{entry.time[:19]}  {entry.event:<11}  {_describe(entry)}")
+        yield printable(f"{entry.time[:19]}  {entry.event:<11}  {_describe(entry)}")
         if isinstance(entry, Asked):
             yield from _indented(_dialogue(messages.get(entry.request, "[]")))
         elif isinstance(entry, Answered):
@@ -58,6 +59,8 @@ def _describe(entry: AnyEntry) -> str:
             return f"{versions}; config.yaml: {_sizes(entry.files)}"
         case Data():
             return f"{entry.split}: {entry.path}, {_sizes(entry.files)}"
+        case Backbone():
+            return f"{entry.path}, {_sizes(entry.files)}"
         case AssistantOpened():
             files = f", {_sizes(entry.files)}" if entry.files else ""
             return f"{entry.backend}: {entry.model}" + (f" at {entry.endpoint}" if entry.endpoint else "") + files
@@ -97,9 +100,9 @@ def _dialogue(messages: str) -> str:
 
 def _indented(text: str) -> Iterator[str]:
     for line in text.splitlines():
-        yield f"    {_printable(line)}"
+        yield f"    {printable(line)}"
 
 
-def _printable(text: str) -> str:
-    """What an assistant wrote must not steer a terminal."""
+def printable(text: str) -> str:
+    """What an assistant wrote, or who changed a run, must not steer a terminal."""
     return "".join(sign if sign.isprintable() else f"\\x{ord(sign):02x}" for sign in text)

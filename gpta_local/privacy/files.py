@@ -26,6 +26,12 @@ from typing import Any
 
 from gpta_local.errors import ConfigError, ModelError
 
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and of its subfolders, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 # ── secrets and private outputs ─────────────────────────────────────────────────────────────────
 
 SECRET_BYTES = 8192
@@ -138,8 +144,7 @@ def find_pickles(folder: Path) -> list[Path]:
     of a zip or tar archive, as `torch.save` and joblib write them, and arrays of Python objects in .npy
     and .npz. Nothing is loaded.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in files if path.suffix.lower() in PICKLE_SUFFIXES or _holds_pickle(path)]
+    return [path for path in files_below(folder) if path.suffix.lower() in PICKLE_SUFFIXES or _holds_pickle(path)]
 
 
 def _holds_pickle(path: Path) -> bool:
@@ -218,9 +223,10 @@ def verify_manifest(folder: Path) -> None:
         ModelError: naming the file that differs, is missing or is not listed, or the line that is wrong.
     """
     if (folder / MANIFEST).is_file():
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
         states = tuple(
-            (path, state.st_ino, state.st_size, state.st_mtime_ns) for path in files for state in [path.stat()]
+            (path, state.st_ino, state.st_size, state.st_mtime_ns)
+            for path in files_below(folder)
+            for state in [path.stat()]
         )
         _verify(folder, states)
 
@@ -242,7 +248,7 @@ def _verify(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) -> Non
 
 def write_manifest(folder: Path) -> None:
     """List all files of a folder in its `SHA256SUMS`: `sha256sum --check SHA256SUMS` checks them too."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    paths = [path for path in files_below(folder) if path != folder / MANIFEST]
     text = manifest_text({path.relative_to(folder).as_posix(): sha256(path) for path in paths})
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
