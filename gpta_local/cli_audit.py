@@ -17,15 +17,18 @@ def audit() -> None:
     """Check and read the audit log of a run."""
 
 
-def _hash(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value and not re.fullmatch(r"[0-9a-f]{64}", value):
+def _hash(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    if value is None:
+        return ""
+    head = value.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", head):
         raise click.BadParameter("a head has 64 digits from 0 to f")
-    return value
+    return head
 
 
 @audit.command()
 @click.argument("run", type=PATH)
-@click.option("--head", default="", callback=_hash, help="The head noted down when the run (or a purge) ended.")
+@click.option("--head", callback=_hash, help="The head noted down when the run (or a purge) ended.")
 def verify(run: Path, head: str) -> None:
     """Check that the audit log of RUN was not changed, and that texts and files are those it tells of.
 
@@ -41,10 +44,11 @@ def verify(run: Path, head: str) -> None:
     for note in verdict.notes:
         click.echo(printable(f"note: {note}"))
     times = f", {verdict.entries[0].time} to {verdict.entries[-1].time}" if verdict.entries else ""
-    click.echo(printable(f"{len(verdict.entries)} entries{times}"))
+    click.echo(printable(f"{len(verdict.entries)} {'entry' if len(verdict.entries) == 1 else 'entries'}{times}"))
     click.echo(f"head: {verdict.head}")
     if verdict.problems:
-        click.echo(f"{len(verdict.problems)} problems: the log, or what it tells of, is not in order")
+        count = f"{len(verdict.problems)} problem{'s' if len(verdict.problems) > 1 else ''}"
+        click.echo(f"{count}: the log, or what it tells of, is not in order")
         sys.exit(1)
     click.echo("in order: the chain is whole, and texts and files are those that it tells of")
 
@@ -71,6 +75,7 @@ def purge(run: Path, yes: bool) -> None:
     """
     from gpta_local import purge as purging
     from gpta_local.history import open_existing
+    from gpta_local.privacy.audit_view import printable
 
     open_existing(run / "history.sqlite").close()
     question = f"Delete all requests, completions, label texts and unused prefixes of {run}? They cannot be recovered."
@@ -78,11 +83,16 @@ def purge(run: Path, yes: bool) -> None:
         click.echo("nothing was deleted")
         sys.exit(3)
     done = purging.purge(run)
-    click.echo(f"purged: the texts of {done.requests} requests and {done.completions} completions")
+    if done.before:
+        click.echo(printable(f"already purged {done.before}; nothing left to delete"))
+    else:
+        click.echo(f"purged: the texts of {done.requests} requests and {done.completions} completions")
     for what, names in (("deleted", done.deleted), ("rewritten without texts", done.rewritten)):
         for name in names:
-            click.echo(f"{what}: {name}")
+            click.echo(printable(f"{what}: {name}"))
     for line in done.left:
-        click.echo(f"left: {line}")
+        click.echo(printable(f"left: {line}"))
     if done.head:
         click.echo(f"audit head: {done.head}")
+    else:
+        click.echo("warning: the run has no audit log, so nothing proves the purge", err=True)

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gpta_local.errors import InputError, OutputError
 from gpta_local.schema import (
@@ -104,6 +105,25 @@ MIGRATIONS = (
     """,
 )
 """Numbered by position; PRAGMA user_version says how many a file has seen."""
+
+NUMBERS = (
+    "SELECT card, regime FROM runs",
+    "SELECT round, kind, sampling, created, adapter FROM requests ORDER BY id",
+    "SELECT request_id, model, finish_reason, prompt_tokens, completion_tokens, outcome FROM completions ORDER BY id",
+    "SELECT loss FROM label_text_scores ORDER BY id",
+    "SELECT round, gain, standard_error, loss, rows FROM scores ORDER BY id",
+    "SELECT number, proposals, training_loss, seconds FROM rounds ORDER BY number",
+    "SELECT round, adapter, asked, fresh, hits, mean_gain FROM proposal_figures ORDER BY id",
+    "SELECT * FROM dialogue_gradient_steps ORDER BY adapter",
+)
+"""What no purge changes."""
+RESULTS = (
+    "SELECT result FROM completions ORDER BY id",
+    "SELECT texts FROM label_text_scores ORDER BY id",
+    "SELECT prefix FROM scores ORDER BY id",
+    "SELECT chosen FROM rounds ORDER BY number",
+)
+"""The texts that were read out of completions."""
 
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
@@ -324,6 +344,10 @@ class History:
         for request, text in self._connection.execute("SELECT request_id, text FROM completions ORDER BY id"):
             found.setdefault(request, []).append(text)
         return found
+
+    def rows(self, queries: Sequence[str]) -> list[list[tuple[Any, ...]]]:
+        """All that `NUMBERS` or `RESULTS` find."""
+        return [self._connection.execute(query).fetchall() for query in queries]
 
     def purged(self) -> str:
         """When the texts were purged, in UTC; empty if they are there."""

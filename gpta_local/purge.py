@@ -19,7 +19,7 @@ from typing import Any
 
 from gpta_local.errors import InputError
 from gpta_local.history import open_existing
-from gpta_local.privacy.audit import HEAD, LOG, Audit, summary_digest
+from gpta_local.privacy.audit import HEAD, LOG, Audit, Written, history_digest, read_log, summary_digest
 from gpta_local.privacy.files import owner_only
 
 GONE = "(purged)"
@@ -27,8 +27,11 @@ GONE = "(purged)"
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """What was deleted, by name, and what is left. `head`: the hash of the last entry of the audit log;
-    empty where the run has none."""
+    """What was deleted, by name, and what is left.
+
+    `head`: the hash of the last entry of the audit log; empty where the run has none. `before`: when the
+    texts were purged, if nothing was left to delete; otherwise empty.
+    """
 
     requests: int
     completions: int
@@ -36,6 +39,7 @@ class Purge:
     rewritten: list[str]
     left: list[str]
     head: str
+    before: str
 
 
 @owner_only()
@@ -52,7 +56,7 @@ def purge(run: Path) -> Purge:
         summary = _clean_summary(run / "summary.json")
         prefix = str(summary.get("prefix", ""))
         requests, completions = len(history.requests()), sum(map(len, history.texts().values()))
-        done_before = bool(history.purged()) and log is not None and log.last_event == "purged"
+        before = history.purged() if log is None or log.last_event == "purged" else ""
 
         metrics = [path for path in (run / "metrics.jsonl",) if path.is_file()]
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
@@ -61,14 +65,26 @@ def purge(run: Path) -> Purge:
         taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log")])
         for path in taught:
             path.unlink()
-        deleted = [path.relative_to(run).as_posix() for path in taught]
+        names = {path.relative_to(run).as_posix() for path in taught}
+        if log and not before:
+            names |= _taught(run)
         history.purge(prefix)
-        if log and (rewritten or deleted or not done_before):
-            log.purged(requests, completions, deleted, metrics, summary_digest(summary) if summary else "")
+        if rewritten or names:
+            before = ""
+        if log and not before:
+            digests = (summary_digest(summary) if summary else "", history_digest(history))
+            log.purged(requests, completions, sorted(names), metrics, *digests)
         if log and summary:
             _rewrite(run / "summary.json", _as_text(summary | {HEAD: log.head}))
-        names = [path.name for path in rewritten]
-        return Purge(requests, completions, deleted, names, _left(run, prefix), log.head if log else "")
+        written = [path.name for path in rewritten]
+        left, head = _left(run, prefix), log.head if log else ""
+        return Purge(requests, completions, sorted(names), written, left, head, before)
+
+
+def _taught(run: Path) -> set[str]:
+    """The teaching material of which the log tells; a purge that was interrupted may have deleted it."""
+    written = [line.entry for line in read_log(run) if isinstance(line.entry, Written)]
+    return {name for entry in written for name in entry.files if name.endswith("/dialogues.jsonl")}
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
@@ -81,7 +97,7 @@ def _clean_summary(path: Path) -> dict[str, Any]:
         kept, selection = ("", summary["prefix"]), summary["selection"]
         contestants = [{**c, "text": c["text"] if c["text"] in kept else GONE} for c in selection["contestants"]]
         return {**summary, "label_texts": [], "selection": {**selection, "contestants": contestants}}
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InputError("not a summary", where=str(path), fix="Delete it, and purge again") from exc
 
 
@@ -94,7 +110,7 @@ def _clean_metrics(path: Path, prefix: str) -> str:
             record = json.loads(line)
             if (text := record["prefix"]) not in ("", prefix, GONE):
                 record |= {"title": record["title"].replace(text, GONE), "prefix": GONE}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     return "".join(lines)

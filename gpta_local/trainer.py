@@ -22,7 +22,7 @@ from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
-from gpta_local.privacy.audit import HEAD, LOG, Audit
+from gpta_local.privacy.audit import HEAD, LOG, Audit, history_digest
 from gpta_local.privacy.files import owner_only
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
@@ -399,8 +399,8 @@ class Run:
         export.write_product(self.folder / "model", product.model, product.prefix, self.task, self.config.data)
         if steps := self.history.steps():
             plot_dialogue_gradient(self.history.proposal_figures(), [step for _, step, _ in steps], self.folder)
-        self.history.close()
         self.audit.wrote(self.folder / "model")
-        result[HEAD] = self.audit.finish(result)
+        result[HEAD] = self.audit.finish(result, history_digest(self.history))
+        self.history.close()
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
         (self.folder / "summary.json").write_text(text, encoding="utf-8")

@@ -240,7 +240,9 @@ def truncate(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
 
 def insert(lines: list[bytes], rng: random.Random) -> tuple[bytes, int]:
     place = rng.randrange(len(lines) + 1)
-    made = rng.choice([b"\n", b"{}\n", b"null\n", rng.randbytes(20).replace(b"\n", b"") + b"\n"])
+    made = rng.choice(
+        [b"\n", b"{}\n", b"null\n", b"[]\n", b"[1]\n", b'"x"\n', b"7\n", rng.randbytes(20).replace(b"\n", b"") + b"\n"]
+    )
     return b"".join([*lines[:place], made, *lines[place:]]), place + 1
 
 
@@ -311,6 +313,20 @@ class TestVerify:
             ("UPDATE completions SET text = 'Zandrik!' WHERE text = 'Zandrik?'", "line 11 .*completion 1 of request 3"),
             ("DELETE FROM completions WHERE text = 'Zandrik?'", "line 11 .*3 completions of request 3.*holds 2"),
             ("INSERT INTO requests VALUES (9, 1, 'prefix', '[]', '{}', 'now', '')", "holds request 9"),
+            ("UPDATE completions SET text = X'00ff' WHERE text = 'Zandrik?'", "line 11 .*completion 1 of request 3"),
+            ("UPDATE requests SET messages = X'00' WHERE id = 2", "line 8 .*request 2"),
+            ("UPDATE scores SET gain = 9.9", "line 13 tells of other figures"),
+            ("UPDATE scores SET gain = X'00'", "line 13 tells of other figures"),
+            ("UPDATE rounds SET seconds = 1", "line 13 tells of other figures"),
+            ("UPDATE runs SET card = replace(card, 'guests', 'hosts')", "line 13 tells of other figures"),
+            ("UPDATE completions SET outcome = 'accepted'", "line 13 tells of other figures"),
+            ("INSERT INTO proposal_figures VALUES (99, 1, '', 3, 3, 3, 9.9)", "line 13 tells of other figures"),
+            (
+                "INSERT INTO dialogue_gradient_steps VALUES ('001', 1, 'sft', 1, '[]', 1, 'kept')",
+                "line 13 tells of other figures",
+            ),
+            ("UPDATE scores SET prefix = 'Never scored:'", "line 13 tells of other prefixes"),
+            ("UPDATE completions SET result = 'never said'", "line 13 tells of other prefixes"),
             ("INSERT INTO purges VALUES ('2026')", "purged 2026, and the log does not say so"),
         ],
     )
@@ -345,10 +361,26 @@ class TestVerify:
         code, output = verify(copied)
         assert code == 1 and "model/modeling_custom.py is here" in output
 
-    def test_file_that_was_deleted_is_no_problem_but_told(self, copied: Path) -> None:
-        (copied / "model" / "model.safetensors").unlink()
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [("model/model.safetensors", 12), ("config.yaml", 1), ("metrics.jsonl", 13), ("summary.json", 13)],
+    )
+    def test_file_that_was_deleted_is_found(self, copied: Path, name: str, line: int) -> None:
+        (copied / name).unlink()
         code, output = verify(copied)
-        assert code == 0 and "note: model/model.safetensors is not there any more" in output
+        assert code == 1 and f"wrong: line {line} tells of {name}, which is not there any more" in output
+        assert output.splitlines()[-1].startswith("1 problem: ")
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [("summary.json", "summary.json cannot be read"), ("config.yaml", "line 1 tells of config.yaml, which cannot")],
+    )
+    def test_file_that_cannot_be_read_is_a_problem_among_others(self, copied: Path, name: str, words: str) -> None:
+        (copied / name).unlink()
+        (copied / name).symlink_to("/proc/self/mem")  # which gives an error to everyone who reads it
+        (copied / "model" / "prefix.txt").unlink()
+        code, output = verify(copied)
+        assert code == 1 and f"wrong: {words}" in output and "2 problems: " in output
 
     def test_changed_figure_of_the_summary_is_found(self, copied: Path) -> None:
         summary = json.loads((copied / "summary.json").read_text("utf-8"))
@@ -414,7 +446,7 @@ class TestVerify:
         (copied / "model" / "\x1b[3Jfile").touch()
         code, output = verify(copied)
         assert code == 1 and "\x1b" not in output
-        assert "note: model/\\x1b[2Jnew is not there any more" in output
+        assert "wrong: line 12 tells of model/\\x1b[2Jnew, which is not there any more" in output
         assert "wrong: model/\\x1b[3Jfile is here" in output
         assert "to 2020\\x1b[8m\n" in output
 
@@ -422,8 +454,13 @@ class TestVerify:
         assert_refused(invoke("audit", "verify", tmp_path), "no audit log here", str(tmp_path))
         assert_refused(invoke("audit", "show", tmp_path), "no audit log here")
 
-    def test_head_that_is_none_is_refused(self, run: Path) -> None:
-        result = invoke("audit", "verify", run, "--head", "12ab")
+    def test_noted_head_may_have_capitals_and_blanks_around_it(self, run: Path) -> None:
+        code, output = verify(run, "--head", f" {entries(run)[-1]['hash'].upper()}\n")
+        assert code == 0 and "the noted head is that of line 13" in output
+
+    @pytest.mark.parametrize("head", ["12ab", "", " "])
+    def test_head_that_is_none_is_refused(self, run: Path, head: str) -> None:
+        result = invoke("audit", "verify", run, "--head", head)
         assert result.exit_code == 2 and "64 digits" in result.output
 
 
@@ -442,6 +479,18 @@ class TestShow:
         TestVerify().change(copied, "UPDATE completions SET text = char(27) || '[2J' WHERE text = 'Zandrik?'")
         full = invoke("audit", "show", copied, "--full").stdout
         assert "\x1b" not in full and "\\x1b[2J" in full
+
+    def test_blobs_in_the_place_of_texts_are_named(self, copied: Path) -> None:
+        TestVerify().change(copied, "UPDATE completions SET text = X'00ff' WHERE text = 'Zandrik?'")
+        TestVerify().change(copied, "UPDATE requests SET messages = X'00' WHERE id = 2")
+        full = invoke("audit", "show", copied, "--full")
+        assert full.exit_code == 0 and full.stdout.count("(the history was changed: this is no text)") == 2
+
+    @pytest.mark.parametrize("content", [b"", b"\x00\xff\x1b[2J", b"[]\n"])
+    def test_log_without_any_entry_is_said_to_be_none(self, copied: Path, content: bytes) -> None:
+        (copied / LOG).write_bytes(content)
+        result = invoke("audit", "show", copied)
+        assert result.exit_code == 1 and "no whole entry is in this log" in result.stderr
 
     def test_line_that_was_changed_is_shown_as_such(self, copied: Path) -> None:
         lines = (copied / LOG).read_bytes().splitlines(keepends=True)

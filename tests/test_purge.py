@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sqlite3
 from pathlib import Path
@@ -170,7 +171,13 @@ class TestRefusals:
     def test_no_run_is_refused(self, tmp_path: Path) -> None:
         assert_refused(invoke("purge", tmp_path, "--yes"), "no history here")
 
-    @pytest.mark.parametrize("content", ["{", "[]", '{"prefix": ""}', '{"prefix": "", "selection": 3}'])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *("{", "[]", '{"prefix": ""}', '{"prefix": "", "selection": 3}'),
+            pytest.param("[" * 100_000, id="nested"),
+        ],
+    )
     def test_broken_summary_is_refused_before_anything_is_deleted(self, copied: Path, content: str) -> None:
         (copied / "summary.json").write_text(content, encoding="utf-8")
         before = (copied / "history.sqlite").read_bytes()
@@ -227,10 +234,51 @@ class TestAudit:
         code, output = verify(changed)
         assert code == 1 and "another completion 1 of request 2" in output
 
+    def test_gains_that_were_forged_before_the_purge_are_found_after_it(self, copied: Path) -> None:
+        with sqlite3.connect(copied / "history.sqlite") as db:
+            db.execute("UPDATE scores SET gain = 9.9")
+        purge.purge(copied)
+        code, output = verify(copied)
+        assert code == 1 and "line 13 tells of other figures" in output and "other prefixes" not in output
+
+    def test_prefix_that_is_changed_after_the_purge_is_found(self, purged: Path, tmp_path: Path) -> None:
+        changed = copy(purged, tmp_path)
+        with sqlite3.connect(changed / "history.sqlite") as db:
+            db.execute("UPDATE scores SET prefix = 'Never scored:' WHERE prefix = '(purged 1)'")
+        code, output = verify(changed)
+        assert code == 1 and "line 14 tells of other prefixes" in output
+
+    def test_teaching_material_deleted_by_a_purge_that_was_interrupted_is_named_by_the_next(
+        self, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = (copied / LOG).read_bytes().splitlines(keepends=True)
+        (copied / LOG).write_bytes(b"".join(log[:-1]))
+        (copied / "summary.json").unlink()
+        adapter = copied / "adapters" / "001"
+        adapter.mkdir(parents=True)
+        (adapter / "dialogues.jsonl").write_text("Vorlax", encoding="utf-8")
+        audit = Audit(copied / LOG)
+        audit.wrote(adapter)
+        audit.close()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(History, "purge", interrupted)
+            purge.purge(copied)
+        assert "adapters/001/dialogues.jsonl, which is not there any more" in verify(copied)[1]
+        purge.purge(copied)
+        assert entries(copied)[-1]["deleted"] == ["adapters/001/dialogues.jsonl"]
+        assert "dialogues.jsonl" not in verify(copied)[1]
+
+    def test_texts_of_a_purged_run_are_shown_as_purged(self, purged: Path) -> None:
+        full = invoke("audit", "show", purged, "--full").stdout
+        assert full.count("\n    (purged)\n") == 3 and len(re.findall(r"\n    \d: \(purged\)", full)) == 7
+
     def test_second_purge_changes_nothing(self, purged: Path, tmp_path: Path) -> None:
         again = copy(purged, tmp_path)
         before = (again / LOG).read_bytes(), (again / "summary.json").read_bytes()
-        assert invoke("purge", again, "--yes").exit_code == 0
+        result = invoke("purge", again, "--yes")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("already purged 20") and "; nothing left to delete\n" in result.stdout
+        assert "purged: the texts" not in result.stdout
         assert ((again / LOG).read_bytes(), (again / "summary.json").read_bytes()) == before
 
     def test_run_that_was_stopped_can_be_purged(self, copied: Path) -> None:
@@ -238,14 +286,19 @@ class TestAudit:
         log = (copied / LOG).read_bytes().splitlines(keepends=True)
         (copied / LOG).write_bytes(b"".join(log[:7]) + log[7][:50])
         assert invoke("purge", copied, "--yes").exit_code == 0
-        assert files_with(copied, (*SAID, *ASKED)) in ([], ["gpta.json", "prefix.txt", "tokenizer.json"])
+        assert set(files_with(copied, (*SAID, *ASKED))) <= {"gpta.json", "prefix.txt", "tokenizer.json"}  # the model
         assert [entry["event"] for entry in entries_of_whole_lines(copied)][-2:] == ["torn", "purged"]
 
     def test_run_of_a_version_without_a_log_can_be_purged(self, copied: Path) -> None:
         (copied / LOG).unlink()
         result = invoke("purge", copied, "--yes")
         assert result.exit_code == 0 and "audit head" not in result.stdout
+        assert "warning: the run has no audit log, so nothing proves the purge" in result.stderr
         assert not (copied / LOG).exists() and files_with(copied, ASKED) == []
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def entries_of_whole_lines(run: Path) -> list[dict[str, Any]]:

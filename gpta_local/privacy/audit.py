@@ -30,7 +30,7 @@ from gpta_local import __version__
 from gpta_local.adapters import WEIGHTS, adapter_digest
 from gpta_local.config import Config, EndpointConfig, LocalAssistantConfig
 from gpta_local.errors import InputError, OutputError
-from gpta_local.history import as_json
+from gpta_local.history import NUMBERS, RESULTS, History, as_json
 from gpta_local.model_files import assistant_folder, backbone_folder
 from gpta_local.privacy.files import LOADED, files_below, sha256
 from gpta_local.schema import Completion, Request, Sampling
@@ -65,6 +65,12 @@ class TextDigest(Part):
 class CompletionDigest(TextDigest):
     model: str
     finish_reason: str
+
+
+class HistoryDigest(Part):
+    figures: str
+    results: str
+    """Of the texts that were read out of completions; a purge changes them."""
 
 
 class TornLine(Part):
@@ -159,6 +165,7 @@ class Finished(Entry):
     files: Files
     summary: str
     """The digest of summary.json without its key `audit_head`."""
+    history: HistoryDigest
 
 
 class Purged(Entry):
@@ -170,6 +177,7 @@ class Purged(Entry):
     """Those that were written anew, without the texts."""
     summary: str
     """Empty where the run has none."""
+    history: HistoryDigest
 
 
 class Torn(Entry):
@@ -286,22 +294,30 @@ class Audit:
             self._adapter_digests[folder] = weights["sha256"]
         self._append("written", folder=name, files=files)
 
-    def finish(self, summary: Mapping[str, Any]) -> str:
+    def finish(self, summary: Mapping[str, Any], history: HistoryDigest) -> str:
         """Record the end of the run, and close the log. Returns the hash of its last entry, without
         which nobody can see that the end was cut off or everything written anew."""
         files = file_digests(self._folder, [path for name in FIGURES if (path := self._folder / name).is_file()])
         counts = {"requests": self._requests, "completions": self._completions}
-        self._append("finished", **counts, files=files, summary=summary_digest(summary))
+        digests = {"summary": summary_digest(summary), "history": history.model_dump()}
+        self._append("finished", **counts, files=files, **digests)
         self.close()
         return self.head
 
     def purged(
-        self, requests: int, completions: int, deleted: Sequence[str], rewritten: Iterable[Path], summary: str
+        self,
+        requests: int,
+        completions: int,
+        deleted: Sequence[str],
+        rewritten: Iterable[Path],
+        summary: str,
+        history: HistoryDigest,
     ) -> None:
         """Record that the texts are gone, and what was deleted and written anew with them."""
         counts = {"requests": requests, "completions": completions}
         files = file_digests(self._folder, rewritten)
-        self._append("purged", **counts, deleted=list(deleted), files=files, summary=summary)
+        digests = {"summary": summary, "history": history.model_dump()}
+        self._append("purged", **counts, deleted=list(deleted), files=files, **digests)
 
     def close(self) -> None:
         self._file.close()
@@ -345,7 +361,7 @@ def _read_line(number: int, raw: bytes) -> Line:
     try:
         fields = json.loads(raw)
         unchanged = canonical(fields) == raw and fields.pop("hash") == hex_digest(canonical(fields))
-    except (ValueError, AttributeError, KeyError, RecursionError):  # no JSON, no object, no hash, nested too deep
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # no JSON, no object, no hash, too deep
         unchanged = False
     if not unchanged:
         return Line(number, raw, None, "was changed: it does not have its hash")
@@ -374,6 +390,11 @@ def text_digest(text: str) -> TextDigest:
 def summary_digest(summary: Mapping[str, Any]) -> str:
     """Of what summary.json holds, but for the hash of the log's end, which is known only afterwards."""
     return hex_digest(canonical({key: value for key, value in summary.items() if key != HEAD}))
+
+
+def history_digest(history: History) -> HistoryDigest:
+    figures, results = (hex_digest(ascii(history.rows(queries)).encode()) for queries in (NUMBERS, RESULTS))
+    return HistoryDigest(figures=figures, results=results)
 
 
 def file_digest(path: Path) -> FileDigest:

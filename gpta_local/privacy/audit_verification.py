@@ -30,6 +30,7 @@ from gpta_local.privacy.audit import (
     Torn,
     Written,
     file_digest,
+    history_digest,
     read_log,
     summary_digest,
     text_digest,
@@ -134,7 +135,7 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
     try:
         history = open_existing(run / "history.sqlite")
         requests = {number: (about, messages) for number, *about, messages in history.requests()}
-        texts, purged = history.texts(), history.purged()
+        texts, purged, digest_here = history.texts(), history.purged(), history_digest(history)
         history.close()
     except (GptaError, sqlite3.Error) as exc:
         yield Problem(0, f"the texts cannot be checked: {exc}")
@@ -145,7 +146,16 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
     elif purged:
         yield Problem(0, f"the texts were purged {purged}, and the log does not say so: run gpta-local purge again")
 
-    def kept(digest: TextDigest, text: str, gone: str) -> bool:
+    told = [(line, entry.history) for line, entry in whole if isinstance(entry, Finished | Purged)]
+    for line, there in told:
+        if there.figures != digest_here.figures:
+            yield Problem(line, "tells of other figures than are in the history")
+    if told and told[-1][1].results != digest_here.results and (logged or not purged):
+        yield Problem(told[-1][0], "tells of other prefixes, label texts or results than are in the history")
+
+    def kept(digest: TextDigest, text: object, gone: str) -> bool:
+        if not isinstance(text, str):  # a BLOB
+            return False
         there = text_digest(text)
         same = (there.sha256, there.characters) == (digest.sha256, digest.characters)
         return same or (bool(logged or purged) and text == gone)
@@ -173,9 +183,8 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
         yield Problem(0, f"the history holds completions of request {number}, of which the log does not tell")
 
 
-def _check_files(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem | str]:
-    """By what was written last under a name. A file that is not there any more is a note: a user may
-    delete what is not needed."""
+def _check_files(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
+    """By what was written last under a name. Only what a purge deleted may be gone."""
     known: Files = {}
     lines: dict[str, int] = {}
     folders: set[str] = set()
@@ -189,24 +198,31 @@ def _check_files(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
             known = {name: digest for name, digest in known.items() if name not in entry.deleted}
     for name, digest in known.items():
         if not (run / name).is_file():
-            yield f"{name} is not there any more"
-        elif file_digest(run / name) != digest:
-            yield Problem(lines[name], f"tells of another file {name} than is here")
+            yield Problem(lines[name], f"tells of {name}, which is not there any more")
+            continue
+        try:
+            if file_digest(run / name) != digest:
+                yield Problem(lines[name], f"tells of another file {name} than is here")
+        except OSError as exc:
+            yield Problem(lines[name], f"tells of {name}, which cannot be read: {exc.strerror}")
     for folder in sorted(folders):
         for path in files_below(run / folder):
             if (name := path.relative_to(run).as_posix()) not in known:
                 yield Problem(0, f"{name} is here, and the log does not tell of it")
 
 
-def _check_summary(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem | str]:
+def _check_summary(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
     ends = [(line, entry.summary) for line, entry in whole if isinstance(entry, Finished | Purged) and entry.summary]
     if not (run / "summary.json").is_file():
         if ends:
-            yield "summary.json is not there any more"
+            yield Problem(ends[-1][0], "tells of summary.json, which is not there any more")
         return
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         head, digest = summary.get(HEAD), summary_digest(summary)
+    except OSError as exc:
+        yield Problem(0, f"summary.json cannot be read: {exc.strerror}")
+        return
     except (ValueError, AttributeError, RecursionError):
         yield Problem(0, "summary.json is broken")
         return

@@ -6,8 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from gpta_local.errors import GptaError
 from gpta_local.history import open_existing
 from gpta_local.privacy.audit import (
+    LOG,
     AdapterInUse,
     Answered,
     AnyEntry,
@@ -30,14 +32,17 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
 
     Raises:
         InputError: there is no log, or (`full`) no history.
+        GptaError: at the end, if no line was a whole entry.
     """
     log = read_log(run)
+    gone = ""
     messages: dict[int, str] = {}
     replies: dict[int, list[str]] = {}
     if full:
         history = open_existing(run / "history.sqlite")
         messages = {number: text for number, *_, text in history.requests()}
         replies = history.texts()
+        gone = "(purged)" if history.purged() else ""
         history.close()
     for line in log:
         if line.entry is None:
@@ -46,10 +51,12 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
         entry = line.entry
         yield printable(f"{entry.time[:19]}  {entry.event:<11}  {_describe(entry)}")
         if isinstance(entry, Asked):
-            yield from _indented(_dialogue(messages.get(entry.request, "[]")))
+            yield from _indented(_dialogue(messages.get(entry.request, "[]")) or gone)
         elif isinstance(entry, Answered):
             for place, text in enumerate(replies.get(entry.request, []), start=1):
-                yield from _indented(f"{place}: {text}")
+                yield from _indented(f"{place}: {_text(text) or gone}")
+    if not any(line.entry for line in log):
+        raise GptaError("no whole entry is in this log", where=str(run / LOG), fix="Check it with audit verify")
 
 
 def _describe(entry: AnyEntry) -> str:
@@ -90,12 +97,16 @@ def _sizes(files: Files) -> str:
     return f"{len(files)} {'file' if len(files) == 1 else 'files'}, {size} bytes{digest}"
 
 
+def _text(kept: object) -> str:
+    return kept if isinstance(kept, str) else "(the history was changed: this is no text)"
+
+
 def _dialogue(messages: str) -> str:
     """Messages as the history keeps them, a paragraph each; as they stand there if they were damaged."""
     try:
         return "\n".join(f"{message['role']}: {message['content']}" for message in json.loads(messages))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return messages
+        return _text(messages)
 
 
 def _indented(text: str) -> Iterator[str]:
