@@ -32,7 +32,7 @@ from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogues import Dialogue
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.model_files import multiplies_in_bf16
-from gpta_local.privacy.files import write_manifest
+from gpta_local.privacy.files import flush_all, write_manifest
 from gpta_local.schema import DialogueGradientStep
 
 REPLY_TOKENS = 48
@@ -108,6 +108,7 @@ def train_adapter(
         _write_record(made, len(dialogues), config, seed, losses, seconds)
         write_manifest(made)
         _write_dialogues(made, dialogues)
+        flush_all(made)
         made.replace(folder)  # a folder under its name is whole
     return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
 

@@ -6,15 +6,18 @@ Knows models, token ids and settings. Does not know who chose the prefix, or why
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from gpta_local.checkpoints import Checkpoint
 from gpta_local.config import TrainingConfig
 from gpta_local.data import Example
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
@@ -37,14 +40,20 @@ class Training:
     """One model's fine-tuning: a fixed number of steps, taken in one go or in parts.
 
     Two trainings with the same seed, rows and number of steps draw the same batches and dropout
-    seeds whatever the prefix, so that their results are paired.
+    seeds whatever the prefix, so that their results are paired. The random generator is its own: what
+    else draws random numbers in the process changes nothing, nor does a pause of days (`state`, `load`).
+
+    `losses`: one for each step taken. `seconds`: spent on them.
     """
 
     def __init__(
         self, model: DownstreamModel, examples: Sequence[Example], config: TrainingConfig, *, steps: int, seed: int
     ) -> None:
-        self.model, self.steps, self.done = model, steps, 0
+        self.model, self.steps = model, steps
+        self.losses: list[float] = []
+        self.seconds = 0.0
         device = model.device
+        self._gpus = [device] if device.type == "cuda" else []
         AcceleratorState._reset_state(reset_partial_state=True)  # another training of this process may differ
         self._accelerator = Accelerator(
             mixed_precision="bf16" if multiplies_in_bf16(config.precision, device) else "no", cpu=device.type == "cpu"
@@ -52,7 +61,9 @@ class Training:
         self._max_grad_norm = config.max_grad_norm
         self._labels = [example.label for example in examples]
         self._tokenised = model.tokenizer.tokenise([example.texts for example in examples])
-        set_seed(seed)
+        with torch.random.fork_rng(self._gpus):
+            torch.manual_seed(seed)
+            self._random = self._random_states()
         self._order = random.Random(f"batches-{seed}")
         self._batch_size = config.batch_size
         self._lengths = [sum(len(text.ids) for text in row) for row in self._tokenised.alone]
@@ -72,22 +83,81 @@ class Training:
             TrainingError: if a loss is not a number.
         """
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
-        self.model.train()
-        losses = [self._step(rows, next(self._batches), on_step) for _ in range(steps)]
-        self.model.eval()
-        return sum(losses) / len(losses)
+        for _ in range(steps):
+            started = time.monotonic()
+            self.model.train()
+            with self._own_random_state():
+                loss = self._step(rows, next(self._batches))
+            self.model.eval()
+            self.losses.append(loss)
+            self.seconds += time.monotonic() - started
+            on_step(loss)
+        return sum(self.losses[-steps:]) / steps
 
-    def _step(self, rows: Sequence[EncodedRow], batch: Sequence[int], on_step: Callable[[float], None]) -> float:
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    def state(self) -> Checkpoint:
+        """All that `load` needs to go on as if there had been no pause; between two steps (`on_step`) it can be had.
+        At the end that is the model alone."""
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in self._weights().items()}
+        state: dict[str, Any] = {"losses": self.losses, "seconds": self.seconds}
+        if self.done < self.steps:
+            optimizer = self._optimizer.state_dict()
+            for number, of_parameter in optimizer["state"].items():
+                tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in of_parameter.items()}
+            tensors |= {f"random.{number}": tensor for number, tensor in enumerate(self._random)}
+            state |= {"groups": optimizer["param_groups"], "schedule": self._schedule.state_dict()}
+        return Checkpoint(tensors, state)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from the `state` of a training of the same model, rows, configuration and seed."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        with torch.no_grad():
+            for name, tensor in self._weights().items():
+                tensor.copy_(tensors[f"model.{name}"])
+        self.losses, self.seconds = state["losses"], state["seconds"]
+        if self.done < self.steps:
+            of_parameters: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition(".")
+                number, _, field = rest.partition(".")
+                if kind == "optimizer":
+                    of_parameters.setdefault(int(number), {})[field] = tensor.clone()
+            self._optimizer.load_state_dict({"state": of_parameters, "param_groups": state["groups"]})
+            self._schedule.load_state_dict(state["schedule"])
+            self._random = [tensors[f"random.{number}"].clone() for number in range(1 + len(self._gpus))]
+            for _ in range(self.done):
+                next(self._batches)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, those that have two names once."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    @contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        with torch.random.fork_rng(self._gpus):
+            torch.set_rng_state(self._random[0])
+            for gpu, random_state in zip(self._gpus, self._random[1:], strict=True):
+                torch.cuda.set_rng_state(random_state, gpu)
+            yield
+            self._random = self._random_states()
+
+    def _random_states(self) -> list[Tensor]:
+        """Of torch's generator, and of the GPU's if the model is on one."""
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)]
+
+    def _step(self, rows: Sequence[EncodedRow], batch: Sequence[int]) -> float:
         inputs = self.model.collate([rows[i] for i in batch])
         labels = torch.tensor([self._labels[i] for i in batch], device=self.model.device)  # (b,)
         with self._accelerator.autocast():
             logits = self.model(inputs)  # (b, c)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         value = loss.item()
-        self.done += 1
         if value != value or value == float("inf"):
             raise TrainingError(
-                f"the training loss is {value} at step {self.done} of {self.steps}",
+                f"the training loss is {value} at step {self.done + 1} of {self.steps}",
                 fix="Lower the learning rates of `training`, or set training.precision to fp32",
             )
         self._accelerator.backward(loss)
@@ -95,7 +165,6 @@ class Training:
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
-        on_step(value)
         return value
 
     def _parameter_groups(self, config: TrainingConfig) -> list[dict[str, object]]:

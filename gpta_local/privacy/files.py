@@ -101,6 +101,34 @@ def as_umask_says(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
+def flush(path: Path) -> None:
+    """Make sure that a file's content, or the names in a folder, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """`flush` a folder, and all in it."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file all or nothing: a reader, or who comes after a power failure, sees the old or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def whole_or_nothing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into; moved into its place at the end, removed on a failure."""
@@ -110,7 +138,9 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
         yield partial
         if folder.is_dir():
             folder.rmdir()  # an empty one; a full one is refused before
+        flush_all(partial)
         partial.replace(folder)
+        flush(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
