@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpta_local.privacy.files import flush, sha256
+from gpta_local.storage import system_error
 
 KEPT = 2
 """Checkpoints of a training in progress: the one before is there should the newest be damaged."""
@@ -78,8 +79,8 @@ class Checkpoints:
             content = {key: tensor.contiguous() for key, tensor in tensors.items()}
             save_file(content, partial, {STATE: json.dumps(state)})
         except SafetensorError as exc:
-            number = re.search(r"os error (\d+)", str(exc))
-            raise OSError(int(number[1]) if number else None, str(exc), str(partial)) from exc
+            partial.unlink(missing_ok=True)
+            raise system_error(str(exc), partial) from exc
         flush(partial)
         partial.replace(self._folder / f"{slot}-{step:08d}-{sha256(partial)[:16]}.safetensors")
         flush(self._folder)

@@ -9,9 +9,11 @@ import errno
 import io
 import os
 import re
+import shlex
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from gpta_local.cli_assistant import assistant
 from gpta_local.cli_audit import audit, purge
 from gpta_local.cli_bundle import bundle
 from gpta_local.cli_doctor import doctor
-from gpta_local.errors import GptaError
+from gpta_local.errors import AssistantError, GptaError, StorageError
 from gpta_local.privacy.network import GUARD
 
 THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -46,9 +48,11 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except GptaError as exc:
             click.echo(f"error: {exc}", err=True)
+            if ctx.obj:
+                click.echo(f"to go on: {ctx.obj}", err=True)
             sys.exit(exc.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("stopped. What the run recorded so far stays in its directory.", err=True)
+            click.echo(f"stopped. To go on: {ctx.obj}" if ctx.obj else "stopped.", err=True)
             sys.exit(3)
         except (RuntimeError, MemoryError) as exc:
             if not isinstance(exc, MemoryError) and "out of memory" not in str(exc):
@@ -91,30 +95,55 @@ overrides = click.option(
 @click.argument("config", type=PATH)
 @overrides
 @click.option("--output", type=PATH, help="Run directory. Default: runs/NAME-DATE-TIME.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was stopped in the run directory.")
 @click.option("--dry-run", is_flag=True, help="Check everything and estimate the time; write nothing.")
 @click.option("--quiet", is_flag=True, help="Print warnings and the result only.")
 @click.option("--verbose", is_flag=True, help="Print every prefix and all label texts.")
+@click.pass_context
 def train(
-    config: Path, overrides: tuple[str, ...], output: Path | None, dry_run: bool, quiet: bool, verbose: bool
+    ctx: click.Context,
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Search for a prefix and train the model of CONFIG."""
+    """Search for a prefix and train the model of CONFIG.
+
+    With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
+    newest below runs/ of this configuration. Where there is none, one begins.
+    """
     from gpta_local import config as configuration
 
     settings = configuration.load(config, overrides)
     GUARD.allow(settings.privacy.allow_hosts)
     from datetime import datetime
 
-    from gpta_local import console
+    from gpta_local import console, run_folder
+    from gpta_local.interrupt import Interrupt
 
     name = re.sub(r"[^\w.-]+", "-", settings.card.name or "run").strip(".-")[:80]
-    folder = output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet) as observer:
+    stopped = None if output else run_folder.newest_stopped(Path("runs"), name, settings)
+    new = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = output or (stopped if resume and stopped else new)
+    terminal = console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet)
+    with terminal as observer, Interrupt() as interrupt, _resume_told(ctx, folder):
+        if stopped and not resume:
+            observer.note(f"a run of this configuration was stopped; to go on with it: {_resume_command(stopped)}")
         observer.stage("reading data, loading models", 1)
         from gpta_local import export
+
+        match run_folder.check(folder, settings, resume=resume):
+            case "finished":
+                click.echo(f"{folder}: the run is finished")
+                return
+            case "nothing":
+                export.check_folder(folder)
         from gpta_local.trainer import Run
 
-        export.check_folder(folder)
-        run = Run(settings, observer)
+        run = Run(settings, observer, interrupt)
         observer.advance()
         observer.note(
             f"{settings.card.name}: {run.card.task}, {len(run.card.labels)} labels; {run.card.training_rows} training, "
@@ -130,8 +159,25 @@ def train(
                     click.echo(f"{stage:<22}{seconds:8.0f} s")
                 click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
                 return
-            result = run.run(folder)
+            result = run.run(folder, resume=resume)
     console.show_result(result, str(folder))
+
+
+def _resume_command(folder: Path) -> str:
+    return shlex.join(["gpta-local", "train", str(folder / "config.yaml"), "--output", str(folder), "--resume"])
+
+
+@contextmanager
+def _resume_told(ctx: click.Context, folder: Path) -> Iterator[None]:
+    """Let `Commands` say how to go on with a run that was stopped by what can pass."""
+    from gpta_local import run_folder
+
+    try:
+        yield
+    except (KeyboardInterrupt, AssistantError, StorageError):
+        if run_folder.state_of(folder) == "stopped":
+            ctx.find_root().obj = _resume_command(folder)
+        raise
 
 
 @main.command()

@@ -239,6 +239,23 @@ class TrainingConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     """auto: a GPU if there is one. Otherwise a torch device such as cpu or cuda:1."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """How much of a fine-tuning may be lost when the machine stops. It changes no result."""
+
+
+class BudgetConfig(Section):
+    """Where one is reached, the search ends before the next round; then the best is chosen, trained,
+    measured and exported as always. None: no limit."""
+
+    seconds: float | None = Field(default=None, gt=0)
+    """Of the search, reading and loading not counted; pauses neither."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Read and written by the assistant. Where a server does not count them for each completion, the bytes of
+    request and reply are counted: too many rather than too few."""
+    calls: int | None = Field(default=None, ge=1)
+    """Completions asked of the assistant, label texts included; never more are asked for."""
+    trials: int | None = Field(default=None, ge=1)
+    """Different prefixes scored; never more are proposed than are left."""
 
 
 class FinishConfig(Section):
@@ -287,6 +304,7 @@ class Config(Section):
     downstream: DownstreamConfig = DownstreamConfig()
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
+    budget: BudgetConfig = BudgetConfig()
     finish: FinishConfig = FinishConfig()
     dialogue_gradient: DialogueGradientConfig | None = None
     privacy: PrivacyConfig = PrivacyConfig()

@@ -11,6 +11,7 @@
     │   └── ReplayExhausted   the recorded completions have run out
     ├── PrivacyError     (2)  private words or personal data would leave
     ├── OutputError      (2)  the run directory or another file cannot be made or written
+    ├── StorageError     (1)  the disk is full, or fails, while a run goes on; the run can be resumed
     ├── TrainingError    (1)  a run that started well cannot go on (a loss that is not a number)
     └── ServerError      (1)  a server that we started does not get ready, or ends by itself
 
@@ -79,6 +80,10 @@ class PrivacyError(GptaError):
 
 class OutputError(GptaError):
     exit_code = 2
+
+
+class StorageError(GptaError):
+    exit_code = 1
 
 
 class TrainingError(GptaError):

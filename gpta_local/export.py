@@ -26,6 +26,8 @@ from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.model_files import quiet_transformers
 from gpta_local.privacy.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
+from gpta_local.run_folder import BEFORE_A_RUN
+from gpta_local.storage import FULL, disk_full, system_error
 from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
@@ -108,7 +110,7 @@ def make_folder(folder: Path, product_bytes: int) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise what `make_folder` would, as far as can be seen without making anything."""
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         raise OutputError(
             "there is something in this directory already",
             where=str(folder),
@@ -200,6 +202,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as exc:
+        error = exc if isinstance(exc, OSError) else system_error(str(exc), folder)
+        if error.errno in FULL:
+            raise disk_full(str(folder)) from exc
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise OutputError(
             f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"

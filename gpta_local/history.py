@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpta_local import __version__
 from gpta_local.errors import InputError, OutputError
 from gpta_local.schema import (
     Completion,
@@ -103,8 +104,17 @@ MIGRATIONS = (
         time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
     );
     """,
+    """
+    ALTER TABLE runs ADD COLUMN written_by TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN format INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN label_texts TEXT;
+    """,
 )
 """Numbered by position; PRAGMA user_version says how many a file has seen."""
+
+FORMAT = 1
+"""Of what a run is resumed from: this file and the checkpoints. 0: of versions that could not resume."""
 
 NUMBERS = (
     "SELECT card, regime FROM runs",
@@ -132,6 +142,24 @@ GONE_TEXT = ""
 Verdict = tuple[str, str]
 """What became of a completion: its outcome (accepted, repeated, unusable) and, for an accepted
 one, the text that was read out of it, otherwise the reason. Both are empty until it is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """A request as it was asked: `messages` and `sampling` as JSON; no completions if it was not answered."""
+
+    number: int
+    kind: str
+    adapter: str
+    messages: str
+    sampling: str
+    completions: list[Completion]
+
+    def is_for(self, request: Request, n: int, sampling: Sampling, adapter: str) -> bool:
+        """Whether it is this request that was asked, and if it was answered, for `n` completions."""
+        asked = (self.kind, self.messages, self.sampling, self.adapter)
+        same = asked == (request.kind, as_json(request), json.dumps(asdict(sampling)), adapter)
+        return same and len(self.completions) in (0, n)
 
 
 class History:
@@ -198,8 +226,8 @@ class History:
                 [(*verdict, number) for verdict, (number,) in zip(verdicts, ids, strict=True)],
             )
 
-    def add_round(self, entry: Round) -> None:
-        """Record a round with its scores."""
+    def add_round(self, entry: Round, verdict: tuple[str, StepVerdict] | None = None) -> None:
+        """Record a round with its scores and, where an adapter was on trial, its name and the verdict."""
         with self._connection as db:
             db.execute(
                 "INSERT INTO rounds (number, chosen, proposals, training_loss, seconds) VALUES (?, ?, ?, ?, ?)",
@@ -217,27 +245,47 @@ class History:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 [(entry.number, f.adapter, f.asked, f.fresh, f.hits, f.mean_gain) for f in entry.figures],
             )
+            if verdict is not None:
+                adapter, of_adapter = verdict
+                db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (of_adapter, adapter))
 
-    def add_scores(self, round_number: int, scored: Sequence[ScoredPrefix]) -> None:
-        """Record prefixes that were scored after the round: those that `grpo` proposed in training."""
+    def add_training(self, round_number: int, loss: float | None, seconds: float) -> None:
+        """Record that the model was trained in a round, and how long the round took with that."""
         with self._connection as db:
-            self._add_scores(db, round_number, scored)
+            db.execute(
+                "UPDATE rounds SET training_loss = ?, seconds = ? WHERE number = ?", (loss, seconds, round_number)
+            )
 
     def add_run(self, card: DatasetCard, regime: Regime) -> None:
         """Record, once, whose history this is."""
         with self._connection as db:
-            row = (json.dumps(asdict(card), ensure_ascii=False), regime)
-            db.execute("INSERT INTO runs (card, regime) VALUES (?, ?)", row)
+            row = (json.dumps(asdict(card), ensure_ascii=False), regime, __version__, FORMAT)
+            db.execute("INSERT INTO runs (card, regime, written_by, format) VALUES (?, ?, ?, ?)", row)
 
-    def add_label_text_scores(self, scored: Sequence[ScoredLabelTexts]) -> None:
+    def add_seconds(self, total: float) -> None:
+        """Record how long the run has been going on, pauses left out."""
+        with self._connection as db:
+            db.execute("UPDATE runs SET seconds = ?", (total,))
+
+    def add_label_texts(self, scored: Sequence[ScoredLabelTexts], chosen: Sequence[Mapping[str, str]]) -> None:
+        """Record the sets of label texts that were scored, and those that start the model."""
         with self._connection as db:
             db.executemany(
                 "INSERT INTO label_text_scores (texts, loss) VALUES (?, ?)",
                 [(json.dumps(dict(s.texts), ensure_ascii=False), s.loss) for s in scored],
             )
+            db.execute("UPDATE runs SET label_texts = ?", (json.dumps(list(map(dict, chosen)), ensure_ascii=False),))
 
-    def add_step(self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict) -> None:
+    def add_step(
+        self,
+        round_number: int,
+        step: DialogueGradientStep,
+        verdict: StepVerdict,
+        found: Sequence[ScoredPrefix] = (),
+    ) -> None:
+        """Record a fine-tuning of the assistant, and the prefixes that `grpo` proposed and scored in it."""
         with self._connection as db:
+            self._add_scores(db, round_number, found)
             db.execute(
                 "INSERT INTO dialogue_gradient_steps (adapter, round, method, dialogues, losses, seconds, verdict)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -251,10 +299,6 @@ class History:
                     verdict,
                 ),
             )
-
-    def judge_step(self, adapter: str, verdict: StepVerdict) -> None:
-        with self._connection as db:
-            db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (verdict, adapter))
 
     @staticmethod
     def _add_scores(db: sqlite3.Connection, round_number: int, scored: Sequence[ScoredPrefix]) -> None:
@@ -286,6 +330,68 @@ class History:
             return None
         fields = json.loads(row[0])
         return DatasetCard(**fields | {"labels": tuple(Label(**label) for label in fields["labels"])}), row[1]
+
+    def written_by(self) -> tuple[str, int]:
+        """The version of gpta-local that began the run ("" where it was not kept), and its `FORMAT`."""
+        row = self._connection.execute("SELECT written_by, format FROM runs").fetchone()
+        return row or ("", 0)
+
+    def seconds(self) -> float:
+        """How long the run has been going on, as far as it is on record."""
+        row = self._connection.execute("SELECT seconds FROM runs").fetchone()
+        return float(row[0]) if row else 0.0
+
+    def label_texts(self) -> list[dict[str, str]] | None:
+        """Those that start the model; None as long as they are not chosen."""
+        row = self._connection.execute("SELECT label_texts FROM runs").fetchone()
+        return json.loads(row[0]) if row and row[0] is not None else None
+
+    def asked(self, round_number: int, after: int) -> RecordedRequest | None:
+        """The first request of a round whose number is greater than `after`."""
+        row = self._connection.execute(
+            "SELECT id, kind, adapter, messages, sampling FROM requests WHERE round = ? AND id > ? ORDER BY id",
+            (round_number, after),
+        ).fetchone()
+        if row is None:
+            return None
+        replies = self._connection.execute(
+            "SELECT text, model, finish_reason, prompt_tokens, completion_tokens FROM completions"
+            " WHERE request_id = ? ORDER BY id",
+            (row[0],),
+        )
+        return RecordedRequest(*(*row, [Completion(*reply) for reply in replies]))
+
+    def unanswered(self) -> int:
+        """The number of the last request, if no answer to it is on record; otherwise 0."""
+        row = self._connection.execute(
+            "SELECT max(id) FROM requests WHERE id NOT IN (SELECT request_id FROM completions)"
+        ).fetchone()
+        return row[0] or 0
+
+    def round(self, number: int) -> Round | None:
+        """A round as it was recorded, with all scores of it: those that `grpo` found come last."""
+        row = self._connection.execute(
+            "SELECT proposals, chosen, training_loss, seconds FROM rounds WHERE number = ?", (number,)
+        ).fetchone()
+        if row is None:
+            return None
+        proposals, chosen, loss, seconds = row
+        scores = self._connection.execute(
+            "SELECT prefix, gain, standard_error, loss, rows FROM scores WHERE round = ? ORDER BY id", (number,)
+        )
+        scored = tuple(ScoredPrefix(*score) for score in scores)
+        figures = tuple(f for of, f in self.proposal_figures() if of == number)
+        of_chosen = next(s for s in scored if s.text == chosen)
+        return Round(number, json.loads(proposals), figures, scored, of_chosen, loss, seconds)
+
+    def taught(self, round_number: int) -> bool:
+        """Whether the assistant was taught after a round, or the run has gone on without."""
+        (found,) = self._connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM dialogue_gradient_steps WHERE round >= :round)"
+            " OR EXISTS (SELECT 1 FROM requests WHERE round > :round)",
+            {"round": round_number},
+        ).fetchone()
+        return bool(found)
 
     def comparable_groups(self, regime: Regime) -> list[list[ScoredPrefix]]:
         """Scored prefixes in groups within which gains compare: all of a low-resource run, whose θ and
@@ -367,6 +473,7 @@ class History:
                 db.execute("UPDATE requests SET messages = ?", (GONE_MESSAGES,))
                 db.execute("UPDATE completions SET text = ?, result = ?", (GONE_TEXT, GONE_TEXT))
                 db.execute("UPDATE label_text_scores SET texts = '{}'")
+                db.execute("UPDATE runs SET label_texts = NULL")
                 prefixes = db.execute(
                     "SELECT text FROM (SELECT prefix AS text, id FROM scores UNION ALL SELECT chosen, 1e9 FROM rounds)"
                     " WHERE text NOT IN ('', ?) GROUP BY text ORDER BY min(id)",
@@ -389,6 +496,27 @@ class History:
             "prompt_tokens": prompt if known else None,
             "completion_tokens": completion if known else None,
         }
+
+    def spent(self, before: int) -> dict[str, int]:
+        """The `calls`, `tokens` and `trials` of `BudgetConfig` that the rounds before this one took."""
+        calls, tokens = self._connection.execute(
+            "SELECT count(*), coalesce(sum(coalesce(c.prompt_tokens, length(CAST(r.messages AS BLOB)))"
+            " + coalesce(c.completion_tokens, length(CAST(c.text AS BLOB)))), 0)"
+            " FROM completions c JOIN requests r ON r.id = c.request_id WHERE r.round < ?",
+            (before,),
+        ).fetchone()
+        (trials,) = self._connection.execute(
+            "SELECT count(DISTINCT prefix) FROM scores WHERE round < ? AND prefix <> ''", (before,)
+        ).fetchone()
+        return {"calls": calls, "tokens": tokens, "trials": trials}
+
+    def search_seconds(self) -> float:
+        """Of all rounds and fine-tunings of the assistant."""
+        (seconds,) = self._connection.execute(
+            "SELECT total(seconds) FROM (SELECT seconds FROM rounds UNION ALL"
+            " SELECT seconds FROM dialogue_gradient_steps)"
+        ).fetchone()
+        return float(seconds)
 
     def rounds(self) -> list[tuple[int, str, int, float]]:
         """(number, chosen prefix, prefixes scored, seconds) of each round."""

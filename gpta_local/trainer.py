@@ -1,29 +1,40 @@
 """The outer loop: propose, score, choose, train; then finish. It composes, and decides nothing
 that a module below it could decide. Progress goes to an `Observer`, results to the run directory.
+
+A run that was stopped, at whatever moment, goes through the same loop again. What is on record is not
+done twice: each of the steps that ask, score, teach, train and measure looks there first.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gpta_local import export, prefix, summary
+import torch
+
+from gpta_local import __version__, export, prefix, run_folder, summary
 from gpta_local.assistant import open_assistant
+from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.checkpoints import KEPT, Checkpoints
 from gpta_local.config import Config, dump
+from gpta_local.data import Example
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
-from gpta_local.errors import TrainingError
-from gpta_local.history import History, Verdict
+from gpta_local.errors import InputError, TrainingError
+from gpta_local.history import FORMAT, History, Verdict
+from gpta_local.interrupt import Interrupt
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.plots import plot_dialogue_gradient
-from gpta_local.privacy.audit import HEAD, LOG, Audit, history_digest
-from gpta_local.privacy.files import owner_only
+from gpta_local.privacy.audit import HEAD, LOG, Audit, hex_digest, history_digest
+from gpta_local.privacy.files import flush, owner_only, write_whole
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.prompts import label_texts_request, prefix_request, reply_room
 from gpta_local.schema import (
@@ -34,9 +45,12 @@ from gpta_local.schema import (
     Round,
     Sampling,
     ScoredPrefix,
+    StepVerdict,
 )
+from gpta_local.storage import explained
 from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
+from gpta_local.tasks.base import Evaluation
 from gpta_local.training import Training, total_steps
 from gpta_local.tuner import Tuner
 
@@ -65,8 +79,8 @@ class Run:
     """One run of `gpta-local train`. Making it reads and checks the data, builds the untrained
     model and asks the assistant whether it can answer; nothing is written before `run`."""
 
-    def __init__(self, config: Config, observer: Observer) -> None:
-        self.config, self.observer = config, observer
+    def __init__(self, config: Config, observer: Observer, interrupt: Interrupt | None = None) -> None:
+        self.config, self.observer, self.interrupt = config, observer, interrupt or Interrupt()
         self.task = open_task(config)
         self.splits, self.card = self.task.splits(), self.task.card()
         for warning in self.splits.warnings:
@@ -80,7 +94,8 @@ class Run:
         self.regime = auto if config.search.regime == "auto" else config.search.regime
         self.online = self.regime == "online"
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
-        self.latest: list[ScoredPrefix] = []  # of the latest race
+        self.latest: Sequence[ScoredPrefix] = []  # of the latest race
+        self.last_asked = 0  # in the history
         self.first_heat = max(prefix.FIRST_HEAT, 4 * len(self.card.labels))
         self.assistant = open_assistant(config.assistant)
         observer.note(f"assistant: {self.assistant.check()}")
@@ -89,42 +104,55 @@ class Run:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
 
     @owner_only()
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds."""
-        self.open_folder(folder)
-        started = time.monotonic()
-        label_texts = self.propose_label_texts()
-        model = self.task.build(label_texts)
-        training = self.training(model) if self.online else None
-        current, loss = "", None
-        for number in range(1, self.config.search.rounds + 1):
-            round_started = time.monotonic()
-            proposals = self.propose(number, model)
-            scored = self.score(number, model, current, proposals)
-            figures = self.judge(proposals, scored)
-            chosen = prefix.choose(scored, current)
-            if training is not None:
-                current, loss = chosen.text, self.train(training, chosen.text, number)
-            seconds = time.monotonic() - round_started
-            entry = Round(number, proposals.counts, figures, tuple(scored), chosen, loss, seconds)
-            self.history.add_round(entry)
-            self.observer.round(entry)
-            self.teach(number, model)
-        self.assistant.close()
-        searched = Trained(model, current, time.monotonic() - started)
-        contestants = self.contestants(label_texts, searched)
-        selection = self.select(contestants)
-        result = self.evaluate(contestants, selection, label_texts)
-        result["seconds"] = {"search": searched.seconds, "total": time.monotonic() - started}
-        self.write(contestants[selection.chosen], result)
-        return result
+    def run(self, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+        """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds.
+
+        Args:
+            resume: go on with the run that was stopped in `folder`, if there is one.
+        """
+        state = run_folder.check(folder, self.config, resume=resume)
+        if state == "finished":
+            return run_folder.summary(folder)
+        if state == "nothing":
+            export.make_folder(folder, self.room())
+        with explained(folder), run_folder.locked(folder), self.opened(folder):
+            if self.audit.last_event == "finished":
+                return self.sum_up()  # all that was left to do
+            label_texts = self.choose_label_texts()
+            model = self.task.build(label_texts)
+            training = self.training(model, "search") if self.online else None
+            current, ended_by = "", ""
+            for number in range(1, self.config.search.rounds + 1):
+                entry = self.history.round(number)
+                if entry is None:
+                    if ended_by := self.budget_reached(number):
+                        break
+                    entry = self.search(number, model, current)
+                self.latest = entry.scored
+                if training is not None:
+                    current = entry.chosen.text
+                    self.train(training, entry)
+                self.teach(number, model)
+            if training is not None and ended_by:
+                self.take_steps(training, current, self.steps, "training to the end", "search")
+            self.assistant.close()
+            searched = Trained(model, current, self.history.search_seconds())
+            contestants = self.contestants(label_texts, searched)
+            selection = self.select(contestants)
+            result = self.evaluate(contestants, selection, label_texts)
+            result["ended_by"] = ended_by or None
+            result["seconds"] = {"search": searched.seconds, "total": self.elapsed()}
+            self.write(contestants[selection.chosen], result)
+            return result
 
     # ── search ──────────────────────────────────────────────────────────────────────────────────
 
-    def propose_label_texts(self) -> list[dict[str, str]]:
+    def choose_label_texts(self) -> list[dict[str, str]]:
         """Ask the assistant for label texts, and keep those that start the model better than the card's
         own texts do alone."""
-        asked = self.config.search.label_text_samples if self.task.uses_label_texts else 0
+        if (known := self.history.label_texts()) is not None:
+            return known
+        asked = self.affordable("calls", 0, self.config.search.label_text_samples if self.task.uses_label_texts else 0)
         sets: list[dict[str, str]] = []
         if asked:
             self.observer.stage("asking for label texts", 1)
@@ -133,10 +161,24 @@ class Run:
             sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
             self.history.judge_completions(asking, verdicts)
         chosen, scored = self.task.choose_label_texts(sets, self.config.search.scoring_rows)
-        self.history.add_label_text_scores(scored)
+        self.history.add_label_texts(scored, chosen)
         joined = len(chosen) - len(self.task.own_label_texts())
         self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
+
+    def search(self, number: int, model: DownstreamModel, current: str) -> Round:
+        """One round, on record when this returns; at the current θ."""
+        started = self.elapsed()
+        proposals = self.propose(number, model)
+        scored = self.score(number, model, current, proposals)
+        figures, verdict = self.judge(proposals, scored)
+        chosen = prefix.choose(scored, current)
+        entry = Round(number, proposals.counts, figures, tuple(scored), chosen, None, seconds=self.elapsed() - started)
+        self.history.add_round(entry, verdict)
+        self.history.add_seconds(self.elapsed())
+        if not self.online:
+            self.observer.round(entry)
+        return entry
 
     def propose(self, number: int, model: DownstreamModel) -> Proposals:
         """Ask for prefixes, showing a part of the history; clean what comes back. An adapter on trial
@@ -146,8 +188,9 @@ class Run:
         shown = prefix.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
         request = prefix_request(self.card, shown)
         self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
+        proposals = self.affordable("trials", number, self.affordable("calls", number, search.proposals))
         asked = []
-        for folder, count in self.tuner.shares(search.proposals):
+        for folder, count in self.tuner.shares(proposals):
             self.assistant.use_adapter(folder)
             asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
         # in turns, so that neither of two adapters is the first to say what both say
@@ -179,7 +222,7 @@ class Run:
         known = [current, *best_shown, *self.finalists()] if self.online else []
         runners = [text for text in dict.fromkeys([*known, *proposals.prefixes]) if text]
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
-        self.latest = prefix.race(
+        return prefix.race(
             runners,
             self.task.scorer(model, self.splits.train).losses,
             self.rows(number),
@@ -187,30 +230,33 @@ class Run:
             kept=current,
             on_scored=self.observer.advance,
         )
-        return self.latest
 
     def rows(self, number: int) -> list[int]:
         """The scoring rows of a round: the same in all rounds unless θ moves."""
         seed = self.config.seed + (number if self.online else 0)
         return self.task.scoring_rows(self.splits.train, self.config.search.scoring_rows, seed)
 
-    def judge(self, proposals: Proposals, scored: Sequence[ScoredPrefix]) -> tuple[ProposalFigures, ...]:
+    def judge(
+        self, proposals: Proposals, scored: Sequence[ScoredPrefix]
+    ) -> tuple[tuple[ProposalFigures, ...], tuple[str, StepVerdict] | None]:
         """The hit rate of each adapter that proposed; one on trial is kept or rolled back."""
         best = proposals.best_shown
         if best is not None and self.online:
             best = next(s for s in scored if s.text == best.text)
         figures = tuple(prefix.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts.items())
-        if self.tuner.trial is not None:
-            verdict = self.tuner.judge(figures)
-            self.history.judge_step(figures[1].adapter, verdict)
-            self.observer.judged(figures[0], figures[1], verdict)
-        return figures
+        if self.tuner.trial is None:
+            return figures, None
+        verdict = self.tuner.judge(figures)
+        self.observer.judged(figures[0], figures[1], verdict)
+        return figures, (figures[1].adapter, verdict)
 
     def teach(self, number: int, model: DownstreamModel) -> None:
         """The dialogue gradient: fine-tune the assistant on the history, and put the new adapter on
         trial for the next round."""
         config = self.config.dialogue_gradient
         if config is None or number % config.every or number == self.config.search.rounds:
+            return
+        if self.history.taught(number):
             return
         dialogues = build_dialogues(
             self.card,
@@ -231,14 +277,14 @@ class Run:
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model)
         try:
-            step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
+            step, refused = self.tuner.step(number // config.every, dialogues, reward, self.observer.advance)
         except TrainingError as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
         self.audit.wrote(self.tuner.folder / step.adapter)
-        self.history.add_step(number, step, "saved only" if refused else "on trial")
-        if not self.online:  # where θ has moved since, what was found does not compare with the round's scores
-            self.history.add_scores(number, reward.found)
+        # where θ has moved since, what was found does not compare with the round's scores
+        found = [] if self.online else reward.found
+        self.history.add_step(number, step, "saved only" if refused else "on trial", found)
         self.observer.taught(step, refused)
 
     def reward(self, number: int, model: DownstreamModel) -> prefix.GainReward:
@@ -253,12 +299,36 @@ class Run:
             leak=self.leak_scan.find,
         )
 
-    def train(self, training: Training, text: str, number: int) -> float | None:
+    def train(self, training: Training, entry: Round) -> None:
         """This round's share of the steps, which is none where there are more rounds than steps; the
         last round takes what is left."""
-        rounds = self.config.search.rounds
-        steps = self.steps * number // rounds - self.steps * (number - 1) // rounds
-        return self.take_steps(training, text, steps, f"round {number}: training") if steps else None
+        rounds, started = self.config.search.rounds, self.elapsed()
+        first, until = self.steps * (entry.number - 1) // rounds, self.steps * entry.number // rounds
+        loss = None
+        if until > first:
+            title = f"round {entry.number}: training"
+            loss = self.take_steps(training, entry.chosen.text, until, title, "search", first)
+        if entry.training_loss is None:
+            seconds = entry.seconds + self.elapsed() - started
+            self.history.add_training(entry.number, loss, seconds)
+            self.observer.round(replace(entry, training_loss=loss, seconds=seconds))
+
+    def affordable(self, limit: Literal["calls", "trials"], number: int, wanted: int) -> int:
+        """As many as the budget has left before a round, if fewer than are wanted."""
+        budget: int | None = getattr(self.config.budget, limit)
+        return wanted if budget is None else max(0, min(wanted, budget - self.history.spent(number)[limit]))
+
+    def budget_reached(self, number: int) -> str:
+        """The key of the budget that leaves no room for a round; "" if there is room, or the round has begun."""
+        if self.history.asked(number, after=0) is not None:
+            return ""
+        self.history.add_seconds(self.elapsed())
+        spent = self.history.spent(number) | {"seconds": self.elapsed()}
+        for name, limit in self.config.budget.model_dump().items():
+            if limit is not None and spent[name] >= limit:
+                self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
+                return f"budget.{name}"
+        return ""
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
 
@@ -268,13 +338,17 @@ class Run:
         Online, θ is there already and its prefixes compete. In low-resource runs each finalist
         gets a fine-tuning of its own.
         """
-        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix")
+        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         if self.online:
             texts = dict.fromkeys([searched.prefix, *self.finalists(), ""])
             return [control, *(Trained(searched.model, text, searched.seconds) for text in texts)]
+        slots = {text: f"finalist-{hex_digest(text.encode())[:8]}" for text in self.finalists()}
         return [
             control,
-            *(self.fine_tune(self.task.build(label_texts), text, f'with "{text}"') for text in self.finalists()),
+            *(
+                self.fine_tune(self.task.build(label_texts), text, f'with "{text}"', slot)
+                for text, slot in slots.items()
+            ),
         ]
 
     def finalists(self) -> list[str]:
@@ -291,7 +365,7 @@ class Run:
     def select(self, contestants: Sequence[Trained]) -> Selection:
         """Choose on the validation rows; without any, by the cross-validated gains of the search."""
         if self.splits.validation:
-            results = [self.task.evaluate(c.model, self.splits.validation, c.prefix) for c in contestants]
+            results = [self.measure(c, self.splits.validation, f"validation-{i}") for i, c in enumerate(contestants)]
             gains = [
                 ScoredPrefix(
                     c.prefix, *paired_mean(results[0].losses - r.losses), float(r.losses.mean()), len(r.losses)
@@ -319,11 +393,11 @@ class Run:
         rows = self.splits.test or self.splits.validation
         arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
         if rows and self.config.finish.plain_control and self.task.uses_label_texts:
-            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)")
+            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
         self.observer.stage("evaluating", len(arms))
         results = {}
         for name, trained in arms.items() if rows else ():
-            results[name] = self.task.evaluate(trained.model, rows, trained.prefix)
+            results[name] = self.measure(trained, rows, f"evaluation-{name}")
             self.observer.advance()
         return {
             **summary.describe_run(self.card, self.regime, label_texts, selection),
@@ -337,28 +411,56 @@ class Run:
             "cost": self.history.cost(),
         }
 
-    def fine_tune(self, model: DownstreamModel, text: str, name: str) -> Trained:
+    def measure(self, trained: Trained, rows: Sequence[Example], slot: str) -> Evaluation:
+        """The results of a trained model and its prefix, row by row."""
+        slot += f"-{hex_digest(trained.prefix.encode())[:8]}"
+        if (known := self.checkpoints.newest(slot)) is None:
+            found = self.task.evaluate(trained.model, rows, trained.prefix)
+            tensors = {"scores": torch.from_numpy(found.scores), "losses": torch.from_numpy(found.losses)}
+            self.checkpoints.write(slot, 0, tensors, found.summary)
+            return found
+        return Evaluation(known.tensors["scores"].numpy(), known.tensors["losses"].numpy(), known.state)
+
+    def fine_tune(self, model: DownstreamModel, text: str, name: str, slot: str) -> Trained:
         """All steps with one prefix."""
-        started = time.monotonic()
-        self.take_steps(self.training(model), text, self.steps, f"training {name}")
-        return Trained(model, text, time.monotonic() - started)
+        training = self.training(model, slot)
+        self.take_steps(training, text, self.steps, f"training {name}", slot)
+        return Trained(model, text, training.seconds)
 
-    def training(self, model: DownstreamModel) -> Training:
-        return Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+    def training(self, model: DownstreamModel, slot: str) -> Training:
+        """A training that goes on from its newest checkpoint, if there is one in its slot."""
+        training = Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+        if checkpoint := self.checkpoints.newest(slot):
+            training.load(checkpoint)
+        return training
 
-    def take_steps(self, training: Training, text: str, steps: int, title: str) -> float:
-        """Train, and append the loss of each step to `metrics.jsonl`; return the mean loss."""
-        losses: list[float] = []
+    def take_steps(self, training: Training, text: str, until: int, title: str, slot: str, first: int = 0) -> float:
+        """Train up to the step `until`, with checkpoints; put the losses from step `first` on into
+        `metrics.jsonl`, and return their mean."""
 
-        def on_step(loss: float) -> None:
-            losses.append(round(loss, 6))
+        def on_step(_: float) -> None:
             self.observer.advance()
+            ended = training.done == training.steps
+            if ended or self.checkpoints.due or self.interrupt.asked:
+                state = training.state()
+                self.checkpoints.write(slot, training.done, state.tensors, state.state, kept=1 if ended else KEPT)
+                self.history.add_seconds(self.elapsed())
+            if self.interrupt.asked:
+                raise KeyboardInterrupt
 
-        self.observer.stage(title, steps)
-        mean = training.run(text, steps, on_step)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"title": title, "prefix": text, "losses": losses}, ensure_ascii=False) + "\n")
-        return mean
+        if left := max(0, until - training.done):
+            self.observer.stage(title, left)
+            with self.interrupt.held():
+                training.run(text, left, on_step)
+        losses = training.losses[first:until]
+        if title not in self.metrics:
+            self.metrics.add(title)
+            line = {"title": title, "prefix": text, "losses": [round(loss, 6) for loss in losses]}
+            with (self.folder / run_folder.METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return sum(losses) / len(losses)
 
     # ── the assistant and the run directory ─────────────────────────────────────────────────────
 
@@ -377,30 +479,102 @@ class Run:
         self.leak_scan.check(request)
         sampling = self.sampling(round_number, request)
         sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
-        asking = self.history.add_request(round_number, request, sampling, adapter.name if adapter else "")
-        self.audit.asked(asking, round_number, request, n, sampling, adapter)
-        completions = self.assistant.complete(request, n, sampling)
-        self.history.add_completions(asking, completions)
-        self.audit.answered(asking, completions)
+        name = adapter.name if adapter else ""
+        recorded = self.history.asked(round_number, after=self.last_asked)
+        if recorded is None:
+            asking = self.history.add_request(round_number, request, sampling, name)
+        elif recorded.is_for(request, n, sampling, name):
+            asking = recorded.number
+        else:
+            raise self.other_version(f"in round {round_number} the run had asked something else")
+        self.last_asked = asking
+        if asking not in self.audit.requests:
+            self.audit.asked(asking, round_number, request, n, sampling, adapter)
+        completions = recorded.completions if recorded else []
+        if not completions:
+            completions = self.assistant.complete(request, n, sampling)
+            self.history.add_completions(asking, completions)
+            self.history.add_seconds(self.elapsed())
+        if asking not in self.audit.answered_requests:
+            self.audit.answered(asking, completions)
         self.observer.advance()
         return asking, completions
 
-    def open_folder(self, folder: Path) -> None:
-        export.make_folder(folder, self.weights)
-        (folder / "config.yaml").write_text(dump(self.config), encoding="utf-8")
-        self.folder, self.history = folder, History(folder / "history.sqlite")
-        self.history.add_run(self.card, self.regime)
-        self.tuner.folder = folder / "adapters"
+    def elapsed(self) -> float:
+        """Seconds since the run began, pauses left out."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def room(self) -> int:
+        """Bytes of weights that a run has on the disk before its end."""
+        contestants = 2 + (1 if self.online else self.config.finish.finalists)
+        return (1 + contestants) * self.weights
+
+    @contextmanager
+    def opened(self, folder: Path) -> Iterator[None]:
+        """Begin a run in the folder, or go on with the one that was stopped there.
+
+        Raises:
+            InputError: that run was purged, is of another version, or its files were changed.
+        """
+        self.folder, self.started = folder, time.monotonic()
+        if not (folder / run_folder.CONFIG).is_file():
+            write_whole(folder / run_folder.CONFIG, dump(self.config))
+        self.history = History(folder / run_folder.HISTORY)
+        if self.history.run() is None:
+            self.history.add_run(self.card, self.regime)
+        if self.history.written_by()[1] != FORMAT:
+            raise self.other_version("the run is of another format")
+        if purged := self.history.purged():
+            raise InputError(f"the texts of this run were purged ({purged})", where=str(folder), fix="Begin a new run")
+        self.seconds_before = self.history.seconds()
         self.audit = Audit(folder / LOG)
-        self.audit.start(self.config)
+        self.checkpoints = Checkpoints(
+            folder / run_folder.CHECKPOINTS, self.config.training.checkpoint_seconds, self.observer.warn
+        )
+        self.tuner.folder = folder / "adapters"
+        with closing(self.history), closing(self.audit):
+            if self.audit.last_event != "finished":
+                self.go_on()
+            yield
+
+    def go_on(self) -> None:
+        """Make sure that the run goes on from where it was stopped; begin the log of a new one."""
+        for package in self.audit.start(self.config, self.history.unanswered()):
+            self.observer.warn(f"{package} is of another version than when the run began: results can differ in digits")
+        self.metrics = run_folder.whole_metrics(self.folder)
+        self.tuner.resume(self.history.steps())
+        if isinstance(self.assistant, ReplayAssistant):
+            self.assistant.skip(self.history)
+        if requests := self.history.requests():
+            self.observer.note(f"going on with the run: {len(requests)} requests, {len(self.history.rounds())} rounds")
+
+    def other_version(self, what: str) -> InputError:
+        version, _ = self.history.written_by()
+        begun = f"gpta-local {version}" if version else "an earlier gpta-local that could not resume"
+        fix = f"It was begun by {begun}, this is {__version__}: resume it with that one, or begin a new run"
+        return InputError(what, where=str(self.folder), fix=fix)
 
     def write(self, product: Trained, result: dict[str, Any]) -> None:
         """The product first, the summary after it: a run with a summary is whole."""
+        run_folder.clear_product(self.folder)
         export.write_product(self.folder / "model", product.model, product.prefix, self.task, self.config.data)
         if steps := self.history.steps():
             plot_dialogue_gradient(self.history.proposal_figures(), [step for _, step, _ in steps], self.folder)
         self.audit.wrote(self.folder / "model")
-        result[HEAD] = self.audit.finish(result, history_digest(self.history))
-        self.history.close()
-        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / "summary.json").write_text(text, encoding="utf-8")
+        write_whole(self.folder / run_folder.DRAFT, as_json_text(result))
+        self.audit.finish(result, history_digest(self.history))
+        result |= self.sum_up()
+
+    def sum_up(self) -> dict[str, Any]:
+        """Leave nothing that is not for the user and, now that the log has its end, write the summary."""
+        self.checkpoints.clear()
+        draft = self.folder / run_folder.DRAFT
+        result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD: self.audit.head}
+        write_whole(draft, as_json_text(result))
+        draft.replace(self.folder / run_folder.SUMMARY)
+        flush(self.folder)
+        return result
+
+
+def as_json_text(result: Mapping[str, Any]) -> str:
+    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"

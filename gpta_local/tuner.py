@@ -11,6 +11,7 @@ proposal is spent on the comparison alone.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,21 @@ class Tuner:
         """The adapter that answers; None is the base model."""
         self.trial: Path | None = None
         """A newer one, not yet trusted."""
-        self._steps = 0
         assistant.use_adapter(self._start)
+
+    def resume(self, steps: Sequence[tuple[int, DialogueGradientStep, str]]) -> None:
+        """Go on after the steps of a run that was stopped, as the history has them. Adapters that are not among
+        them, finished or not, are deleted: they will be trained again."""
+        known = {self.folder / step.adapter: verdict for _, step, verdict in steps}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_dir() and path not in known:
+                shutil.rmtree(path)
+        for adapter, verdict in known.items():
+            if verdict == "kept":
+                self.trusted = adapter
+            elif verdict == "on trial":
+                self.trial = adapter
+        self._assistant.use_adapter(self.trusted)
 
     def shares(self, proposals: int) -> list[tuple[Path | None, int]]:
         """How many proposals to ask of which adapter."""
@@ -79,19 +93,21 @@ class Tuner:
         return "kept" if keep else "rolled back"
 
     def step(
-        self, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
+        self, number: int, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
     ) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
         saved, why.
+
+        Args:
+            number: of the step in the run, from 1 on: it names the folder and varies the seed.
 
         Raises:
             EndpointError: the server went away.
         """
         assert self._config is not None
-        self._steps += 1
-        folder = self.folder / f"{self._steps:03d}"
+        folder = self.folder / f"{number:03d}"
         settings: dict[str, Any] = {
-            "seed": self._seed + self._steps,
+            "seed": self._seed + number,
             "start": self._start,
             "reward": reward,
             "on_step": on_step,

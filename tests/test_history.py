@@ -239,7 +239,10 @@ class TestDialogueGradient:
 
     def test_scores_of_label_texts_come_back_in_order(self, history: History) -> None:
         entries = [ScoredLabelTexts({"b": "«2»", "a": "漢字"}, 1.5), ScoredLabelTexts({"b": "x", "a": "y"}, 0.5)]
-        history.add_label_text_scores(entries)
+        history.add_run(CARD, "low-resource")
+        assert history.label_texts() is None
+        history.add_label_texts(entries, [{"a": "漢字", "b": "x"}])
+        assert history.label_texts() == [{"a": "漢字", "b": "x"}]
         assert history.label_text_scores() == entries
         assert list(history.label_text_scores()[0].texts) == ["b", "a"]
 
@@ -252,7 +255,7 @@ class TestDialogueGradient:
         history.add_round(Round(1, {}, (), (), scored("", 0.0), None, 1.0))
         history.add_step(1, STEP, "on trial")
         assert history.steps() == [(1, STEP, "on trial")]
-        history.judge_step("001", verdict)
+        history.add_round(Round(2, {}, (), (), scored("", 0.0), None, 1.0), ("001", verdict))
         assert history.steps() == [(1, STEP, verdict)]
 
     def test_verdict_is_of_one_step_only(self, history: History) -> None:
@@ -260,7 +263,7 @@ class TestDialogueGradient:
         for number, step in enumerate((STEP, other), start=1):
             history.add_round(Round(number, {}, (), (), scored("", 0.0), None, 1.0))
             history.add_step(number, step, "on trial")
-        history.judge_step("002", "kept")
+        history.add_round(Round(3, {}, (), (), scored("", 0.0), None, 1.0), ("002", "kept"))
         assert [verdict for _, _, verdict in history.steps()] == ["on trial", "kept"]
 
     def test_step_needs_its_round(self, history: History) -> None:
@@ -276,7 +279,7 @@ class TestDialogueGradient:
     def test_scores_that_training_found_are_those_of_the_round(self, history: History) -> None:
         history.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
         history.add_round(Round(2, {}, (), (scored("b", 0.2),), scored("b", 0.2), None, 1.0))
-        history.add_scores(2, [scored("found", 0.3)])
+        history.add_step(2, STEP, "on trial", [scored("found", 0.3)])
         assert history.scored_by_round() == {1: [scored("a", 0.1)], 2: [scored("b", 0.2), scored("found", 0.3)]}
         assert [entry.text for entry in history.scored()] == ["a", "b", "found"]
 

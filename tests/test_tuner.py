@@ -154,7 +154,8 @@ def test_configured_adapter_answers_first(tmp_path: Path) -> None:
 class TestStep:
     def step(self, tuner: Tuner, folder: Path, dialogues: Sequence[Any] = DIALOGUES) -> tuple[Any, str]:
         tuner.folder = folder
-        return tuner.step(dialogues, lambda texts: [0.0] * len(texts), lambda: None)
+        number = 1 + sum(path.is_dir() and path.name.isdigit() for path in folder.glob("*"))
+        return tuner.step(number, dialogues, lambda texts: [0.0] * len(texts), lambda: None)
 
     def test_new_adapter_is_put_on_trial(self, folder: Path, tmp_path: Path) -> None:
         tuner = Tuner(LocalAssistant(str(folder), "cpu"), configured())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpta_local.errors import AdapterRefused, ReplayExhausted
-from gpta_local.history import open_with_texts
-from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.history import History, open_with_texts
+from gpta_local.schema import Completion, Request, RequestKind, Sampling
 
 
 class ReplayAssistant:
@@ -18,7 +18,8 @@ class ReplayAssistant:
     def __init__(self, run: Path) -> None:
         self.name = f"replay of {run}"
         history = open_with_texts(run / "history.sqlite")
-        self._left = {kind: history.completions(kind) for kind in ("label-texts", "prefix")}
+        kinds: tuple[RequestKind, ...] = ("label-texts", "prefix")
+        self._left = {kind: history.completions(kind) for kind in kinds}
         history.close()
 
     def check(self) -> str:
@@ -36,6 +37,11 @@ class ReplayAssistant:
             )
         self._left[request.kind] = left[n:]
         return left[:n]
+
+    def skip(self, history: History) -> None:
+        """Leave out what a run that goes on has had already."""
+        for kind, left in self._left.items():
+            self._left[kind] = left[len(history.completions(kind)) :]
 
     def use_adapter(self, folder: Path | None) -> None:
         if folder is not None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -96,6 +96,15 @@ class Started(Entry):
     config: dict[str, Any]
     """Without the card, which is in config.yaml and in every request, and without the values of extra_body."""
     files: Files
+
+
+class Resumed(Entry):
+    """The run had stopped, and goes on. `unanswered`: the number of the request of which no answer is on record,
+    and which is sent once more; 0 if there is none."""
+
+    event: Literal["resumed"]
+    versions: dict[str, str]
+    unanswered: int
 
 
 class Data(Entry):
@@ -188,7 +197,18 @@ class Torn(Entry):
 
 
 AnyEntry = Annotated[
-    Started | Data | Backbone | AssistantOpened | AdapterInUse | Asked | Answered | Written | Finished | Purged | Torn,
+    Started
+    | Resumed
+    | Data
+    | Backbone
+    | AssistantOpened
+    | AdapterInUse
+    | Asked
+    | Answered
+    | Written
+    | Finished
+    | Purged
+    | Torn,
     Discriminator("event"),
 ]
 ENTRY: TypeAdapter[AnyEntry] = TypeAdapter(AnyEntry)
@@ -210,6 +230,8 @@ class Audit:
     Where the end of the log is torn, because the program or the machine stopped in the middle of a
     line, the chain goes on from the last whole entry, with an entry that says so.
 
+    `requests`, `answered`: the numbers of the requests of which the log tells that they were asked, and answered.
+
     Raises:
         OutputError: another process has the log open.
     """
@@ -218,7 +240,9 @@ class Audit:
         self._folder = path.parent
         self._adapter: Path | None = None
         self._adapter_digests: dict[Path, str] = {}
-        self._requests = self._completions = 0
+        self.requests: set[int] = set()
+        self.answered_requests: set[int] = set()
+        self._completions = 0
         self._file = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,26 +256,51 @@ class Audit:
         lines = split_lines(content)
         last = next((line for line in reversed(lines) if line.entry is not None), None)
         self.head, self._number, self.last_event = GENESIS, 0, ""
+        self._known = [line.entry for line in lines if line.entry is not None]
+        for entry in self._known:
+            if isinstance(entry, Asked):
+                self.requests.add(entry.request)
+            elif isinstance(entry, Answered):
+                self.answered_requests.add(entry.request)
+                self._completions += len(entry.completions)
+            elif isinstance(entry, AdapterInUse):
+                self._adapter = Path(entry.path) if entry.name else None
         if last is not None and last.entry is not None:
             self.head, self._number, self.last_event = last.entry.hash, last.entry.number, str(last.entry.event)
         if torn := lines[last.number if last else 0 :]:
             self._append("torn", lines=[torn_line(line).model_dump() for line in torn])
 
-    def start(self, config: Config) -> None:
-        """Record what runs, on which data and model, and which assistant is asked."""
-        settings = config.model_dump(mode="json", exclude={"card"})
-        if extra := settings["assistant"].get("extra_body"):
-            settings["assistant"]["extra_body"] = sorted(extra)
+    def start(self, config: Config, unanswered: int = 0) -> list[str]:
+        """Record what runs, on which data and model, and which assistant is asked; of a run that was stopped,
+        that it goes on. Returns the packages that were of another version when it began.
+
+        Args:
+            unanswered: of a run that was stopped, the request that will be sent once more.
+
+        Raises:
+            InputError: a file is not the one that the run began with.
+        """
         versions = {"gpta-local": __version__, "python": platform.python_version()}
         versions |= {package: metadata.version(package) for package in PACKAGES}
         files = file_digests(self._folder, [self._folder / "config.yaml"])
-        self._append("started", versions=versions, config=settings, files=files)
-        for split in ("train", "validation", "test"):
-            if path := getattr(config.data, split):
-                self._append("data", split=split, path=path, files=_data_digests(Path(path)))
-        backbone = backbone_folder(config.downstream.backbone)
-        self._append("backbone", path=str(backbone), files=_model_digests(backbone))
-        self._append("assistant", **_assistant(config))
+        sources = {(fields["event"], fields.get("split")): fields for fields in _sources(config)}
+        begun = next((entry for entry in self._known if isinstance(entry, Started)), None)
+        if begun is None:
+            settings = config.model_dump(mode="json", exclude={"card"})
+            if extra := settings["assistant"].get("extra_body"):
+                settings["assistant"]["extra_body"] = sorted(extra)
+            self._append("started", versions=versions, config=settings, files=files)
+        else:
+            _refuse_changes(str(self._folder), begun.files, files)
+            for entry in self._known:
+                if isinstance(entry, Data | Backbone | AssistantOpened):
+                    fields = sources.pop((entry.event, entry.split if isinstance(entry, Data) else None))
+                    _refuse_changes(fields.get("path") or fields["model"], entry.files, fields["files"])
+            self._append("resumed", versions=versions, unanswered=unanswered)
+        for fields in sources.values():
+            self._append(**fields)
+        self._known.clear()
+        return [name for name, version in versions.items() if begun and begun.versions.get(name) != version]
 
     def asked(
         self, number: int, round_number: int, request: Request, n: int, sampling: Sampling, adapter: Path | None
@@ -266,7 +315,7 @@ class Audit:
             digest = self._digest_of(adapter) if adapter else ""
             name, path = (adapter.name, str(adapter)) if adapter else ("", "")
             self._append("adapter", name=name, path=path, sha256=digest)
-        self._requests += 1
+        self.requests.add(number)
         self._append(
             "request",
             request=number,
@@ -279,6 +328,7 @@ class Audit:
         )
 
     def answered(self, request: int, completions: Sequence[Completion]) -> None:
+        self.answered_requests.add(request)
         self._completions += len(completions)
         digests = [
             {**text_digest(c.text).model_dump(), "model": c.model, "finish_reason": c.finish_reason}
@@ -298,7 +348,7 @@ class Audit:
         """Record the end of the run, and close the log. Returns the hash of its last entry, without
         which nobody can see that the end was cut off or everything written anew."""
         files = file_digests(self._folder, [path for name in FIGURES if (path := self._folder / name).is_file()])
-        counts = {"requests": self._requests, "completions": self._completions}
+        counts = {"requests": len(self.requests), "completions": self._completions}
         digests = {"summary": summary_digest(summary), "history": history.model_dump()}
         self._append("finished", **counts, files=files, **digests)
         self.close()
@@ -404,6 +454,24 @@ def file_digest(path: Path) -> FileDigest:
 def file_digests(base: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Digests as an entry holds them, by paths relative to `base`."""
     return {path.relative_to(base).as_posix(): file_digest(path).model_dump() for path in paths}
+
+
+def _sources(config: Config) -> Iterator[dict[str, Any]]:
+    """The fields of the entries on what a run reads: data, backbone, assistant."""
+    for split in ("train", "validation", "test"):
+        if path := getattr(config.data, split):
+            yield {"event": "data", "split": split, "path": path, "files": _data_digests(Path(path))}
+    backbone = backbone_folder(config.downstream.backbone)
+    yield {"event": "backbone", "path": str(backbone), "files": _model_digests(backbone)}
+    yield {"event": "assistant", **_assistant(config)}
+
+
+def _refuse_changes(place: str, before: Files, now: Mapping[str, Mapping[str, Any]]) -> None:
+    old = {name: digest.model_dump() for name, digest in before.items()}
+    for name in sorted({*old, *now}):
+        if old.get(name) != now.get(name):
+            what = f"{name!r} is not the file that the run began with"
+            raise InputError(what, where=place, fix="Put that one back, or begin a new run")
 
 
 def _data_digests(path: Path) -> dict[str, dict[str, Any]]:

@@ -111,7 +111,8 @@ def check_chain(lines: Sequence[Line]) -> list[Problem]:
 
 def check_ends(whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
     """A log begins with the start of a run; after its end come only purges."""
-    if not whole or not isinstance(whole[0][1], Started):
+    first = next((entry for _, entry in whole if not isinstance(entry, Torn)), None)
+    if not isinstance(first, Started):
         yield Problem(whole[0][0] if whole else 1, "is not the start of a run")
     finished = False
     for number, entry in whole:

@@ -20,6 +20,7 @@ from gpta_local.privacy.audit import (
     Files,
     Finished,
     Purged,
+    Resumed,
     Started,
     Torn,
     Written,
@@ -64,6 +65,9 @@ def _describe(entry: AnyEntry) -> str:
         case Started():
             versions = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
             return f"{versions}; config.yaml: {_sizes(entry.files)}"
+        case Resumed():
+            again = f"; request {entry.unanswered} is sent once more" if entry.unanswered else ""
+            return f"gpta-local {entry.versions['gpta-local']}{again}"
         case Data():
             return f"{entry.split}: {entry.path}, {_sizes(entry.files)}"
         case Backbone():
