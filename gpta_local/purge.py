@@ -21,6 +21,7 @@ from gpta_local.errors import InputError
 from gpta_local.history import open_existing
 from gpta_local.privacy.audit import HEAD, LOG, Audit, Written, history_digest, read_log, summary_digest
 from gpta_local.privacy.files import owner_only
+from gpta_local.run_folder import CHECKPOINTS, DRAFT
 
 GONE = "(purged)"
 
@@ -62,7 +63,7 @@ def purge(run: Path) -> Purge:
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
         if summary and _rewrite(run / "summary.json", _as_text(summary)):
             rewritten.append(run / "summary.json")
-        taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log")])
+        taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log"), *run.glob(DRAFT)])
         for path in taught:
             path.unlink()
         names = {path.relative_to(run).as_posix() for path in taught}
@@ -143,6 +144,7 @@ def _left(run: Path, prefix: str) -> list[str]:
         "history.sqlite": "gains, counts, times; the card with your description",
         "metrics.jsonl": "losses of training",
         "adapters": "adapters of the assistant; trained on the texts, they may say some of their words",
+        CHECKPOINTS: "weights of the training that was stopped",
         LOG: "the audit log: digests, versions, counts",
     }
     return [f"{name}: {what}" for name, what in known.items() if (run / name).exists()]

@@ -322,8 +322,9 @@ class Run:
         """The key of the budget that leaves no room for a round; "" if there is room, or the round has begun."""
         if self.history.asked(number, after=0) is not None:
             return ""
-        self.history.add_seconds(self.elapsed())
-        spent = self.history.spent(number) | {"seconds": self.elapsed()}
+        elapsed = self.elapsed()
+        self.history.add_seconds(elapsed)
+        spent = self.history.spent(number) | {"seconds": elapsed}
         for name, limit in self.config.budget.model_dump().items():
             if limit is not None and spent[name] >= limit:
                 self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")

@@ -5,39 +5,55 @@ Processes are forked from one that has loaded the libraries already: what takes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gpta_local.privacy.audit_verification import verify
 from gpta_local.privacy.files import files_below, sha256
+from gpta_local.privacy.network import OFFLINE
 
 CLOCKS = ("created", "seconds")
 """Columns and keys that tell a time."""
 
 
-def start(arguments: Sequence[object], output: Path) -> multiprocessing.process.BaseProcess:
-    """The command `gpta-local` in a process of its own; what it prints goes to the file `output`."""
+def start(arguments: Sequence[object], output: Path, writes: int = 0) -> multiprocessing.process.BaseProcess:
+    """The command `gpta-local` in a process of its own; what it prints goes to the file `output`.
+
+    Args:
+        writes: with which flush of a file the process kills itself, before that is done; 0 for with none.
+    """
     context = multiprocessing.get_context("forkserver")
+    os.environ.update(OFFLINE)
     context.set_forkserver_preload(["gpta_local.trainer", "gpta_local.cli", "gpta_local.console", "trl", "peft"])
-    process = context.Process(target=_command, args=([str(argument) for argument in arguments], str(output)))
+    process = context.Process(target=_command, args=([str(argument) for argument in arguments], str(output), writes))
     process.start()
     return process
 
 
-def _command(arguments: list[str], output: str) -> None:
-    with open(output, "ab", buffering=0) as file:
+def _command(arguments: list[str], output: str, writes: int) -> None:
+    with Path(output).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from gpta_local.cli import main
 
+    done, fsync = itertools.count(1), os.fsync
+
+    def counted(descriptor: int) -> None:
+        if next(done) == writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    os.fsync = counted
     sys.argv = ["gpta-local", *arguments]
     main(args=arguments)
 
@@ -51,17 +67,15 @@ def finish(arguments: Sequence[object], output: Path, timeout: float = 300) -> f
     return time.monotonic() - started
 
 
-def killed(arguments: Sequence[object], output: Path, when: Callable[[float], bool]) -> bool:
-    """Start the command and kill it as soon as `when`, given the seconds since its start, says so; False if it
-    ended before."""
-    process = start(arguments, output)
-    started = time.monotonic()
-    while process.is_alive() and not when(time.monotonic() - started):
-        time.sleep(0.002)
+def killed(arguments: Sequence[object], output: Path, *, after: float = 3600.0, writes: int = 0) -> bool:
+    """Start the command and kill it after so many seconds, or with a write as for `start`; False if it ended
+    before."""
+    process = start(arguments, output, writes)
+    process.join(after)
     process.kill()
     process.join()
-    assert process.exitcode in (0, -9), output.read_text(encoding="utf-8")[-3000:]
-    return process.exitcode == -9
+    assert process.exitcode in (0, -signal.SIGKILL), output.read_text(encoding="utf-8")[-3000:]
+    return process.exitcode != 0
 
 
 def killed_and_resumed(arguments: Sequence[object], folder: Path, rng: random.Random, seconds: float, most: int) -> int:
@@ -69,17 +83,16 @@ def killed_and_resumed(arguments: Sequence[object], folder: Path, rng: random.Ra
 
     Args:
         folder: of the run; the command resumes what is there.
-        seconds: that it takes without.
+        seconds: the most between a start and a kill.
     """
     output = folder.with_suffix(".out")
     command = [*arguments, "--output", folder, "--resume"]
     kills = 0
     while kills < most:
-        after = rng.uniform(0, seconds)
-        if not killed(command, output, lambda elapsed, after=after: elapsed > after):  # type: ignore[misc]
+        if not killed(command, output, after=rng.uniform(0, seconds)):
             return kills
         kills += 1
-    finish(command, output)
+    finish(command, output, timeout=1200)
     return kills
 
 
