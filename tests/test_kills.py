@@ -4,6 +4,7 @@ to the bit, and an audit log in order. `make kills` runs the long form and print
 from __future__ import annotations
 
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -19,8 +20,8 @@ SMALL = (
     "data.test=validation.jsonl",
 )
 QUICKSTART_SIZE = (
-    *("search.rounds=2", "search.proposals=8", "search.label_text_samples=4", "data.test=validation.jsonl"),
-    *("training.steps=12", "training.checkpoint_seconds=1", "finish.finalists=2"),
+    *("search.rounds=2", "search.proposals=6", "search.label_text_samples=2", "data.test=validation.jsonl"),
+    *("training.steps=8", "training.checkpoint_seconds=1", "finish.finalists=1"),
 )
 TEACHING = "dialogue_gradient={steps: 3, batch_size: 4}"
 
@@ -28,6 +29,10 @@ TEACHING = "dialogue_gradient={steps: 3, batch_size: 4}"
 def command(*overrides: str) -> list[object]:
     sets = (word for override in overrides for word in ("--set", override))
     return ["train", QUICKSTART / "quickstart.yaml", *sets]
+
+
+def say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 @pytest.fixture
@@ -73,13 +78,13 @@ def test_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         folder = tmp_path / kind.replace(", ", "-").replace(" ", "-")
         seconds[kind] = finish([*given, "--output", folder], folder.with_suffix(".out"), timeout=1200)
         whole[kind] = outcome(folder)
-        print(f"{kind}: {seconds[kind]:.0f} s", flush=True)
+        say(f"{kind}: {seconds[kind]:.0f} s")
     while kills < 50:
         kind = list(kinds)[runs % len(kinds)]
         started, runs = time.monotonic(), runs + 1
         folder = tmp_path / f"run-{runs}"
-        here = killed_and_resumed(kinds[kind], folder, rng, seconds[kind] / 2, most=min(6, 50 - kills))
+        here = killed_and_resumed(kinds[kind], folder, rng, seconds[kind] / 3, most=min(8, 50 - kills))
         kills += here
         assert outcome(folder) == whole[kind], kind
-        print(f"run {runs} ({kind}): {here} kills, {time.monotonic() - started:.0f} s, the same to the bit", flush=True)
-    print(f"{kills} kills in {runs} runs, {time.monotonic() - began:.0f} s")
+        say(f"run {runs} ({kind}): {here} kills, {time.monotonic() - started:.0f} s, the same to the bit")
+    say(f"{kills} kills in {runs} runs, {time.monotonic() - began:.0f} s")
