@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install vllm-env quickstart test test-fast lint types wheel nano-assistant clean
+.PHONY: install vllm-env quickstart test test-fast kills soak lint types wheel nano-assistant clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,14 @@ test: install vllm-env
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not vllm and not slow"
+
+# Kill runs at fifty random moments and compare what they end with (half an hour), or let one go on for
+# five hundred rounds and watch its memory (some minutes).
+kills: install
+	$(BIN)/python -m pytest -s -m kills
+
+soak: install
+	$(BIN)/python -m pytest -s -m soak
 
 lint: install
 	$(BIN)/ruff check .

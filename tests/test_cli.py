@@ -241,15 +241,26 @@ class TestFailureWhileRunning:
         self.interrupt(monkeypatch, KeyboardInterrupt())
         assert self.end(config, 3).startswith("stopped.")
 
-    def test_full_disk_ends_with_code_2(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_full_disk_ends_with_code_1(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interrupt(monkeypatch, OSError(28, "No space left on device", "metrics.jsonl"))
-        assert self.end(config, 2) == "error: metrics.jsonl: No space left on device\n"
+        assert self.end(config, 1).startswith(
+            "error: metrics.jsonl: the disk is full. Make room, and go on with --resume\n"
+        )
 
-    def test_history_that_cannot_be_written_ends_with_code_2(
-        self, config: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("problem", "code", "words"),
+        [
+            ("database or disk is full", 1, "the disk is full"),
+            ("disk I/O error", 1, "the disk fails"),
+            ("database is locked", 2, "the history cannot be used"),
+            ("attempt to write a readonly database", 2, "the history cannot be used"),
+        ],
+    )
+    def test_history_that_cannot_be_written_is_one_message_with_its_path(
+        self, config: Path, monkeypatch: pytest.MonkeyPatch, problem: str, code: int, words: str
     ) -> None:
-        self.interrupt(monkeypatch, sqlite3.OperationalError("database or disk is full"))
-        assert self.end(config, 2) == "error: the history cannot be written (database or disk is full)\n"
+        self.interrupt(monkeypatch, sqlite3.OperationalError(problem))
+        assert self.end(config, code).startswith(f"error: {config.parent / 'run' / 'history.sqlite'}: {words}")
 
 
 class TestDryRun:

@@ -157,58 +157,6 @@ def test_new_file_has_the_latest_version(path: Path, history: History) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
-class TestVersion1:
-    """A file as the first release wrote it."""
-
-    @pytest.fixture
-    def old(self, path: Path) -> Path:
-        sampling = json.dumps({"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "seed": 1})
-        messages = json.dumps([{"role": "user", "content": "Write one."}])
-        connection = sqlite3.connect(path)
-        connection.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
-        connection.execute("INSERT INTO requests VALUES (1, 1, 'prefix', ?, ?, '2026-01-01')", (messages, sampling))
-        connection.execute("INSERT INTO completions VALUES (1, 1, 'a', 'm', 'stop', 9, 2, 'accepted', 'a')")
-        connection.execute("INSERT INTO rounds VALUES (1, 'a', '{\"accepted\": 1}', NULL, 1.5)")
-        connection.execute("INSERT INTO scores VALUES (1, 1, '', 0.0, 0.0, 1.0, 8)")
-        connection.execute("INSERT INTO scores VALUES (2, 1, 'a', 0.25, 0.1, 0.75, 8)")
-        connection.commit()
-        connection.close()
-        return path
-
-    def test_its_record_is_read(self, old: Path) -> None:
-        history = open_existing(old)
-        assert history.completions("prefix") == [Completion("a", "m", "stop", 9, 2)]
-        assert history.scored() == [scored("a", 0.25, 0.1)]
-        assert history.rounds() == [(1, "a", 1, 1.5)]
-        assert history.cost() == {"completions": 1, "prompt_tokens": 9, "completion_tokens": 2}
-        history.close()
-
-    def test_what_it_did_not_keep_is_not_there(self, old: Path) -> None:
-        history = open_existing(old)
-        assert history.run() is None
-        assert history.label_text_scores() == history.steps() == history.proposal_figures() == []
-        history.close()
-
-    def test_its_requests_are_those_of_the_base_model(self, old: Path) -> None:
-        open_existing(old).close()
-        with sqlite3.connect(old) as connection:
-            assert connection.execute("SELECT adapter FROM requests").fetchall() == [("",)]
-
-    def test_it_is_brought_to_the_latest_version_once(self, old: Path) -> None:
-        for _ in range(2):
-            open_existing(old).close()
-        with sqlite3.connect(old) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
-
-    def test_it_can_be_gone_on_with(self, old: Path) -> None:
-        history = open_existing(old)
-        history.add_run(CARD, "low-resource")
-        history.add_round(Round(2, {}, (FIGURES,), (scored("b", 0.5),), scored("b", 0.5), None, 1.0))
-        assert [entry.text for entry in history.scored()] == ["a", "b"]
-        assert history.proposal_figures() == [(2, FIGURES)]
-        history.close()
-
-
 FIGURES = ProposalFigures("001", 8, 3, 1, 0.125)
 NOTHING_NEW = ProposalFigures("", 8, 0, 0, None)
 STEP = DialogueGradientStep("001", "weighted-sft", 12, (0.75, 0.5), 3.5)

@@ -1,16 +1,19 @@
-"""Ctrl-C in the middle of a run."""
+"""Ctrl-C, and SIGTERM, in the middle of a run."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from commands import PROGRAM, ROOT
 
 from gpta_local.history import open_existing
+from gpta_local.interrupt import Interrupt
 
 
 def hears_ctrl_c() -> None:
@@ -18,19 +21,75 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_ctrl_c_ends_with_one_line_and_keeps_the_history(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A long run in a process of its own, which has scored its first round when this returns."""
     quickstart = ROOT / "configs" / "quickstart" / "quickstart.yaml"
-    command = [*PROGRAM, "train", str(quickstart), "--output", str(folder), "--set", "search.rounds=500"]
+    sets = [word for override in ("search.rounds=500", *overrides) for word in ("--set", override)]
+    command = [*PROGRAM, "train", str(quickstart), "--output", str(folder), *sets]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, preexec_fn=hears_ctrl_c) as run:
-        deadline = time.monotonic() + 120
-        while not (folder / "history.sqlite").is_file() or not open_existing(folder / "history.sqlite").rounds():
-            assert run.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        run.send_signal(signal.SIGINT)
-        output, messages = run.communicate(timeout=60)
+    run = subprocess.Popen(command, **pipes, preexec_fn=hears_ctrl_c)
+    deadline = time.monotonic() + 120
+    while not (folder / "history.sqlite").is_file() or not open_existing(folder / "history.sqlite").rounds():
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    run = started(folder)
+    run.send_signal(number)
+    output, messages = run.communicate(timeout=60)
     assert run.returncode == 3
-    assert output == "" and messages.splitlines()[-1].startswith("stopped.") and "Traceback" not in messages
+    last = messages.splitlines()[-1]
+    assert output == "" and "Traceback" not in messages
+    assert last == f"stopped. To go on: gpta-local train {folder}/config.yaml --output {folder} --resume"
     assert open_existing(folder / "history.sqlite").scored()
     assert not (folder / "summary.json").exists() and not (folder / "model").exists()
+
+
+def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = started(folder, "search.regime=online", "search.label_text_samples=0", "training.steps=500000")
+    time.sleep(1)
+    run.send_signal(signal.SIGINT)
+    _, messages = run.communicate(timeout=60)
+    assert run.returncode == 3 and messages.splitlines()[-1].startswith("stopped. To go on: ")
+    assert "stopping after this step" in messages
+    assert len(list((folder / "checkpoints").glob("search-*.safetensors"))) == 1
+
+
+HELD = """
+import time
+from gpta_local.interrupt import Interrupt
+with Interrupt() as interrupt, interrupt.held():
+    print("held", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_second_signal_ends_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HELD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c) as held:
+        assert held.stdout is not None and held.stderr is not None and held.stdout.readline() == b"held\n"
+        held.send_signal(signal.SIGINT)
+        assert held.stderr.readline().startswith(b"stopping after this step")
+        assert held.poll() is None
+        held.send_signal(signal.SIGINT)
+        assert held.wait(5) == 3
+
+
+def test_signal_while_held_counts_when_let_go() -> None:
+    with Interrupt() as interrupt:
+        with pytest.raises(KeyboardInterrupt), interrupt.held():
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.asked
+
+
+def test_signals_are_as_before_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,48 @@
+-- A history of version 1, as the gpta-local of its time wrote it.
+BEGIN TRANSACTION;
+CREATE TABLE completions (
+        id INTEGER PRIMARY KEY,
+        request_id INTEGER NOT NULL REFERENCES requests (id),
+        text TEXT NOT NULL,
+        model TEXT NOT NULL,
+        finish_reason TEXT NOT NULL,
+        prompt_tokens INTEGER,
+        completion_tokens INTEGER,
+        outcome TEXT NOT NULL,
+        result TEXT NOT NULL
+    );
+INSERT INTO "completions" VALUES(1,1,'roads: holes
+taxes: bills','m','stop',20,9,'accepted','holes | bills');
+INSERT INTO "completions" VALUES(2,2,'Letter:','m','stop',9,2,'accepted','Letter:');
+INSERT INTO "completions" VALUES(3,2,'','m','stop',9,0,'unusable','empty reply');
+CREATE TABLE requests (
+        id INTEGER PRIMARY KEY,
+        round INTEGER NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('label-texts', 'prefix')),
+        messages TEXT NOT NULL,
+        sampling TEXT NOT NULL,
+        created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+    );
+INSERT INTO "requests" VALUES(1,0,'label-texts','[{"role": "system", "content": "Help."}, {"role": "user", "content": "Write label texts."}]','{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 160, "seed": 1}','2026-11-23T07:14:36.570Z');
+INSERT INTO "requests" VALUES(2,1,'prefix','[{"role": "system", "content": "Help."}, {"role": "user", "content": "Write one."}]','{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 160, "seed": 1}','2026-11-23T07:14:36.587Z');
+CREATE TABLE rounds (
+        number INTEGER PRIMARY KEY,
+        chosen TEXT NOT NULL,
+        proposals TEXT NOT NULL,
+        training_loss REAL,
+        seconds REAL NOT NULL
+    );
+INSERT INTO "rounds" VALUES(1,'Letter:','{"accepted": 1, "unusable": 1}',0.5,1.5);
+CREATE TABLE scores (
+        id INTEGER PRIMARY KEY,
+        round INTEGER NOT NULL REFERENCES rounds (number),
+        prefix TEXT NOT NULL,
+        gain REAL NOT NULL,
+        standard_error REAL NOT NULL,
+        loss REAL NOT NULL,
+        rows INTEGER NOT NULL
+    );
+INSERT INTO "scores" VALUES(1,1,'',0.0,0.0,1.0,8);
+INSERT INTO "scores" VALUES(2,1,'Letter:',0.25,0.125,0.75,8);
+COMMIT;
+PRAGMA user_version = 1;
