@@ -134,7 +134,8 @@ class Run:
                     self.train(training, entry)
                 self.teach(number, model)
             if training is not None and ended_by:
-                self.take_steps(training, current, self.steps, "training to the end", "search")
+                first = self.steps * (number - 1) // self.config.search.rounds
+                self.take_steps(training, current, self.steps, "training to the end", "search", first)
             self.assistant.close()
             searched = Trained(model, current, self.history.search_seconds())
             contestants = self.contestants(label_texts, searched)

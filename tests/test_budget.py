@@ -86,10 +86,11 @@ def test_tokens_that_were_not_counted_are_bounded_by_the_bytes(tmp_path: Path, s
 
 
 def test_model_of_an_online_search_is_trained_to_its_end(tmp_path: Path, sentence: Path) -> None:
-    _, run, _ = train(tmp_path, sentence, {"calls": 3}, search={"rounds": 4, "proposals": 2, "regime": "online"})
+    online = {"search": {"rounds": 4, "proposals": 2, "regime": "online"}, "training": {"steps": 8}}
+    _, run, _ = train(tmp_path, sentence, {"calls": 3}, **online)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = {line["title"]: len(line["losses"]) for line in lines}
-    assert steps["training to the end"] + steps.get("round 1: training", 0) == 2
+    assert steps == {"round 1: training": 2, "training to the end": 6, "training without a prefix": 8}
 
 
 def test_seconds_before_a_pause_are_spent(tmp_path: Path, sentence: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,33 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """A long run in a process of its own, which has scored its first round when this returns."""
+@contextmanager
+def started(folder: Path, backbone: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """A long run in a process of its own, which has scored its first round when this is entered."""
     quickstart = ROOT / "configs" / "quickstart" / "quickstart.yaml"
-    sets = [word for override in ("search.rounds=500", *overrides) for word in ("--set", override)]
+    small = ("search.rounds=500", "search.label_text_samples=0", f"downstream.backbone={backbone}")
+    sets = [word for override in (*small, *overrides) for word in ("--set", override)]
     command = [*PROGRAM, "train", str(quickstart), "--output", str(folder), *sets]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    run = subprocess.Popen(command, **pipes, preexec_fn=hears_ctrl_c)
-    deadline = time.monotonic() + 120
-    while not (folder / "history.sqlite").is_file() or not open_existing(folder / "history.sqlite").rounds():
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    return run
+    with subprocess.Popen(command, **pipes, preexec_fn=hears_ctrl_c) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while not (folder / "history.sqlite").is_file() or not open_existing(folder / "history.sqlite").rounds():
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            yield run
+        finally:
+            run.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, number: signal.Signals) -> None:
+def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(
+    tmp_path: Path, sentence: Path, number: signal.Signals
+) -> None:
     folder = tmp_path / "run"
-    run = started(folder)
-    run.send_signal(number)
-    output, messages = run.communicate(timeout=60)
+    with started(folder, sentence) as run:
+        run.send_signal(number)
+        output, messages = run.communicate(timeout=60)
     assert run.returncode == 3
     last = messages.splitlines()[-1]
     assert output == "" and "Traceback" not in messages
@@ -49,12 +58,12 @@ def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path,
     assert not (folder / "summary.json").exists() and not (folder / "model").exists()
 
 
-def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(tmp_path: Path) -> None:
+def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(tmp_path: Path, sentence: Path) -> None:
     folder = tmp_path / "run"
-    run = started(folder, "search.regime=online", "search.label_text_samples=0", "training.steps=500000")
-    time.sleep(1)
-    run.send_signal(signal.SIGINT)
-    _, messages = run.communicate(timeout=60)
+    with started(folder, sentence, "search.regime=online", "training.steps=500000") as run:
+        time.sleep(1)
+        run.send_signal(signal.SIGINT)
+        _, messages = run.communicate(timeout=60)
     assert run.returncode == 3 and messages.splitlines()[-1].startswith("stopped. To go on: ")
     assert "stopping after this step" in messages
     assert len(list((folder / "checkpoints").glob("search-*.safetensors"))) == 1
@@ -82,10 +91,9 @@ def test_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_signal_while_held_counts_when_let_go() -> None:
-    with Interrupt() as interrupt:
-        with pytest.raises(KeyboardInterrupt), interrupt.held():
-            signal.raise_signal(signal.SIGINT)
-            assert interrupt.asked
+    with Interrupt() as interrupt, pytest.raises(KeyboardInterrupt), interrupt.held():
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
 
 
 def test_signals_are_as_before_afterwards() -> None:
