@@ -106,8 +106,9 @@ class EndpointConfig(SamplingConfig):
     api_key_file: str | None = None
     """A file that holds the key and that only its owner can read. Neither of the two: no key is sent."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds for one request."""
-    max_retries: int = Field(default=4, ge=0, le=20)
+    """Seconds for the whole answer to one request."""
+    max_retries: int = Field(default=10, ge=0, le=20)
+    """Further tries of a request after a fault that passes; ten take about a minute of pauses."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Requests in flight at once."""
     extra_body: dict[str, Any] = {}

@@ -73,6 +73,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     """The result in sentences, first the prefix, then what the whole is worth."""
     prefix = summary["prefix"]
     lines = []
+    if why := summary.get("search_cut_short"):
+        lines.append(f"The search was cut short. {why}.")
     if not prefix:
         lines.append("No gain from a prefix: none was clearly better than none. The model is shipped without one.")
     elif "no_prefix" in summary["differences"]:

@@ -17,7 +17,7 @@ from gpta_local.config import Config, dump
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
-from gpta_local.errors import TrainingError
+from gpta_local.errors import AdapterRefused, EndpointError, ModelError, TrainingError
 from gpta_local.history import History, Verdict
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
@@ -82,11 +82,15 @@ class Run:
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.latest: list[ScoredPrefix] = []  # of the latest race
         self.first_heat = max(prefix.FIRST_HEAT, 4 * len(self.card.labels))
+        self.cut_short = ""
+        """Why the search ended before its last round; "" if it did not."""
         self.assistant = open_assistant(config.assistant)
+        observer.stage("waiting for the assistant", 1)
         observer.note(f"assistant: {self.assistant.check()}")
         self.tuner = Tuner(self.assistant, config)
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
+        observer.advance()
 
     @owner_only()
     def run(self, folder: Path) -> dict[str, Any]:
@@ -99,7 +103,11 @@ class Run:
         current, loss = "", None
         for number in range(1, self.config.search.rounds + 1):
             round_started = time.monotonic()
-            proposals = self.propose(number, model)
+            try:
+                proposals = self.propose(number, model)
+            except EndpointError as exc:
+                self.end_search(number, exc)
+                break
             scored = self.score(number, model, current, proposals)
             figures = self.judge(proposals, scored)
             chosen = prefix.choose(scored, current)
@@ -111,10 +119,13 @@ class Run:
             self.observer.round(entry)
             self.teach(number, model)
         self.assistant.close()
+        if training is not None and training.done < self.steps:  # the search was cut short
+            self.take_steps(training, current, self.steps - training.done, "training the steps that are left")
         searched = Trained(model, current, time.monotonic() - started)
         contestants = self.contestants(label_texts, searched)
         selection = self.select(contestants)
         result = self.evaluate(contestants, selection, label_texts)
+        result["search_cut_short"] = self.cut_short
         result["seconds"] = {"search": searched.seconds, "total": time.monotonic() - started}
         self.write(contestants[selection.chosen], result)
         return result
@@ -129,9 +140,14 @@ class Run:
         if asked:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(self.card)
-            asking, completions = self.ask(0, request, asked, self.tuner.trusted)
-            sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
-            self.history.judge_completions(asking, verdicts)
+            try:
+                asking, completions = self.ask(0, request, asked, self.tuner.trusted)
+            except (AdapterRefused, EndpointError) as exc:
+                self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
+                asked = 0
+            else:
+                sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
+                self.history.judge_completions(asking, verdicts)
         chosen, scored = self.task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.history.add_label_text_scores(scored)
         joined = len(chosen) - len(self.task.own_label_texts())
@@ -147,9 +163,13 @@ class Run:
         request = prefix_request(self.card, shown)
         self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
         asked = []
-        for folder, count in self.tuner.shares(search.proposals):
-            self.assistant.use_adapter(folder)
-            asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
+        try:
+            for folder, count in self.tuner.shares(search.proposals):
+                self.assistant.use_adapter(folder)
+                asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
+        except AdapterRefused as exc:  # after a new start of the server
+            self.lose_adapters(number, exc)
+            asked = [("", *self.ask(number, request, search.proposals, None))]
         # in turns, so that neither of two adapters is the first to say what both say
         turns = sorted(
             (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
@@ -171,6 +191,22 @@ class Run:
         return Proposals(
             candidates.prefixes, candidates.counts, verdicts, max(shown, key=lambda s: s.gain, default=None)
         )
+
+    def lose_adapters(self, number: int, why: AdapterRefused) -> None:
+        """Go on with the base model, and say so."""
+        if self.tuner.trial is not None:
+            self.history.judge_step(self.tuner.trial.name, "saved only")
+        self.tuner.go_back_to_base()
+        self.observer.warn(f"round {number}: {why}. From here on the base model answers")
+
+    def end_search(self, number: int, why: EndpointError) -> None:
+        """Go on with the prefixes known so far, and say so; without any, there is nothing to go on with."""
+        known = len(self.history.scored())
+        if not known:
+            raise why
+        rounds = self.config.search.rounds
+        self.cut_short = f"The assistant failed in round {number} of {rounds}: {why}"
+        self.observer.warn(f"{self.cut_short}. The search ends here, with the {known} prefixes known so far")
 
     def score(self, number: int, model: DownstreamModel, current: str, proposals: Proposals) -> list[ScoredPrefix]:
         """Race the new prefixes at the current θ. Where θ moves, the current and the best known
@@ -232,7 +268,7 @@ class Run:
         reward = self.reward(number, model)
         try:
             step, refused = self.tuner.step(dialogues, reward, self.observer.advance)
-        except TrainingError as exc:  # the search goes on without what it would have learnt
+        except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
         self.audit.wrote(self.tuner.folder / step.adapter)

@@ -5,6 +5,7 @@ Knows models, token ids and settings. Does not know who chose the prefix, or why
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -69,7 +70,7 @@ class Training:
             on_step: called with each step's loss.
 
         Raises:
-            TrainingError: if a loss is not a number.
+            TrainingError: if a loss or a gradient is not a number.
         """
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         self.model.train()
@@ -85,18 +86,23 @@ class Training:
         loss = nn.functional.cross_entropy(logits.float(), labels)
         value = loss.item()
         self.done += 1
-        if value != value or value == float("inf"):
-            raise TrainingError(
-                f"the training loss is {value} at step {self.done} of {self.steps}",
-                fix="Lower the learning rates of `training`, or set training.precision to fp32",
-            )
+        if not math.isfinite(value):
+            raise self._diverged("training loss", value)
         self._accelerator.backward(loss)
-        self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        length = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        if not math.isfinite(length):
+            raise self._diverged("length of the gradient", float(length))
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
         on_step(value)
         return value
+
+    def _diverged(self, what: str, value: float) -> TrainingError:
+        return TrainingError(
+            f"the {what} is {value} at step {self.done} of {self.steps}",
+            fix="Lower the learning rates of `training`, or set training.precision to fp32",
+        )
 
     def _parameter_groups(self, config: TrainingConfig) -> list[dict[str, object]]:
         head = {id(parameter) for parameter in self.model.head.parameters()}

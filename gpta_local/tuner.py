@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, Rep
 from gpta_local.dialogue_gradient import Reward, train_adapter
 from gpta_local.dialogue_worker import train_in_process_of_its_own
 from gpta_local.dialogues import Dialogue
-from gpta_local.errors import AdapterRefused, ConfigError
+from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
 from gpta_local.model_files import checked_folder
 from gpta_local.privacy.files import verify_manifest
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
@@ -75,17 +76,20 @@ class Tuner:
         self.trusted, self.trial = self.trial if keep else self.trusted, None
         self._assistant.use_adapter(self.trusted)
         if loser is not None:
-            self._assistant.drop_adapter(loser)
+            with suppress(EndpointError):  # only tidying up; the next request tells of a server that is gone
+                self._assistant.drop_adapter(loser)
         return "kept" if keep else "rolled back"
+
+    def go_back_to_base(self) -> None:
+        """Answer with the base model from now on; no adapter is trusted or on trial."""
+        self.trusted = self.trial = None
+        self._assistant.use_adapter(None)
 
     def step(
         self, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
     ) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
         saved, why.
-
-        Raises:
-            EndpointError: the server went away.
         """
         assert self._config is not None
         self._steps += 1
@@ -104,7 +108,7 @@ class Tuner:
             step = train_in_process_of_its_own(self._weights, dialogues, self._config, folder, **settings)
         try:
             self._assistant.use_adapter(folder)
-        except AdapterRefused as exc:
+        except (AdapterRefused, EndpointError) as exc:
             return step, str(exc)
         self.trial = folder
         return step, ""
