@@ -70,12 +70,14 @@ class Training:
             on_step: called with each step's loss.
 
         Raises:
-            TrainingError: if a loss or a gradient is not a number.
+            TrainingError: if a loss, a gradient or then an output of the model is not a number.
         """
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         self.model.train()
         losses = [self._step(rows, next(self._batches), on_step) for _ in range(steps)]
         self.model.eval()
+        if not self.model.predict_logits(rows[: self._batch_size]).isfinite().all():  # no loss tells of the last step
+            raise self._diverged("output of the model", math.nan)
         return sum(losses) / len(losses)
 
     def _step(self, rows: Sequence[EncodedRow], batch: Sequence[int], on_step: Callable[[float], None]) -> float:
