@@ -41,8 +41,12 @@ SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
 """As keys of well-known services begin."""
 
 
+SHOWN_PROBLEMS = 10
+"""Of a configuration, in one message."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -105,7 +109,7 @@ class EndpointConfig(SamplingConfig):
     """Name of the environment variable that holds the key."""
     api_key_file: str | None = None
     """A file that holds the key and that only its owner can read. Neither of the two: no key is sent."""
-    timeout: float = Field(default=120.0, gt=0)
+    timeout: float = Field(default=120.0, gt=0, le=86400)
     """Seconds for the whole answer to one request."""
     max_retries: int = Field(default=10, ge=0, le=20)
     """Further tries of a request after a fault that passes; ten take about a minute of pauses."""
@@ -340,7 +344,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(content)
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explain(error, content) for error in exc.errors()), where=str(path)) from exc
+        problems = [_explain(error, content) for error in exc.errors()]
+        if more := len(problems[SHOWN_PROBLEMS:]):
+            problems[SHOWN_PROBLEMS:] = [f"and {more} more"]
+        raise ConfigError("\n".join(problems), where=str(path)) from exc
     return _resolve(config, path)
 
 
@@ -373,8 +380,15 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A key given twice is an error instead of a silent overwrite."""
+class _PlainLoader(yaml.SafeLoader):
+    """A key given twice is an error instead of a silent overwrite. So is an alias: it can make a value that
+    holds itself, or one of a billion parts out of a few lines."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # the stubs leave it out
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -400,7 +414,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -416,7 +430,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
     section = content

@@ -356,7 +356,7 @@ def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
     if len(names) < 2:
         raise DataError(
             f"only one class, {names[0]!r}" if names else "no class",
-            where=config.data.train,
+            where=config.data.train if given is None else "card.labels",
             fix="A classifier needs at least two",
         )
     if len(set(names)) < len(names) or not all(name.strip() for name in names):
