@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install vllm-env quickstart test test-fast lint types wheel nano-assistant clean
+.PHONY: install vllm-env quickstart test test-fast fuzz lint types wheel nano-assistant clean
 
 install: $(VENV)/installed
 
@@ -29,6 +29,10 @@ test: install vllm-env
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not vllm and not slow"
+
+# Ten thousand broken inputs for each property (a quarter of an hour); the suite tries a hundred.
+fuzz: install
+	$(BIN)/python -m pytest -m fuzz --hypothesis-profile=fuzz --hypothesis-show-statistics
 
 lint: install
 	$(BIN)/ruff check .
