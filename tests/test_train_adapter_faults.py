@@ -14,7 +14,7 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FakeVLLM, FaultServer, Json, Reply, completion, error, failed
 
 from gpta_local.adapters import check_adapter
-from gpta_local.errors import TrainingError
+from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.history import open_existing
 from gpta_local.schema import StepVerdict
 
@@ -138,11 +138,12 @@ def test_server_that_dies_during_the_swap_ends_the_search_and_nothing_is_lost(se
     check_adapter(tmp_path / "run" / "adapters" / "001", ROOT / "models" / "nano-assistant")
 
 
+@pytest.mark.parametrize("kind", [TrainingError, ModelError])
 def test_dialogue_gradient_that_fails_does_not_end_the_run(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[GptaError], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise TrainingError("the process of the dialogue gradient ended with status -9")
+        raise kind("the process of the dialogue gradient ended with status -9")
 
     monkeypatch.setattr("gpta_local.tuner.train_in_process_of_its_own", fail)
     result = train(server.base_url, tmp_path / "run")
