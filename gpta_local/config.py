@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     Tag,
     ValidationError,
     field_validator,
@@ -115,7 +116,7 @@ class EndpointConfig(SamplingConfig):
     """Further tries of a request after a fault that passes; ten take about a minute of pauses."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Requests in flight at once."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, JsonValue] = {}
     """Further fields of each request, such as top_k or chat_template_kwargs; null leaves a field out."""
     weights: str | None = None
     """Folder of the served model's weights on this machine: the dialogue gradient trains adapters on it.
