@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install vllm-env quickstart test test-fast kills soak lint types wheel nano-assistant clean
+.PHONY: install vllm-env quickstart test test-fast kills soak fuzz lint types wheel nano-assistant clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,10 @@ kills: install
 
 soak: install
 	$(BIN)/python -m pytest -s -m soak
+
+# Ten thousand broken inputs for each property (a quarter of an hour); the suite tries a hundred.
+fuzz: install
+	$(BIN)/python -m pytest -m fuzz --hypothesis-profile=fuzz --hypothesis-show-statistics
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -63,8 +64,9 @@ class Commands(click.Group):
             click.echo(f"error: the history cannot be written ({exc})", err=True)
             sys.exit(2)
         except OSError as exc:  # a disk that is full or a file that went away while running
-            if exc.errno == errno.EPIPE:  # the reader of a pipe has had enough; click ends quietly
-                raise
+            if exc.errno == errno.EPIPE:  # the reader of the output has had enough
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGPIPE)  # as other programs end then
             where = f"{exc.filename}: " if exc.filename else ""
             click.echo(f"error: {where}{exc.strerror or exc}", err=True)
             sys.exit(2)
@@ -144,7 +146,6 @@ def train(
         from gpta_local.trainer import Run
 
         run = Run(settings, observer, interrupt)
-        observer.advance()
         observer.note(
             f"{settings.card.name}: {run.card.task}, {len(run.card.labels)} labels; {run.card.training_rows} training, "
             f"{run.card.validation_rows} validation, {run.card.test_rows} test rows; "

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     Tag,
     ValidationError,
     field_validator,
@@ -41,8 +42,12 @@ SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
 """As keys of well-known services begin."""
 
 
+SHOWN_PROBLEMS = 10
+"""Of a configuration, in one message."""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -105,12 +110,13 @@ class EndpointConfig(SamplingConfig):
     """Name of the environment variable that holds the key."""
     api_key_file: str | None = None
     """A file that holds the key and that only its owner can read. Neither of the two: no key is sent."""
-    timeout: float = Field(default=120.0, gt=0)
-    """Seconds for one request."""
-    max_retries: int = Field(default=4, ge=0, le=20)
+    timeout: float = Field(default=120.0, gt=0, le=86400)
+    """Seconds for the whole answer to one request."""
+    max_retries: int = Field(default=10, ge=0, le=20)
+    """Further tries of a request after a fault that passes; ten take about a minute of pauses."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Requests in flight at once."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, JsonValue] = {}
     """Further fields of each request, such as top_k or chat_template_kwargs; null leaves a field out."""
     weights: str | None = None
     """Folder of the served model's weights on this machine: the dialogue gradient trains adapters on it.
@@ -357,7 +363,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(content)
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explain(error, content) for error in exc.errors()), where=str(path)) from exc
+        problems = [_explain(error, content) for error in exc.errors()]
+        if more := len(problems[SHOWN_PROBLEMS:]):
+            problems[SHOWN_PROBLEMS:] = [f"and {more} more"]
+        raise ConfigError("\n".join(problems), where=str(path)) from exc
     return _resolve(config, path)
 
 
@@ -390,8 +399,15 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A key given twice is an error instead of a silent overwrite."""
+class _PlainLoader(yaml.SafeLoader):
+    """A key given twice is an error instead of a silent overwrite. So is an alias: it can make a value that
+    holds itself, or one of a billion parts out of a few lines."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # the stubs leave it out
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -417,7 +433,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -433,7 +449,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
     section = content

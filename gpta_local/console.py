@@ -1,17 +1,20 @@
 """What the user sees. Knows the terminal; prints no row of the data.
 
 On a terminal: progress bars with the time left, tables, colour. Elsewhere: plain lines, one for
-each stage. The result goes to standard output, everything else to standard error.
+each stage, and one every half minute while a stage goes on. The result goes to standard output,
+everything else to standard error.
 """
 
 from __future__ import annotations
 
+import errno
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -31,10 +34,17 @@ if TYPE_CHECKING:
     from gpta_local.assistant_evaluation import ProposalQuality
     from gpta_local.doctor import Finding
 
+HEARTBEAT_SECONDS = 30.0
 SHOWN = 5
 """Prefixes of a round in its table; all of them with --verbose."""
 SHOWN_TEXTS = 3
 """Phrases for a label."""
+
+
+class Console(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program here, with a status of its own."""
+        raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
 
 
 class TerminalObserver:
@@ -63,16 +73,22 @@ class TerminalObserver:
             disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._said = 0.0  # when a line last told of the stage
+        self._ended = threading.Event()
 
     def __enter__(self) -> TerminalObserver:
         self._progress.start()
+        if not self.console.is_terminal:
+            threading.Thread(target=self._tell_what_is_waited_for, name="heartbeat", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._progress.stop()
 
     def stage(self, title: str, steps: int) -> None:
-        self._stage = (title, steps, 0, time.monotonic())
+        self._said = time.monotonic()
+        self._stage = (title, steps, 0, self._said)
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(escape(title), total=steps)
@@ -134,6 +150,14 @@ class TerminalObserver:
     def selection(self, selection: Selection) -> None:
         self._print(f"choice of the prefix, on {selection.rows} rows:")
         self.console.print(_gains(selection.gains, selection.gains[selection.chosen]))
+
+    def _tell_what_is_waited_for(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS / 10):
+            title, steps, done, start = self._stage
+            now = time.monotonic()
+            if done < steps and now - self._said >= HEARTBEAT_SECONDS:
+                self._said = now
+                self._print(f"{title}: {done} of {steps} after {now - start:.0f} s")
 
     def _print(self, text: str) -> None:
         self.console.print(escape(text))

@@ -223,7 +223,9 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError) as exc:
+    except (pyarrow.ArrowException, ValueError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno:  # the system's; arrow's own has no number
+            raise
         raise DataError("not a readable parquet file", where=str(path)) from exc
     for number, values in enumerate(rows, start=1):
         yield Record(values, f"{path} row {number}")

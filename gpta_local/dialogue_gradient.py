@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from gpta_local.assistant.local import chat
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogues import Dialogue
-from gpta_local.errors import ModelError, TrainingError
+from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.model_files import multiplies_in_bf16
 from gpta_local.privacy.files import flush_all, write_manifest
 from gpta_local.schema import DialogueGradientStep
@@ -73,7 +73,8 @@ def train_adapter(
     Raises:
         FileExistsError: `folder` is there.
         ModelError: no dialogue fits into the model's context.
-        TrainingError: a loss is not a number; nothing is written.
+        TrainingError: a loss is not a number, nothing of a reply is left to learn from, or a library
+            failed; nothing is written.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -98,6 +99,14 @@ def train_adapter(
                 )
             made = Path(scratch, folder.name)
             adapted.save_pretrained(str(made), selected_adapters=["default"])
+        except (GptaError, OSError):
+            raise
+        except Exception as exc:  # the libraries raise many kinds, for want of memory among others
+            words = (str(exc).splitlines() or [""])[0][:200]
+            raise TrainingError(
+                f"the dialogue gradient failed ({type(exc).__name__}: {words})",
+                fix="If memory ran out, lower dialogue_gradient.batch_size",
+            ) from exc
         finally:
             adapted.unload()
             model.__dict__.pop("forward", None)  # TRL's patch
@@ -177,6 +186,7 @@ def _trainer(
             kind = _weighted(trl.SFTTrainer)
             args = trl.SFTConfig(**common, max_length=None, remove_unused_columns=False)
             trainer = kind(**given, args=args)
+            trainer.train_dataset = _with_a_reply(trainer.train_dataset)
         case "dpo":
             trainer = trl.DPOTrainer(**given, args=trl.DPOConfig(**common, max_length=None, beta=config.beta))
         case "kto":
@@ -191,6 +201,16 @@ def _trainer(
             trainer = trl.GRPOTrainer(**given, args=args, reward_funcs=_as_reward_function(reward))
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _with_a_reply(data: Any) -> Any:
+    """The rows with a token to learn from: a batch without any would have no loss."""
+    kept = [number for number, labels in enumerate(data["labels"]) if max(labels) >= 0]
+    if not kept:
+        raise TrainingError(
+            "the chat template leaves nothing of a reply to learn from", fix="Leave out the section dialogue_gradient"
+        )
+    return data.select(kept)
 
 
 def _weighted(base: Any) -> Any:

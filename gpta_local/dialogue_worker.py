@@ -11,7 +11,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LOG_END = 600
 """Characters of the log that an error message quotes."""
+SILENT_SECONDS = 3600.0
+"""For loading a model, or for one step; a process that says nothing for so long is ended."""
 END_SECONDS = 10.0
 """For a process that has closed its output to end by itself, which tells its status."""
 
@@ -45,7 +48,8 @@ def train_in_process_of_its_own(
 
     Raises:
         ModelError: the weights cannot be loaded, or no dialogue fits.
-        TrainingError: a loss is not a number, or the process died (out of memory, for example).
+        TrainingError: a loss is not a number, or the process died (out of memory, for example) or was
+            ended because it said nothing for an hour.
     """
     one_gpu, device = _on_one_gpu(config.device)
     job = {
@@ -71,7 +75,7 @@ def train_in_process_of_its_own(
     assert worker.stdin is not None and worker.stdout is not None
     try:
         _send(worker.stdin, job)
-        for line in worker.stdout:
+        for line in _lines_in_time(worker):
             event = json.loads(line)
             match event["event"]:
                 case "step":
@@ -101,6 +105,20 @@ def train_in_process_of_its_own(
         where=str(log_path),
         fix="If memory ran out, lower dialogue_gradient.batch_size or give it a dialogue_gradient.device of its own",
     )
+
+
+def _lines_in_time(worker: subprocess.Popen[str]) -> Iterator[str]:
+    """Its output, until it ends or has said nothing for `SILENT_SECONDS` and is ended."""
+    assert worker.stdout is not None
+    line = " "
+    while line:
+        timer = threading.Timer(SILENT_SECONDS, worker.kill)
+        timer.daemon = True
+        timer.start()
+        line = worker.stdout.readline()
+        timer.cancel()
+        if line:
+            yield line
 
 
 def _on_one_gpu(device: str) -> tuple[dict[str, str], str]:

@@ -39,7 +39,8 @@ class GptaError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}. {self.fix}" if self.fix else text
+        text = f"{text}. {self.fix}" if self.fix else text
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # a name may hold terminal codes
 
 
 class InputError(GptaError):

@@ -109,6 +109,7 @@ MIGRATIONS = (
     ALTER TABLE runs ADD COLUMN format INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN label_texts TEXT;
+    ALTER TABLE runs ADD COLUMN ended_by TEXT NOT NULL DEFAULT '';
     """,
 )
 """Numbered by position; PRAGMA user_version says how many a file has seen."""
@@ -150,15 +151,14 @@ class RecordedRequest:
 
     number: int
     kind: str
-    adapter: str
     messages: str
     sampling: str
     completions: list[Completion]
 
-    def is_for(self, request: Request, n: int, sampling: Sampling, adapter: str) -> bool:
+    def is_for(self, request: Request, n: int, sampling: Sampling) -> bool:
         """Whether it is this request that was asked, and if it was answered, for `n` completions."""
-        asked = (self.kind, self.messages, self.sampling, self.adapter)
-        same = asked == (request.kind, as_json(request), json.dumps(asdict(sampling)), adapter)
+        asked = (self.kind, self.messages, self.sampling)
+        same = asked == (request.kind, as_json(request), json.dumps(asdict(sampling)))
         return same and len(self.completions) in (0, n)
 
 
@@ -226,8 +226,14 @@ class History:
                 [(*verdict, number) for verdict, (number,) in zip(verdicts, ids, strict=True)],
             )
 
-    def add_round(self, entry: Round, verdict: tuple[str, StepVerdict] | None = None) -> None:
-        """Record a round with its scores and, where an adapter was on trial, its name and the verdict."""
+    def add_round(
+        self, entry: Round, verdict: tuple[str, StepVerdict] | None = None, *, base_only: bool = False
+    ) -> None:
+        """Record a round with its scores and, where an adapter was on trial, its name and the verdict.
+
+        Args:
+            base_only: the server had lost the adapters, and none of them answers any more.
+        """
         with self._connection as db:
             db.execute(
                 "INSERT INTO rounds (number, chosen, proposals, training_loss, seconds) VALUES (?, ?, ?, ?, ?)",
@@ -248,6 +254,8 @@ class History:
             if verdict is not None:
                 adapter, of_adapter = verdict
                 db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (of_adapter, adapter))
+            if base_only:
+                db.execute("UPDATE dialogue_gradient_steps SET verdict = 'saved only' WHERE verdict <> 'rolled back'")
 
     def add_training(self, round_number: int, loss: float | None, seconds: float) -> None:
         """Record that the model was trained in a round, and how long the round took with that."""
@@ -346,11 +354,22 @@ class History:
         row = self._connection.execute("SELECT label_texts FROM runs").fetchone()
         return json.loads(row[0]) if row and row[0] is not None else None
 
-    def asked(self, round_number: int, after: int) -> RecordedRequest | None:
-        """The first request of a round whose number is greater than `after`."""
+    def end_search(self, reason: str) -> None:
+        """Record why the search ends before its last round: the key of a budget, or a fault."""
+        with self._connection as db:
+            db.execute("UPDATE runs SET ended_by = ?", (reason,))
+
+    def ended_by(self) -> str:
+        """Why the search ended before its last round; "" if it did not."""
+        row = self._connection.execute("SELECT ended_by FROM runs").fetchone()
+        return row[0] if row else ""
+
+    def asked(self, round_number: int, adapter: str | None = None, after: int = 0) -> RecordedRequest | None:
+        """The first request of a round (None: of any adapter) whose number is greater than `after`."""
         row = self._connection.execute(
-            "SELECT id, kind, adapter, messages, sampling FROM requests WHERE round = ? AND id > ? ORDER BY id",
-            (round_number, after),
+            "SELECT id, kind, messages, sampling FROM requests WHERE round = :round AND id > :after"
+            " AND coalesce(:adapter, adapter) = adapter ORDER BY id",
+            {"round": round_number, "after": after, "adapter": adapter},
         ).fetchone()
         if row is None:
             return None
@@ -364,9 +383,9 @@ class History:
     def unanswered(self) -> int:
         """The number of the last request, if no answer to it is on record; otherwise 0."""
         row = self._connection.execute(
-            "SELECT max(id) FROM requests WHERE id NOT IN (SELECT request_id FROM completions)"
+            "SELECT max(id) FROM requests HAVING max(id) NOT IN (SELECT request_id FROM completions)"
         ).fetchone()
-        return row[0] or 0
+        return row[0] or 0 if row else 0
 
     def round(self, number: int) -> Round | None:
         """A round as it was recorded, with all scores of it: those that `grpo` found come last."""

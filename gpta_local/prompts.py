@@ -31,6 +31,11 @@ FIELDS = {"Data set": "card.name", "Description": "card.description"}
 """How a line of the card starts, and the key of the configuration that it comes from."""
 
 
+LONGEST_REPLY, LONGEST_LINE = 50_000, 1_000
+"""Characters of a reply, thoughts aside, and of a line of it; what is longer is no prefix and no phrase, and would
+take long to read."""
+
+
 class UnusableReply(ValueError):
     """A completion that cannot be read as what was asked for; the message says why."""
 
@@ -91,7 +96,7 @@ def read_prefix(text: str) -> str:
     """The prefix in a completion: one line, without quotes, list marks or the word "prefix".
 
     Raises:
-        UnusableReply: if nothing is left, or the reply has several lines of its own.
+        UnusableReply: if nothing is left, the reply has several lines of its own, or is far too long.
     """
     lines = [line.strip() for line in _plain(text).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].endswith(":") and re.match(r"(?i)(here|sure|prefix|new prefix|answer)\b", lines[0]):
@@ -100,6 +105,8 @@ def read_prefix(text: str) -> str:
         raise UnusableReply("empty reply")
     if len(lines) > 1:
         raise UnusableReply(f"{len(lines)} lines where one was asked for")
+    if len(lines[0]) > LONGEST_LINE:
+        raise UnusableReply(f"{len(lines[0])} characters")
     line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+", "", lines[0])
     line = _unquote(re.sub(r"(?i)^(?:new )?prefix\**\s*[:=]\**\s*(?=\S)", "", _unquote(line)))
     if not re.search(r"\w", line):
@@ -111,13 +118,14 @@ def read_label_texts(text: str, label_names: Sequence[str]) -> dict[str, str]:
     """The phrase for each label, in the order of `label_names`.
 
     Raises:
-        UnusableReply: if a label has no line or no words, or two labels have the same phrase.
+        UnusableReply: if a label has no line or no words, two labels have the same phrase, or the reply is
+            far too long.
     """
     found: dict[str, str] = {}
     folded = Counter(map(_key, label_names))
     by_key = {_key(name): name for name in label_names if folded[_key(name)] == 1}  # "-1" and "1" fold alike
     by_key |= {name: name for name in label_names}
-    for line in _plain(text).splitlines():
+    for line in (line for line in _plain(text).splitlines() if len(line) <= LONGEST_LINE):
         line = re.sub(r"^(?:[-*•]|\d{1,2}[.)])\s+(?=\S)", "", line.strip())
         name, phrase = _split_label(line, by_key)
         if name is not None and name not in found and re.search(r"\w", phrase):
@@ -156,7 +164,9 @@ def _key(name: str) -> str:
 def _plain(text: str) -> str:
     """Without reasoning blocks, code fences and control characters."""
     text = text.rpartition("</think>")[2].partition("<think>")[0]  # a template may open it, a limit cut it
-    text = re.sub(r"(?m)^\s*```\w*\s*$", "", text)
+    if len(text) > LONGEST_REPLY:
+        raise UnusableReply(f"{len(text)} characters")
+    text = re.sub(r"(?m)^[^\S\n]*```\w*[^\S\n]*$", "", text)
     return "".join(c for c in text if c == "\n" or c == "\t" or unicodedata.category(c)[0] != "C").replace("\t", " ")
 
 

@@ -4,6 +4,7 @@ nothing. Its dictionary is `summary.json`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,14 +66,22 @@ def describe_run(
         "regime": regime,
         "label_texts": [dict(texts) for texts in label_texts],
         "prefix": chosen.text,
-        "selection": {"rows": selection.rows, "contestants": [asdict(gain) for gain in selection.gains]},
+        "selection": {"rows": selection.rows, "contestants": [_contestant(gain) for gain in selection.gains]},
     }
+
+
+def _contestant(gain: ScoredPrefix) -> dict[str, Any]:
+    """JSON has no infinity, which is the error of a gain on a single row."""
+    known = math.isfinite(gain.standard_error)
+    return asdict(gain) | {"standard_error": gain.standard_error if known else None}
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """The result in sentences, first the prefix, then what the whole is worth."""
     prefix = summary["prefix"]
     lines = []
+    if why := summary.get("ended_by"):
+        lines.append(f"The search ended before its last round: {why}.")
     if not prefix:
         lines.append("No gain from a prefix: none was clearly better than none. The model is shipped without one.")
     elif "no_prefix" in summary["differences"]:

@@ -27,7 +27,7 @@ from gpta_local.data import Example
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
-from gpta_local.errors import InputError, TrainingError
+from gpta_local.errors import AdapterRefused, EndpointError, InputError, ModelError, TrainingError
 from gpta_local.history import FORMAT, History, Verdict
 from gpta_local.interrupt import Interrupt
 from gpta_local.metrics import paired_mean
@@ -67,12 +67,14 @@ class Trained:
 @dataclass(frozen=True, slots=True)
 class Proposals:
     """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
-    the verdicts on those of each adapter, and the best prefix that it was shown."""
+    the verdicts on those of each adapter, the best prefix that it was shown, and whether the server had
+    lost the adapters, so that the base model answered."""
 
     prefixes: list[str]
     counts: dict[str, int]
     verdicts: dict[str, list[Verdict]]
     best_shown: ScoredPrefix | None
+    base_only: bool
 
 
 class Run:
@@ -98,10 +100,12 @@ class Run:
         self.last_asked = 0  # in the history
         self.first_heat = max(prefix.FIRST_HEAT, 4 * len(self.card.labels))
         self.assistant = open_assistant(config.assistant)
+        observer.stage("waiting for the assistant", 1)
         observer.note(f"assistant: {self.assistant.check()}")
         self.tuner = Tuner(self.assistant, config)
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
+        observer.advance()
 
     @owner_only()
     def run(self, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -121,18 +125,17 @@ class Run:
             label_texts = self.choose_label_texts()
             model = self.task.build(label_texts)
             training = self.training(model, "search") if self.online else None
-            current, ended_by = "", ""
+            current = ""
             for number in range(1, self.config.search.rounds + 1):
-                entry = self.history.round(number)
+                entry = self.history.round(number) or self.search(number, model, current)
                 if entry is None:
-                    if ended_by := self.budget_reached(number):
-                        break
-                    entry = self.search(number, model, current)
+                    break
                 self.latest = entry.scored
                 if training is not None:
                     current = entry.chosen.text
                     self.train(training, entry)
                 self.teach(number, model)
+            ended_by = self.history.ended_by()
             if training is not None and ended_by:
                 first = self.steps * (number - 1) // self.config.search.rounds
                 self.take_steps(training, current, self.steps, "training to the end", "search", first)
@@ -158,24 +161,35 @@ class Run:
         if asked:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(self.card)
-            asking, completions = self.ask(0, request, asked, self.tuner.trusted)
-            sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
-            self.history.judge_completions(asking, verdicts)
+            try:
+                asking, completions = self.ask(0, request, asked, self.tuner.trusted)
+            except (AdapterRefused, EndpointError) as exc:
+                self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
+                asked = 0
+            else:
+                sets, verdicts = prefix.read_label_text_sets(completions, self.card.label_names, self.leak_scan.find)
+                self.history.judge_completions(asking, verdicts)
         chosen, scored = self.task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.history.add_label_texts(scored, chosen)
         joined = len(chosen) - len(self.task.own_label_texts())
         self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
 
-    def search(self, number: int, model: DownstreamModel, current: str) -> Round:
-        """One round, on record when this returns; at the current θ."""
+    def search(self, number: int, model: DownstreamModel, current: str) -> Round | None:
+        """One round, on record when this returns; at the current θ. None: the search has ended before it."""
+        if self.history.ended_by() or self.budget_reached(number):
+            return None
         started = self.elapsed()
-        proposals = self.propose(number, model)
+        try:
+            proposals = self.propose(number, model)
+        except EndpointError as exc:
+            self.end_search(number, exc)
+            return None
         scored = self.score(number, model, current, proposals)
         figures, verdict = self.judge(proposals, scored)
         chosen = prefix.choose(scored, current)
         entry = Round(number, proposals.counts, figures, tuple(scored), chosen, None, seconds=self.elapsed() - started)
-        self.history.add_round(entry, verdict)
+        self.history.add_round(entry, verdict, base_only=proposals.base_only)
         self.history.add_seconds(self.elapsed())
         if not self.online:
             self.observer.round(entry)
@@ -190,10 +204,16 @@ class Run:
         request = prefix_request(self.card, shown)
         self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
         proposals = self.affordable("trials", number, self.affordable("calls", number, search.proposals))
-        asked = []
-        for folder, count in self.tuner.shares(proposals):
-            self.assistant.use_adapter(folder)
-            asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
+        asked, base_only = [], False
+        try:
+            for folder, count in self.tuner.shares(proposals):
+                self.assistant.use_adapter(folder)
+                asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
+        except AdapterRefused as exc:  # after a new start of the server
+            base_only = True
+            self.tuner.go_back_to_base()
+            self.observer.warn(f"round {number}: {exc}. From here on the base model answers")
+            asked = [("", *self.ask(number, request, proposals, None))]
         # in turns, so that neither of two adapters is the first to say what both say
         turns = sorted(
             (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
@@ -212,9 +232,17 @@ class Run:
         for who, (adapter, asking, _) in enumerate(asked):
             verdicts[adapter] = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
             self.history.judge_completions(asking, verdicts[adapter])
-        return Proposals(
-            candidates.prefixes, candidates.counts, verdicts, max(shown, key=lambda s: s.gain, default=None)
-        )
+        best_shown = max(shown, key=lambda s: s.gain, default=None)
+        return Proposals(candidates.prefixes, candidates.counts, verdicts, best_shown, base_only)
+
+    def end_search(self, number: int, why: EndpointError) -> None:
+        """Go on with the prefixes known so far, and say so; without any, there is nothing to go on with."""
+        known = len(self.history.scored())
+        if not known:
+            raise why
+        reason = f"The assistant failed in round {number} of {self.config.search.rounds}: {why}"
+        self.history.end_search(reason)
+        self.observer.warn(f"{reason}. The search ends here, with the {known} prefixes known so far")
 
     def score(self, number: int, model: DownstreamModel, current: str, proposals: Proposals) -> list[ScoredPrefix]:
         """Race the new prefixes at the current θ. Where θ moves, the current and the best known
@@ -279,7 +307,7 @@ class Run:
         reward = self.reward(number, model)
         try:
             step, refused = self.tuner.step(number // config.every, dialogues, reward, self.observer.advance)
-        except TrainingError as exc:  # the search goes on without what it would have learnt
+        except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
         self.audit.wrote(self.tuner.folder / step.adapter)
@@ -319,18 +347,19 @@ class Run:
         budget: int | None = getattr(self.config.budget, limit)
         return wanted if budget is None else max(0, min(wanted, budget - self.history.spent(number)[limit]))
 
-    def budget_reached(self, number: int) -> str:
-        """The key of the budget that leaves no room for a round; "" if there is room, or the round has begun."""
-        if self.history.asked(number, after=0) is not None:
-            return ""
+    def budget_reached(self, number: int) -> bool:
+        """Whether a budget leaves no room for a round; a round that has begun has its room."""
+        if self.history.asked(number) is not None:
+            return False
         elapsed = self.elapsed()
         self.history.add_seconds(elapsed)
         spent = self.history.spent(number) | {"seconds": elapsed}
         for name, limit in self.config.budget.model_dump().items():
             if limit is not None and spent[name] >= limit:
                 self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
-                return f"budget.{name}"
-        return ""
+                self.history.end_search(f"budget.{name}")
+                return True
+        return False
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
 
@@ -482,10 +511,10 @@ class Run:
         sampling = self.sampling(round_number, request)
         sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
         name = adapter.name if adapter else ""
-        recorded = self.history.asked(round_number, after=self.last_asked)
+        recorded = self.history.asked(round_number, name, after=self.last_asked)
         if recorded is None:
             asking = self.history.add_request(round_number, request, sampling, name)
-        elif recorded.is_for(request, n, sampling, name):
+        elif recorded.is_for(request, n, sampling):
             asking = recorded.number
         else:
             raise self.other_version(f"in round {round_number} the run had asked something else")

@@ -5,6 +5,7 @@ Knows models, token ids and settings. Does not know who chose the prefix, or why
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +81,7 @@ class Training:
             on_step: called with each step's loss.
 
         Raises:
-            TrainingError: if a loss is not a number.
+            TrainingError: if a loss, a gradient or then an output of the model is not a number.
         """
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         for _ in range(steps):
@@ -92,6 +93,8 @@ class Training:
             self.losses.append(loss)
             self.seconds += time.monotonic() - started
             on_step(loss)
+        if not self.model.predict_logits(rows[: self._batch_size]).isfinite().all():  # no loss tells of the last step
+            raise self._diverged("output of the model", math.nan)
         return sum(self.losses[-steps:]) / steps
 
     @property
@@ -155,17 +158,22 @@ class Training:
             logits = self.model(inputs)  # (b, c)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         value = loss.item()
-        if value != value or value == float("inf"):
-            raise TrainingError(
-                f"the training loss is {value} at step {self.done + 1} of {self.steps}",
-                fix="Lower the learning rates of `training`, or set training.precision to fp32",
-            )
+        if not math.isfinite(value):
+            raise self._diverged("training loss", value)
         self._accelerator.backward(loss)
-        self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        length = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        if not math.isfinite(length):
+            raise self._diverged("length of the gradient", float(length))
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()
         return value
+
+    def _diverged(self, what: str, value: float) -> TrainingError:
+        return TrainingError(
+            f"the {what} is {value} at step {min(self.done + 1, self.steps)} of {self.steps}",
+            fix="Lower the learning rates of `training`, or set training.precision to fp32",
+        )
 
     def _parameter_groups(self, config: TrainingConfig) -> list[dict[str, object]]:
         head = {id(parameter) for parameter in self.model.head.parameters()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, Rep
 from gpta_local.dialogue_gradient import Reward, train_adapter
 from gpta_local.dialogue_worker import train_in_process_of_its_own
 from gpta_local.dialogues import Dialogue
-from gpta_local.errors import AdapterRefused, ConfigError
+from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
 from gpta_local.model_files import checked_folder
 from gpta_local.privacy.files import verify_manifest
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
@@ -89,8 +90,14 @@ class Tuner:
         self.trusted, self.trial = self.trial if keep else self.trusted, None
         self._assistant.use_adapter(self.trusted)
         if loser is not None:
-            self._assistant.drop_adapter(loser)
+            with suppress(EndpointError):  # only tidying up; the next request tells of a server that is gone
+                self._assistant.drop_adapter(loser)
         return "kept" if keep else "rolled back"
+
+    def go_back_to_base(self) -> None:
+        """Answer with the base model from now on; no adapter is trusted or on trial."""
+        self.trusted = self.trial = None
+        self._assistant.use_adapter(None)
 
     def step(
         self, number: int, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
@@ -100,9 +107,6 @@ class Tuner:
 
         Args:
             number: of the step in the run, from 1 on: it names the folder and varies the seed.
-
-        Raises:
-            EndpointError: the server went away.
         """
         assert self._config is not None
         folder = self.folder / f"{number:03d}"
@@ -120,7 +124,7 @@ class Tuner:
             step = train_in_process_of_its_own(self._weights, dialogues, self._config, folder, **settings)
         try:
             self._assistant.use_adapter(folder)
-        except AdapterRefused as exc:
+        except (AdapterRefused, EndpointError) as exc:
             return step, str(exc)
         self.trial = folder
         return step, ""

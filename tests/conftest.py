@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import ROOT, Endpoint, transformers_server, vllm_server
 
 from gpta_local.privacy.network import OFFLINE
+
+settings.register_profile("short", deadline=None, derandomize=True)
+settings.load_profile("short")
+settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+"""For `make fuzz`; a seed of its own each time."""
 
 os.environ.update(OFFLINE)  # as the program does before it imports anything
 

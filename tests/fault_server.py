@@ -6,8 +6,12 @@ Knows HTTP and the wire format. Does not know the client under test.
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +29,13 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """A reply that is written byte by byte; the connection is closed after it."""
+
+    write: Callable[[socket.socket], None]
+
+
+@dataclass(frozen=True)
 class Received:
     method: str
     path: str
@@ -32,7 +43,7 @@ class Received:
     body: Json
 
 
-Chat = Callable[[Json], Reply]
+Chat = Callable[[Json], Reply | Raw]
 
 
 def completion(*texts: str | None, model: str = "m", finish_reason: str | None = "stop") -> Json:
@@ -59,21 +70,56 @@ def ignores_n(body: Json) -> Reply:
     return well_behaved(body | {"n": 1})
 
 
-def always(reply: Reply) -> Chat:
+def always(reply: Reply | Raw) -> Chat:
     return lambda body: reply
 
 
-def first(*replies: Reply, then: Chat = well_behaved) -> Chat:
+def first(*replies: Reply | Raw, then: Chat = well_behaved) -> Chat:
     """The replies in turn, then `then`."""
     left = list(replies)
     lock = threading.Lock()
 
-    def chat(body: Json) -> Reply:
+    def chat(body: Json) -> Reply | Raw:
         with lock:
             reply = left.pop(0) if left else None
         return then(body) if reply is None else reply
 
     return chat
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+def reset(connection: socket.socket) -> None:
+    """Close so that the other side hears of an error."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close without a word."""
+
+
+def half_a_body(connection: socket.socket) -> None:
+    connection.sendall(HEAD + b'content-length: 4000\r\n\r\n{"object": "chat.comp')
+
+
+def endless(connection: socket.socket) -> None:
+    """As fast as the other side reads."""
+    connection.sendall(HEAD + b'\r\n{"choices": "')
+    while True:
+        connection.sendall(b"x" * 2**16)
+
+
+def byte_by_byte(of_what: bytes, pause: float = 0.1) -> Callable[[socket.socket], None]:
+    """No pause is longer than any timeout, and there is no end."""
+
+    def write(connection: socket.socket) -> None:
+        connection.sendall(of_what)
+        while True:
+            time.sleep(pause)
+            connection.sendall(b"x")
+
+    return write
 
 
 class Http(ThreadingHTTPServer):
@@ -87,14 +133,16 @@ class FaultServer:
     number of chat requests that were in hand together.
     """
 
-    def __init__(self, chat: Chat = well_behaved, models: Reply | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, chat: Chat = well_behaved, models: Reply | None = None, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
         self.received: list[Received] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
         self._chat = chat
         self._models = model_list("m") if models is None else models
-        self._http = Http((host, 0), self._handler())
+        self._http = Http((host, port), self._handler())
         self.port = self._http.server_address[1]
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -109,11 +157,15 @@ class FaultServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+        self.stop_listening()
         self._thread.join()
 
-    def _answer(self, request: Received) -> Reply:
+    def stop_listening(self) -> None:
+        """Refuse connections from now on; a request in hand is still answered."""
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _answer(self, request: Received) -> Reply | Raw:
         with self._lock:
             self.received.append(request)
         if request.path == "/v1/models":
@@ -138,6 +190,11 @@ class FaultServer:
                 body = json.loads(self.rfile.read(length)) if length else {}
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 reply = server._answer(Received(self.command, self.path, headers, body))
+                if isinstance(reply, Raw):
+                    self.close_connection = True
+                    with suppress(OSError):  # the client has given up, as the test wants
+                        reply.write(self.connection)
+                    return
                 content = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
                 kind = "text/html" if isinstance(reply.body, str) else "application/json"
                 try:
@@ -169,7 +226,7 @@ class FakeVLLM(FaultServer):
     def sent(self, action: str) -> list[Json]:
         return [request.body for request in self.received if request.path == f"/v1/{action}_lora_adapter"]
 
-    def _answer(self, request: Received) -> Reply:
+    def _answer(self, request: Received) -> Reply | Raw:
         if request.path == "/v1/load_lora_adapter" and request.body:
             self.received.append(request)
             return (self.on_load or self._load)(request.body)

@@ -373,14 +373,23 @@ class TestReward:
         assert found and [*found] == scored[1:] and scored[0] == ""
         assert all(entry.gain == pytest.approx(len(entry.text) / 100) and entry.rows == 3 for entry in reward.found)
 
-    def test_reward_that_fails_ends_the_step_and_leaves_nothing(
-        self, assistant: LocalAssistant, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("error", "words_of_it"),
+        [
+            (TrainingError("a scoring loss is not a number"), "^a scoring loss"),
+            (RuntimeError("CUDA out of memory"), r"failed \(RuntimeError: CUDA out of memory\).*batch_size"),
+            (ValueError("a library\nfailed"), r"failed \(ValueError: a library\)"),
+        ],
+        ids=["ours", "memory", "library"],
+    )
+    def test_reward_or_library_that_fails_ends_the_step_and_leaves_nothing(
+        self, assistant: LocalAssistant, tmp_path: Path, error: Exception, words_of_it: str
     ) -> None:
         def reward(texts: list[str]) -> list[float]:
-            raise TrainingError("a scoring loss is not a number")
+            raise error
 
         words = greedy(assistant)
-        with pytest.raises(TrainingError, match="scoring loss"):
+        with pytest.raises(TrainingError, match=words_of_it):
             train_adapter(*assistant.base(), DIALOGUES, settings("grpo"), tmp_path / "001", seed=3, reward=reward)
         assert not list(tmp_path.iterdir())
         assert greedy(assistant) == words

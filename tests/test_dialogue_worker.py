@@ -13,6 +13,7 @@ import psutil
 import pytest
 from chat_models import DIALOGUES, WORKER, settings, tiny_chat_llama
 
+from gpta_local import dialogue_worker
 from gpta_local.assistant.local import load_model
 from gpta_local.dialogue_gradient import train_adapter
 from gpta_local.dialogue_worker import train_in_process_of_its_own
@@ -119,6 +120,15 @@ def test_process_that_is_killed_is_told_with_its_log(folder: Path, tmp_path: Pat
     assert caught.value.where == str(tmp_path / "001.log")
     assert (tmp_path / "001.log").is_file()
     assert not (tmp_path / "001").exists()
+
+
+def test_process_that_says_nothing_for_too_long_is_ended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialogue_worker, "SILENT_SECONDS", 0.2)
+    with pytest.raises(TrainingError, match="ended with status -9"):
+        train_in_process_of_its_own(folder, DIALOGUES, settings(), tmp_path / "001", seed=1)
+    assert workers() == []
 
 
 def test_failure_that_nobody_foresaw_is_told_by_its_words(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FakeVLLM, FaultServer, Json, Reply, completion, error, failed
 
 from gpta_local.adapters import check_adapter
-from gpta_local.errors import TrainingError
+from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.history import open_existing
 from gpta_local.schema import StepVerdict
 
@@ -50,7 +50,11 @@ def propose(body: Json) -> Reply:
 
 
 class Server(FakeVLLM):
+    dead = False
+
     def _chat_as_vllm(self, body: Json) -> Reply:
+        if self.dead:
+            return error(500, "EngineCore encountered an issue.")
         known = body["model"] in {"m", *self.adapters}
         return propose(body) if known else error(404, f"The model `{body['model']}` does not exist.")
 
@@ -117,26 +121,29 @@ def test_plain_endpoint_with_unknown_weights_is_refused_before_the_run(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_server_that_dies_during_the_swap_is_one_message_and_the_history_is_whole(
-    server: Server, tmp_path: Path
-) -> None:
+def test_server_that_dies_during_the_swap_ends_the_search_and_nothing_is_lost(server: Server, tmp_path: Path) -> None:
     def die(body: Json) -> Reply:
-        seen = Path(body["lora_path"]).is_dir()
-        return error(500, "EngineCore encountered an issue.") if seen else server._load(body)
+        server.dead = Path(body["lora_path"]).is_dir()
+        return error(500, "EngineCore encountered an issue.") if server.dead else server._load(body)
 
     server.on_load = die
-    assert_refused(train(server.base_url, tmp_path / "run"), "EngineCore encountered an issue", server.base_url)
+    result = train(server.base_url, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "adapter 001 is saved but does not answer" in result.stderr
+    assert "The search was cut short. The assistant failed in round 2 of 3" in result.stdout
+    assert verdicts(tmp_path / "run") == ["saved only"]
     history = open_existing(tmp_path / "run" / "history.sqlite")
     assert [number for number, *_ in history.rounds()] == [1]
     assert len(history.scored()) == 4
     check_adapter(tmp_path / "run" / "adapters" / "001", ROOT / "models" / "nano-assistant")
 
 
+@pytest.mark.parametrize("kind", [TrainingError, ModelError])
 def test_dialogue_gradient_that_fails_does_not_end_the_run(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[GptaError], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise TrainingError("the process of the dialogue gradient ended with status -9")
+        raise kind("the process of the dialogue gradient ended with status -9")
 
     monkeypatch.setattr("gpta_local.tuner.train_in_process_of_its_own", fail)
     result = train(server.base_url, tmp_path / "run")

@@ -26,7 +26,12 @@ class Assistant(Protocol):
         ...
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
-        """Draw `n` independent completions of the request, in a reproducible order."""
+        """Draw `n` independent completions of the request, in a reproducible order.
+
+        Raises:
+            EndpointError: the server cannot be reached, or does not answer as it should.
+            AdapterRefused: the server has lost the adapter in use, and does not take it again.
+        """
         ...
 
     def use_adapter(self, folder: Path | None) -> None:

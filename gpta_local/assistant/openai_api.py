@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -39,6 +39,12 @@ Result = TypeVar("Result")
 MAX_CHOICES = 16
 """Completions asked for in one HTTP request."""
 CONNECT_SECONDS = 10.0
+PAUSES_SECONDS = 60.0
+"""Between the tries of a request, all together."""
+CHECK_RETRIES = 2
+"""Most further tries before a run: who has just started it sees a fault soon."""
+LONGEST_NAME, LONGEST_FAULT = 200, 20_000
+"""Characters that are kept of a model's name, and read of an error."""
 PROBE = Request("prefix", (Message("user", "Answer with one word."),))
 SENT_HEADERS = ("host", "accept", "accept-encoding", "connection", "content-type", "content-length")
 CONFIG_KEYS = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_new_tokens"}
@@ -56,14 +62,17 @@ class OpenAIAssistant:
 
     Token counts are given where the server counts one completion; a sum over several is not divided.
 
+    No call waits for ever: a request with all its tries and pauses is given up after twice the
+    `timeout` and a minute.
+
     Args:
         model: the name under which the server knows the model.
         base_url: up to and including the version, as in http://127.0.0.1:8000/v1
         api_key: sent as a bearer token; None sends none. It occurs in no message and no traceback.
-        timeout: seconds to wait for an answer to one request.
+        timeout: seconds to wait for the whole answer to one request.
         max_retries: how often a request is sent again after a broken or refused connection, a
-            timeout or a status of 408, 409, 429 or 5xx; with growing pauses, or as long as the
-            server's Retry-After says.
+            timeout or a status of 408, 409, 429 or 5xx; after pauses that grow from 0.5 to 8 s, or
+            as the server's Retry-After says, up to 2 minutes.
         concurrency: requests in flight at once.
         extra_body: further fields of the request; they replace ours, and None leaves a field out.
     """
@@ -89,7 +98,8 @@ class OpenAIAssistant:
         self.name = self._asked_for = model
         self._url = _usable_url(base_url)
         self._key = _usable_key(api_key)
-        self._timeout = timeout
+        self._timeout, self._max_retries = timeout, max_retries
+        self._give_up = 2 * timeout + PAUSES_SECONDS
         self._concurrency = concurrency
         self._extra_body = dict(extra_body or {})
         self._served: dict[str, Mapping[str, Any]] = {}
@@ -101,8 +111,10 @@ class OpenAIAssistant:
         The list of models only serves to explain: `transformers serve` lists its download cache
         (and fails where there is none), not what it serves.
         """
-        self._served = self._list_models()
-        answered_as = self._ask(PROBE, Sampling(max_new_tokens=1), first=0, n=2)[0].model
+        self._served = self._in_time(self._list_models)
+        retries = min(self._max_retries, CHECK_RETRIES)
+        probe = self._in_time(lambda: self._ask(PROBE, Sampling(max_new_tokens=1), first=0, n=2, retries=retries))
+        answered_as = probe[0].model
         if self._served and self.name not in {*self._served, answered_as, answered_as.partition("@")[0]}:
             raise self._no_such_model(f"the server answers as {answered_as!r}, not as {self.name!r}")
         return f"{self.name} at {self._url}"
@@ -117,7 +129,7 @@ class OpenAIAssistant:
         asked = [(first, min(size, n - first)) for first in range(0, n, size)]
         found: dict[int, Completion] = {}
         while asked:  # twice at most: a request for one completion gives one
-            replies = _map_in_threads(lambda part: self._ask(request, sampling, *part), asked, self._concurrency)
+            replies = self._all_in_time(lambda part: self._ask(request, sampling, *part), asked)
             missing: list[int] = []
             for (first, count), reply in zip(asked, replies, strict=True):
                 found.update(enumerate(reply, first))
@@ -135,12 +147,26 @@ class OpenAIAssistant:
     def close(self) -> None:
         self._client.close()
 
+    def _in_time(self, call: Callable[[], Result]) -> Result:
+        """What the call returns, or an EndpointError if it takes too long."""
+        return self._all_in_time(lambda _: call(), [None])[0]
+
+    def _all_in_time(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+        try:
+            return _map_in_threads(function, parts, self._concurrency, self._give_up)
+        except Empty as exc:
+            what = f"no answer within {self._give_up:g} s, further tries included"
+            fix = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
+            raise EndpointError(what, where=self._at("base_url"), fix=fix) from exc
+
     def _connect(self, timeout: float, max_retries: int) -> OpenAI:
         from openai import DefaultHttpxClient, OpenAI, Timeout
 
+        from gpta_local.assistant.transport import BoundedTransport
+
         http_client = DefaultHttpxClient(
             trust_env=False,  # no proxy that happens to be set; the certificates of the environment are wanted
-            verify=ssl.create_default_context() if os.environ.get("SSL_CERT_FILE") else True,
+            transport=BoundedTransport(ssl.create_default_context() if os.environ.get("SSL_CERT_FILE") else True),
             follow_redirects=False,
             event_hooks={"request": [self._set_headers]},
         )
@@ -157,6 +183,7 @@ class OpenAIAssistant:
         for name in set(request.headers) - set(SENT_HEADERS):
             del request.headers[name]
         request.headers["user-agent"] = "gpta-local"
+        request.headers["accept-encoding"] = "identity"
         if self._key is not None:
             request.headers["authorization"] = f"Bearer {self._key}"
 
@@ -172,11 +199,14 @@ class OpenAIAssistant:
         }
         return {field: value for field, value in (body | self._extra_body).items() if value is not None}
 
-    def _ask(self, request: Request, sampling: Sampling, first: int, n: int) -> list[Completion]:
+    def _ask(
+        self, request: Request, sampling: Sampling, first: int, n: int, retries: int | None = None
+    ) -> list[Completion]:
         """One HTTP request: between one and `n` completions."""
         body = self._body(request, sampling, first, n)
+        options: RequestOptions = {} if retries is None else {"max_retries": retries}
         with self._explained():
-            text = self._client.post("/chat/completions", body=body, cast_to=str)
+            text = self._client.post("/chat/completions", body=body, cast_to=str, options=options)
         return self._read(text)[:n]
 
     def _list_models(self) -> dict[str, Mapping[str, Any]]:
@@ -194,13 +224,18 @@ class OpenAIAssistant:
                 return {}
         try:
             return {str(model["id"]): model for model in json.loads(text)["data"]}
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return {}
 
     def _read(self, text: str) -> list[Completion]:
+        from gpta_local.assistant.transport import LONGEST_ANSWER
+
         try:
             reply = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
+            if len(text.encode()) >= LONGEST_ANSWER:
+                what = f"the answer goes on after {LONGEST_ANSWER // 2**20} MiB"
+                raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log") from exc
             kind = "a web page" if text.lstrip().startswith("<") else "no JSON"
             raise self._no_chat_api(f"the server answers with {kind}: {self._quote(own_words(text))}") from exc
         try:
@@ -209,22 +244,24 @@ class OpenAIAssistant:
             usage = (reply.get("usage") or {}) if len(choices) == 1 else {}
             completions = [
                 Completion(
-                    # JSON can carry half a surrogate pair, no file can
-                    text=self._without_key(content.encode("utf-8", "replace").decode()),
-                    model=self._answered_as(self._without_key(str(reply.get("model") or self.name))),
-                    finish_reason=self._without_key(str(finish_reason or "unknown")),
+                    text=self._without_key(_writable(content)),
+                    model=self._answered_as(self._name(reply.get("model") or self.name)),
+                    finish_reason=self._name(finish_reason or "unknown"),
                     prompt_tokens=_count(usage.get("prompt_tokens")),
                     completion_tokens=_count(usage.get("completion_tokens")),
                 )
                 for content, finish_reason in contents
             ]
-        except (LookupError, TypeError, AttributeError) as exc:
+        except (LookupError, TypeError, AttributeError, RecursionError) as exc:
             what = f"the server answers with JSON that is no chat completion: {self._quote(text)}"
             raise self._no_chat_api(what) from exc
         if not completions:
             what = f"the server answers without any completion: {self._quote(text)}"
             raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log")
         return completions
+
+    def _name(self, said: object) -> str:
+        return self._without_key(_writable(str(said)))[:LONGEST_NAME]
 
     def _answered_as(self, served_name: str) -> str:
         """The model that a completion is by, for the record."""
@@ -338,19 +375,25 @@ class OpenAIAssistant:
         return text.replace(self._key, "***") if self._key else text
 
     def _quote(self, text: str) -> str:
-        """A server's words: on one line, not too long, without the key."""
+        """A server's words: on one line, not too long, without the key and signs that steer a terminal."""
+        text = "".join(c if c.isprintable() else " " for c in text[:LONGEST_FAULT])
         text = self._without_key(" ".join(text.split()))
         return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], threads: int) -> list[Result]:
+def _map_in_threads(
+    function: Callable[[Part], Result], parts: Sequence[Part], threads: int, seconds: float
+) -> list[Result]:
     """Like an executor's `map`, but the first error and Ctrl-C do not wait for requests in flight.
 
     The threads are daemons, which those of `concurrent.futures` are not: nothing at the end of the
     program waits for a server that keeps silent.
+
+    Raises:
+        Empty: for so many seconds, none has ended.
     """
     waiting = deque(enumerate(parts))
-    ended: SimpleQueue[tuple[int, Result | None, Exception | None]] = SimpleQueue()
+    ended: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
 
     def work() -> None:
         while waiting:
@@ -360,7 +403,7 @@ def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], t
                 return
             try:
                 ended.put((index, function(part), None))
-            except Exception as exc:
+            except BaseException as exc:  # raised again where it is waited for
                 waiting.clear()
                 ended.put((index, None, exc))
 
@@ -369,7 +412,7 @@ def _map_in_threads(function: Callable[[Part], Result], parts: Sequence[Part], t
     results: list[Any] = [None] * len(parts)
     try:
         for _ in parts:
-            index, results[index], error = ended.get()
+            index, results[index], error = ended.get(timeout=seconds)
             if error is not None:
                 raise error
     finally:  # also after Ctrl-C
@@ -409,13 +452,19 @@ def _operating_system_error(exc: BaseException) -> OSError | None:
 
 def own_words(text: str) -> str:
     """The message in an error body, whose shape every server chooses for itself."""
+    text = text[:LONGEST_FAULT]
     try:
         content = json.loads(text)
-    except ValueError:
+        while isinstance(content, dict):
+            content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), str(content))
+        return content if isinstance(content, str) else json.dumps(content)
+    except (ValueError, RecursionError):
         return re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", text)
-    while isinstance(content, dict):
-        content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), str(content))
-    return content if isinstance(content, str) else json.dumps(content)
+
+
+def _writable(text: str) -> str:
+    """JSON can carry half a surrogate pair, no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(tokens: Any) -> int | None:

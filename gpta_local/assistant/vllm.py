@@ -21,7 +21,7 @@ from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
 from gpta_local.assistant.vllm_server import LORA_RANKS
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.model_files import checked_folder
-from gpta_local.schema import Request, Sampling
+from gpta_local.schema import Completion, Request, Sampling
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -50,6 +50,10 @@ class _NotLoaded(AdapterRefused):
 
 class _RankTooHigh(AdapterRefused):
     pass
+
+
+class _AdapterGone(EndpointError):
+    """The server does not know an adapter that it had: it was started anew."""
 
 
 class VLLMAssistant(OpenAIAssistant):
@@ -92,6 +96,19 @@ class VLLMAssistant(OpenAIAssistant):
         self.adapters_refused = self._why_no_adapters()
         self.takes_adapters = not self.adapters_refused
         return f"{line} (vLLM, context of {room} tokens)"
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        """As in the protocol. A server that was started anew is given the adapter once more.
+
+        Raises:
+            AdapterRefused: it does not take it any more.
+        """
+        try:
+            return super().complete(request, n, sampling)
+        except _AdapterGone:
+            self._loaded.clear()
+            self.use_adapter(self._in_use)
+        return super().complete(request, n, sampling)
 
     def use_adapter(self, folder: Path | None) -> None:
         folder = folder and folder.resolve()
@@ -165,7 +182,7 @@ class VLLMAssistant(OpenAIAssistant):
         """Not tried again: vLLM's answer to an adapter that it does not take is that of a passing failure."""
         options: RequestOptions = {"max_retries": 0} if timeout is None else {"max_retries": 0, "timeout": timeout}
         with self._explained(self._adapter_refusal):
-            self._client.post(f"/{action}_lora_adapter", body=body, cast_to=str, options=options)
+            self._in_time(lambda: self._client.post(f"/{action}_lora_adapter", body=body, cast_to=str, options=options))
 
     def _why_no_adapters(self) -> str:
         """Empty if there is no reason. Asks the server to load what does not exist, which changes nothing."""
@@ -217,8 +234,8 @@ class VLLMAssistant(OpenAIAssistant):
     def _no_such_model(self, what: str) -> EndpointError:
         if self._in_use is None:
             return super()._no_such_model(what)
-        fix = f"It had the adapter {self._in_use}: was it restarted since? Then start the run again"
-        return EndpointError(what, where=self._at("model"), fix=fix)
+        fix = f"It had the adapter {self._in_use}: was it started anew?"
+        return _AdapterGone(what, where=self._at("model"), fix=fix)
 
     def _answered_as(self, served_name: str) -> str:
         """The adapter's folder instead of a name that is another each time."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ FOLDS = 4
 PROBE_L2 = 1e-4
 """Weight of the squared distance to the model's own head (DESIGN §4: measured)."""
 PROBE_ITERATIONS = 40
+LOWER = "Lower the learning rates of `training`, or set training.precision to fp32"
 LONG_NAME = 6
 """Words from which on a label's name looks like the text of a row."""
 LONGEST_SHOWN = 24
@@ -167,11 +169,17 @@ class ClassificationTask:
         return ProbeScorer(model, examples, multiplies_in_bf16(self._config.training.precision, model.device))
 
     def evaluate(self, model: DownstreamModel, examples: Sequence[Example], prefix: str) -> Evaluation:
-        """Accuracy, macro-F1 and cross-entropy of the model with a prefix."""
+        """Accuracy, macro-F1 and cross-entropy of the model with a prefix.
+
+        Raises:
+            TrainingError: if a loss is not a number: the weights are not, after the last step.
+        """
         rows = model.tokenizer.encode(model.tokenizer.tokenise([example.texts for example in examples]), prefix)
         logits = model.predict_logits(rows)
         targets = torch.tensor([example.label for example in examples], device=logits.device)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
+        if not np.isfinite(losses).all():
+            raise TrainingError("a loss of the trained model is not a number", fix=LOWER)
         predictions = logits.argmax(-1)
         scores = (predictions == targets).cpu().double().numpy()
         f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), len(self.labels))
@@ -214,9 +222,7 @@ class ProbeScorer:
         index = torch.tensor(rows, device=self._labels.device)
         losses = probe_losses(self._features_of(prefix, rows), self._labels[index], self._model.head)
         if not torch.isfinite(losses).all():
-            raise TrainingError(
-                "a scoring loss is not a number", fix="Lower the learning rates, or set training.precision to fp32"
-            )
+            raise TrainingError("a scoring loss is not a number", fix=LOWER)
         out: Losses = losses.cpu().double().numpy()
         return out
 
@@ -350,7 +356,7 @@ def _labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
     if len(names) < 2:
         raise DataError(
             f"only one class, {names[0]!r}" if names else "no class",
-            where=config.data.train,
+            where=config.data.train if given is None else "card.labels",
             fix="A classifier needs at least two",
         )
     if len(set(names)) < len(names) or not all(name.strip() for name in names):

@@ -1,0 +1,384 @@
+"""Every fault of an assistant, before and in the middle of a run of `gpta-local train`: the answers of
+docs/RELIABILITY.md. None hangs, none loses what was found, none is a traceback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from commands import assert_refused, invoke, run_command
+from fault_server import (
+    HEAD,
+    Chat,
+    FakeVLLM,
+    FaultServer,
+    Json,
+    Raw,
+    Reply,
+    always,
+    byte_by_byte,
+    completion,
+    endless,
+    error,
+    failed,
+    first,
+    half_a_body,
+    hang_up,
+    reset,
+)
+from samples import sentiment_rows, write_config, write_jsonl
+from tiny_models import SHAPE
+
+from gpta_local.assistant import openai_api
+from gpta_local.export import open_product
+from gpta_local.history import open_existing
+from gpta_local.privacy.audit_verification import verify
+
+PREFIXES = ["What a guest says:", "Review:", "About the food:", "The service was", "In short,", "One evening:"]
+LONGEST = 20.0
+"""Seconds that a run may take; those that go well take one or two."""
+
+
+def proposes(body: Json) -> Reply:
+    """Another prefix for each seed."""
+    texts = [PREFIXES[(body["seed"] + i) % len(PREFIXES)] for i in range(body.get("n", 1))]
+    return Reply(body=completion(*texts, model=body["model"]))
+
+
+def after(good: int, fault: Chat) -> Chat:
+    """So many good replies to chat requests, the first of which is that to the check; then the fault."""
+    left = iter(range(good))
+    return lambda body: fault(body) if next(left, None) is None else proposes(body)
+
+
+def configure(folder: Path, backbone: Path, assistant: dict[str, Any], **changes: Any) -> Path:
+    write_jsonl(folder / "train.jsonl", sentiment_rows())
+    settings = {"backend": "openai", "model": "m", "timeout": 1.0, "max_retries": 1}
+    content = {
+        "assistant": settings | assistant,
+        "downstream": {"backbone": str(backbone)},
+        "search": {"rounds": 3, "proposals": 2, "label_text_samples": 0, "near_duplicate": 1.0},
+        "finish": {"plain_control": False},
+        **changes,
+    }
+    return write_config(folder / "config.yaml", content)
+
+
+@dataclass(frozen=True)
+class Run:
+    result: Result
+    folder: Path
+    seconds: float
+
+    @property
+    def summary(self) -> Json:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def rounds(self) -> list[int]:
+        return [number for number, *_ in open_existing(self.folder / "history.sqlite").rounds()]
+
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def train(sentence: Path, tmp_path: Path) -> Train:
+    """A run of three rounds with two proposals each, against a server that behaves as `chat` says."""
+
+    def run(chat: Chat, assistant: dict[str, Any] | None = None, **changes: Any) -> Run:
+        with FaultServer(chat) as server:
+            config = configure(tmp_path, sentence, {"base_url": server.base_url, **(assistant or {})}, **changes)
+            start = time.monotonic()
+            result = invoke("train", config, "--output", tmp_path / "run")
+            return Run(result, tmp_path / "run", time.monotonic() - start)
+
+    return run
+
+
+def reply_without_choices() -> Reply:
+    return Reply(body={"object": "chat.completion", "model": "m", "choices": []})
+
+
+LASTING: dict[str, tuple[Reply | Raw, str]] = {
+    "connection reset": (Raw(reset), "the connection broke"),
+    "hang-up": (Raw(hang_up), "the connection broke"),
+    "half a body": (Raw(half_a_body), "the connection broke"),
+    "silence": (Raw(lambda connection: time.sleep(2.5)), "no answer within 1 s"),
+    "endless stream": (Raw(endless), "the answer goes on after 32 MiB"),
+    "a byte now and then": (Raw(byte_by_byte(HEAD + b"\r\n{")), "no answer within 1 s"),
+    "a header now and then": (Raw(byte_by_byte(HEAD + b"x: ")), "no answer within 3 s, further tries included"),
+    "429": (error(429, "slow down"), "refuses further requests for now (429): slow down"),
+    "429 until tomorrow": (Reply(429, "", {"retry-after": "86400"}), "refuses further requests for now (429)"),
+    "500": (Reply(500, "Internal Server Error"), "the server fails (500)"),
+    "502": (Reply(502, "<html><h1>502 Bad Gateway</h1></html>"), "the server fails (502): 502 Bad Gateway"),
+    "503": (Reply(503, {"detail": "loading"}), "the server fails (503): loading"),
+    "401": (error(401, "expired"), "asks for a key (401): expired"),
+    "403": (error(403, "not yours"), "asks for a key (403): not yours"),
+    "model gone": (error(404, "The model `m` does not exist."), "refuses the model 'm' (404)"),
+    "no choices": (reply_without_choices(), "without any completion"),
+    "invalid JSON": (Reply(200, '{"choices": [}'), "no JSON"),
+    "JSON nested too deep": (Reply(200, "[" * 200_000), "no JSON"),
+    "web page": (Reply(200, "<!doctype html><title>Sign in</title>"), "a web page: Sign in"),
+    "no UTF-8": (Raw(lambda connection: connection.sendall(HEAD + b"\r\n\xff\xfe\x00{\x80")), "no JSON"),
+    "compressed, it says": (Reply(200, "no gzip", {"content-encoding": "gzip"}), "no JSON: no gzip"),
+    "redirect": (Reply(307, "", {"location": "http://198.51.100.7/v1"}), "redirects to http://198.51.100.7/v1 (307)"),
+    "terminal codes": (Reply(500, "\x1b[2Jgone\x07"), "the server fails (500): [2Jgone"),
+    "500 of a thousand brackets": (Reply(500, "[" * 1_000_000), "the server fails (500): ["),
+}
+"""Fault → what is said of it. In all of them the assistant never gives another answer."""
+QUICK = ("hang-up", "endless stream", "503", "401", "model gone", "no choices", "redirect")
+"""Those that are also tried in the middle of a run where slow tests are left out."""
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_lasting_fault_before_the_run_is_one_message_and_nothing_is_written(
+    fault: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_api, "PAUSES_SECONDS", 1.0)
+    reply, words = LASTING[fault]
+    run = train(always(reply))
+    assert_refused(run.result, words, "assistant.")
+    assert run.seconds < LONGEST
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[] if fault in QUICK else pytest.mark.slow) for fault in LASTING]
+)
+def test_lasting_fault_in_the_middle_ends_the_search_and_the_run_is_finished(
+    fault: str, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_api, "PAUSES_SECONDS", 1.0)
+    reply, words = LASTING[fault]
+    run = train(after(2, always(reply)))
+    assert run.result.exit_code == 0, run.result.output
+    assert run.seconds < LONGEST
+    assert run.rounds == [1]
+    assert "warning: The assistant failed in round 2 of 3: assistant." in run.result.stderr
+    assert "The search ends here, with the 2 prefixes known so far" in run.result.stderr
+    assert "The search was cut short. The assistant failed in round 2 of 3" in run.result.stdout
+    for told in (run.summary["ended_by"], run.result.stdout, run.result.stderr):
+        assert words in told
+    assert "\x1b" not in run.result.output
+    assert len(open_product(run.folder).labels) == 2
+    assert verify(run.folder).problems == []
+
+
+PASSING: dict[str, Reply | Raw] = {
+    "connection reset": Raw(reset),
+    "hang-up": Raw(hang_up),
+    "half a body": Raw(half_a_body),
+    "silence": Raw(lambda connection: time.sleep(2.5)),
+    "429": Reply(429, "slow down"),
+    "429 with Retry-After": Reply(429, "slow down", {"retry-after": "1"}),
+    "500": Reply(500, "oops"),
+    "502": Reply(502, "oops"),
+    "503": Reply(503, "oops"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_passing_fault_costs_nothing_but_time(fault: str, train: Train) -> None:
+    run = train(after(2, first(PASSING[fault], then=proposes)))
+    assert run.result.exit_code == 0, run.result.output
+    assert run.rounds == [1, 2, 3]
+    assert run.summary["ended_by"] is None
+    assert "warning: The assistant" not in run.result.stderr
+
+
+CONTENTS: dict[str, Callable[[Json], Reply]] = {
+    "garbage": lambda body: Reply(body=completion(*["\x00\x1b[2J\u202e�" * 40] * 2)),
+    "empty": lambda body: Reply(body=completion("", None)),
+    "of a megabyte": lambda body: Reply(body=completion("word " * 200_000, "x" * 1_000_000)),
+    "of a million line breaks": lambda body: Reply(body=completion("\n" * 1_000_000, "\n\r\u2028 " * 250_000)),
+    "of a million quotes": lambda body: Reply(body=completion('"' * 999_999, "`" * 1_000_000)),
+    "half a surrogate pair": lambda body: Reply(body=completion("\ud83d", "\ude00", model="\ud83d")),
+    "fewer than asked": lambda body: proposes(body | {"n": 1}),
+    "more than asked": lambda body: proposes(body | {"n": 5}),
+    "of another model": lambda body: Reply(body=completion("Review:", "In short,", model="x" * 100_000)),
+    "cut off": lambda body: Reply(body=completion("What a", "What a", finish_reason="length")),
+}
+
+
+@pytest.mark.parametrize("contents", CONTENTS)
+def test_unusable_completions_are_counted_and_the_run_goes_on(contents: str, train: Train) -> None:
+    run = train(after(2, CONTENTS[contents]))
+    assert run.result.exit_code == 0, run.result.output
+    assert run.seconds < LONGEST
+    assert run.rounds == [1, 2, 3]
+    assert run.summary["cost"]["completions"] == 6
+    assert "\x1b" not in run.result.output
+
+
+@pytest.mark.parametrize("name", ["utf-16", "hex", "rot13", "no-such-charset", "idna"])
+@pytest.mark.parametrize("status", [200, 500])
+def test_charset_of_the_header_is_not_believed(name: str, status: int, train: Train) -> None:
+    reply = Reply(status, '{"a": 1}', {"content-type": f"application/json; charset={name}"})
+    assert_refused(train(always(reply)).result, '{"a": 1}' if status == 200 else "the server fails (500)")
+
+
+def test_label_texts_that_fail_leave_the_cards_own(train: Train) -> None:
+    broken = first(Reply(500, "oops"), Reply(500, "oops"), then=proposes)
+    run = train(after(1, broken), search={"rounds": 1, "proposals": 2, "label_text_samples": 2})
+    assert run.result.exit_code == 0, run.result.output
+    assert "warning: no label texts: assistant.base_url" in run.result.stderr
+    assert run.summary["ended_by"] is None
+
+
+def test_fault_before_any_prefix_is_known_ends_the_run(train: Train) -> None:
+    run = train(after(1, always(error(401, "expired"))))
+    assert_refused(run.result, "asks for a key (401)")
+    assert not (run.folder / "summary.json").exists()
+
+
+def test_server_that_is_gone_in_the_middle_is_told(train: Train) -> None:
+    servers: list[FaultServer] = []
+
+    def gone(body: Json) -> Reply:
+        servers[0].stop_listening()
+        return proposes(body)
+
+    class Remembered(FaultServer):
+        def __enter__(self) -> FaultServer:
+            servers.append(self)
+            return super().__enter__()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "FaultServer", Remembered)
+        run = train(after(2, gone))
+    assert run.result.exit_code == 0, run.result.output
+    assert run.rounds == [1, 2]
+    assert "nothing listens on port" in run.summary["ended_by"]
+
+
+def test_server_that_starts_anew_is_waited_for(sentence: Path, tmp_path: Path) -> None:
+    started = threading.Event()
+
+    def restart(body: Json) -> Reply:
+        old.stop_listening()
+
+        def later() -> None:
+            time.sleep(1.0)
+            with FaultServer(proposes, port=old.port):
+                started.set()
+                done.wait(LONGEST)
+
+        threading.Thread(target=later, daemon=True).start()
+        return proposes(body)
+
+    done = threading.Event()
+    with FaultServer(after(2, restart)) as old:
+        config = configure(tmp_path, sentence, {"base_url": old.base_url, "max_retries": 4})
+        result = invoke("train", config, "--output", tmp_path / "run")
+        done.set()
+    assert started.is_set()
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["ended_by"] is None
+
+
+def test_online_run_that_is_cut_short_takes_all_its_training_steps(train: Train) -> None:
+    changes = {"search": {"rounds": 3, "proposals": 2, "label_text_samples": 0, "regime": "online"}}
+    run = train(after(2, always(error(401, "expired"))), **changes, training={"steps": 9, "precision": "fp32"})
+    assert run.result.exit_code == 0, run.result.output
+    metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["title"]: len(line["losses"]) for line in metrics}
+    assert steps == {"round 1: training": 3, "training the steps that are left": 6, "training without a prefix": 9}
+
+
+class Restarted(FakeVLLM):
+    """Forgets its adapters before the third chat request, as after a new start."""
+
+    def __init__(self, root: Path) -> None:
+        self.asked = 0
+        super().__init__(root)
+
+    def _chat_as_vllm(self, body: Json) -> Reply:
+        self.asked += 1
+        if self.asked == 3:
+            self.adapters.clear()
+        known = body["model"] in {"m", *self.adapters}
+        return proposes(body) if known else error(404, f"The model `{body['model']}` does not exist.")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> tuple[Path, Path]:
+    """An adapter and the folder of its base."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    LlamaConfig(**SHAPE).save_pretrained(base)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(LlamaForCausalLM(LlamaConfig(**SHAPE)), lora).save_pretrained(folder)
+    return folder, base
+
+
+@pytest.fixture
+def restarted(adapter: tuple[Path, Path]) -> Iterator[Restarted]:
+    with Restarted(adapter[1]) as server:
+        yield server
+
+
+def with_adapter(server: Restarted, adapter: tuple[Path, Path], sentence: Path, folder: Path) -> Run:
+    assistant = {"backend": "vllm", "base_url": server.base_url, "adapter": str(adapter[0])}
+    config = configure(folder, sentence, assistant)
+    return Run(invoke("train", config, "--output", folder / "run"), folder / "run", 0.0)
+
+
+def answered(run: Run) -> list[str]:
+    by_adapter = open_existing(run.folder / "history.sqlite").completions_by_adapter("prefix")
+    return [completion.model for completions in by_adapter.values() for completion in completions]
+
+
+def test_server_that_starts_anew_gets_its_adapter_again(
+    restarted: Restarted, adapter: tuple[Path, Path], sentence: Path, tmp_path: Path
+) -> None:
+    run = with_adapter(restarted, adapter, sentence, tmp_path)
+    assert run.result.exit_code == 0, run.result.output
+    assert answered(run) == ["m+adapter"] * 6
+    assert len([body for body in restarted.sent("load") if Path(body["lora_path"]).is_dir()]) == 2
+    assert restarted.adapters == {}, "nothing stays on the server after the run"
+
+
+def test_base_model_goes_on_for_a_server_that_takes_its_adapter_no_more(
+    restarted: Restarted, adapter: tuple[Path, Path], sentence: Path, tmp_path: Path
+) -> None:
+    def refuse(body: Json) -> Reply:
+        return failed("LoRA is not enabled. Use --enable-lora") if restarted.asked > 2 else restarted._load(body)
+
+    restarted.on_load = refuse
+    run = with_adapter(restarted, adapter, sentence, tmp_path)
+    assert run.result.exit_code == 0, run.result.output
+    assert "warning: round 2: assistant.base_url" in run.result.stderr
+    assert "From here on the base model answers" in run.result.stderr
+    assert answered(run) == ["m+adapter"] * 2 + ["m"] * 4
+    assert run.summary["ended_by"] is None
+
+
+def test_adapter_that_is_refused_before_the_run_is_one_message(
+    restarted: Restarted, adapter: tuple[Path, Path], sentence: Path, tmp_path: Path
+) -> None:
+    restarted.on_load = lambda body: failed("LoRA is not enabled. Use --enable-lora")
+    run = with_adapter(restarted, adapter, sentence, tmp_path)
+    assert_refused(run.result, "takes no adapters", "--enable-lora")
+    assert not run.folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["silence", "endless stream", "401"])
+def test_process_that_loses_its_assistant_ends_by_itself(fault: str, sentence: Path, tmp_path: Path) -> None:
+    reply, words = LASTING[fault]
+    with FaultServer(after(2, always(reply))) as server:
+        config = configure(tmp_path, sentence, {"base_url": server.base_url})
+        done = run_command("train", config, "--output", tmp_path / "run", timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stderr and words in done.stdout
+    assert "Traceback" not in done.stderr
