@@ -14,6 +14,7 @@ from typing import Any
 from gpta_local import export, prefix, summary
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config, dump
+from gpta_local.data import Example
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
@@ -37,8 +38,12 @@ from gpta_local.schema import (
 )
 from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
+from gpta_local.tasks.base import Evaluation
 from gpta_local.training import Training, total_steps
 from gpta_local.tuner import Tuner
+
+FITTED_ROWS = 1000
+"""Training rows at most on which a trained model is measured, for the gap to the test rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,15 +325,21 @@ class Run:
         arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
         if rows and self.config.finish.plain_control and self.task.uses_label_texts:
             arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)")
-        self.observer.stage("evaluating", len(arms))
-        results = {}
-        for name, trained in arms.items() if rows else ():
-            results[name] = self.task.evaluate(trained.model, rows, trained.prefix)
+        models = list(dict.fromkeys(arms.values()) if rows else ())  # the product can be its own control
+        self.observer.stage("evaluating", len(models))
+        measured = {}
+        for trained in models:
+            measured[trained] = self.measure(trained, rows)
             self.observer.advance()
+        results = {name: measured[trained][0] for name, trained in arms.items() if rows}
         return {
             **summary.describe_run(self.card, self.regime, label_texts, selection),
             "evaluated_on": split,
-            "arms": {name: summary.arm(results[name], arms[name].prefix, arms[name].seconds) for name in results},
+            "arms": {
+                name: summary.arm(*measured[trained], trained.prefix, trained.seconds)
+                for name, trained in arms.items()
+                if rows
+            },
             "differences": {
                 name: summary.difference(results["gpta"], results[name])
                 for name in results
@@ -336,6 +347,13 @@ class Run:
             },
             "cost": self.history.cost(),
         }
+
+    def measure(self, trained: Trained, rows: Sequence[Example]) -> tuple[Evaluation, Evaluation, float]:
+        """On `rows`, on training rows, and the seconds that took."""
+        started = time.monotonic()
+        fitted = self.splits.train[:: -(-len(self.splits.train) // FITTED_ROWS)]
+        results = [self.task.evaluate(trained.model, examples, trained.prefix) for examples in (rows, fitted)]
+        return results[0], results[1], time.monotonic() - started
 
     def fine_tune(self, model: DownstreamModel, text: str, name: str) -> Trained:
         """All steps with one prefix."""
