@@ -37,8 +37,7 @@ def benchmark(suite: Path, output: Path | None, jobs: int, report_only: bool, re
     if not report_only:
         jobs_of = plan(plan_of)
         left = runner.left_to_do(jobs_of, results, redo_changed=redo_changed)
-        results.open()
-        with TerminalObserver(0, quiet=quiet) as observer:
+        with results.appending(), TerminalObserver(0, quiet=quiet) as observer:
             observer.note(f"{len(jobs_of)} trainings and runs; {len(jobs_of) - len(left)} are there")
             failures = runner.run(left, results, folder, jobs, observer)
         failed = {str(job): why for job, why in failures.items()}

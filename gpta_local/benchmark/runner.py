@@ -21,7 +21,6 @@ from gpta_local.benchmark.trials import Job, Results
 from gpta_local.benchmark.worker import Outcome, work
 from gpta_local.errors import InputError, OutputError
 from gpta_local.observer import Observer
-from gpta_local.privacy.files import owner_only
 
 RESULTS, LOG, RUNS = "results.jsonl", "libraries.log", "runs"
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
@@ -77,7 +76,6 @@ def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> 
     return left
 
 
-@owner_only()
 def run(left: Sequence[Job], results: Results, output: Path, processes: int, observer: Observer) -> dict[Job, str]:
     """Do the jobs, at most so many at a time, and append their results; why those that failed did."""
     waiting, running = list(left), dict[Connection, tuple[Any, Job, float]]()
@@ -91,6 +89,10 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
         if isinstance(outcome, str):
             failed[job] = outcome
             outcome = [{"error": outcome}] * len(job.trials)
+            for blocked in [other for other in waiting if set(other.needs) & set(job.trials)]:
+                waiting.remove(blocked)
+                failed[blocked] = "needs the outcome of another that failed"
+                observer.advance()
         for trial, figures in zip(job.trials, outcome, strict=True):
             results.add(trial, {**figures, **about})
         observer.note(f"{job}: {_told(outcome[0])}, {seconds:.0f} s")
@@ -99,22 +101,19 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
     observer.stage("trials", len(waiting))
     try:
         while waiting or running:
-            for blocked in [job for job in waiting if any("error" in results.records.get(n, {}) for n in job.needs)]:
-                waiting.remove(blocked)
-                failed[blocked] = "needs the outcome of another that failed"
-                observer.advance()
             while len(running) < processes and (following := _next(waiting, results)):
                 waiting.remove(following)
                 connection, process = idle.pop() if idle else _start(output / LOG)
                 given = {need: results.records[need] for need in following.needs}
-                connection.send((following, given, _folder(following, output)))
+                with suppress(OSError):  # a worker that died idle; what follows notices
+                    connection.send((following, given, _folder(following, output)))
                 running[connection] = (process, following, time.monotonic())
             for connection in [connection for connection in wait(list(running)) if isinstance(connection, Connection)]:
                 process, job, started = running.pop(connection)
                 try:
                     outcome: Outcome = connection.recv()
                     idle.append((connection, process))
-                except EOFError:
+                except (EOFError, OSError):
                     process.join()
                     outcome = f"its process ended ({process.exitcode}), perhaps for lack of memory"
                 record(job, outcome, time.monotonic() - started)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from gpta_local.benchmark.suite import GPTA, Shots, Suite, shots_name
 from gpta_local.config import Config
 from gpta_local.errors import DataError, OutputError
-from gpta_local.privacy.files import files_below
+from gpta_local.privacy.files import files_below, owner_only
 
 Record = Mapping[str, Any]
 """A line of the results file."""
@@ -176,15 +177,17 @@ class Results:
                 fix = "Remove the line; its trial is done again"
                 raise OutputError("not a line of results", where=f"{path}:{number}", fix=fix) from exc
 
-    def open(self) -> None:
-        """Begin to append; holds the file against another benchmark until the process ends."""
-        self._file = self.path.open("ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            fix = "Wait for it, or choose another --output"
-            raise OutputError("another benchmark is writing here", where=str(self.path), fix=fix) from exc
-        self._file.truncate(self._whole)
+    @contextmanager
+    def appending(self) -> Iterator[None]:
+        """Hold the file against another benchmark, and make it ready for `add`."""
+        with owner_only(), self.path.open("ab") as self._file:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                fix = "Wait for it, or choose another --output"
+                raise OutputError("another benchmark is writing here", where=str(self.path), fix=fix) from exc
+            self._file.truncate(self._whole)
+            yield
 
     def add(self, trial: Trial, figures: Record) -> None:
         """Append a line; it is on the disk when this returns."""
