@@ -309,6 +309,20 @@ def test_setfit_learns_texts_and_pairs_without_a_network(sentence: Path, tmp_pat
     assert result.exit_code == 0, result.output + (tmp_path / "out" / "libraries.log").read_text(encoding="utf-8")
     record = records(tmp_path / "out")[arm("guests", "setfit", shots=4)]
     assert record["rows"] == 12 and record["train"]["accuracy"] > 0.5 and record["seconds"]["training"] > 0
+    assert not record["refused"]
+
+
+@pytest.mark.slow
+def test_setfit_reads_both_texts_of_a_pair(small: Path) -> None:
+    pytest.importorskip("setfit")
+    from gpta_local.benchmark.setfit_arm import setfit
+
+    config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
+    words = ("soup", "cake", "fork", "garden")
+    pairs = [Example((first, second), int(first == second)) for first in words for second in words]
+    halves = [Example((example.texts[0],), example.label) for example in pairs]
+    both, first_only = setfit(config, pairs, pairs, 2), setfit(config, halves, pairs, 2)
+    assert both["rows"] == 16 and both["loss"] != first_only["loss"]
 
 
 def test_backbone_of_a_soft_prompt_is_frozen_and_its_vectors_learn(small: Path) -> None:

@@ -141,7 +141,8 @@ class TestReport:
                     course = [{"epoch": float(at), "train": figures, "test": figures} for at in range(4)]
                     curve = Trial("curve", name, 8, sample, of)
                     found[curve] = {**record(0.5), "points": course}
-        found[arm("guests", "gpta", 0)] = {**found[arm("guests", "gpta", 0)], "prefix": "a <b> | c"}
+        said = {"warnings": ["1 training row is also in test"], "refused": ["setfit asked for 'example.org'"]}
+        found[arm("guests", "gpta", 0)] = {**found[arm("guests", "gpta", 0)], "prefix": "a <b> | c", **said}
         found[arm("guests", "gpta", 9)] = {"error": "no memory", "digest": "d"}
         file = suite_file(goals=goals, curves=part, transfer=part)
         return folder, report.write(Suite(Path("small.yaml"), file, {}), found, folder)
@@ -176,6 +177,11 @@ class TestReport:
         text = (written[0] / "report.md").read_text(encoding="utf-8")
         assert "n = 10 samples a set" in text and "(n = 9)" in text
         assert "guests, 8 shots, sample 9: gpta" in text
+
+    def test_warnings_and_refused_connections_are_told(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        assert "guests: 1 training row is also in test" in text
+        assert "guests: a connection was refused: setfit asked for 'example.org'" in text
 
     def test_pictures_lie_beside_the_markdown(self, written: tuple[Path, list[str]]) -> None:
         text = (written[0] / "report.md").read_text(encoding="utf-8")

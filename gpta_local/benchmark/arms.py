@@ -189,12 +189,14 @@ def without_plain(job: Job) -> Job:
 def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -> tuple[Run, dict[str, Any]]:
     """A run as by `gpta-local train`. Its weights are removed; what it found stays in the folder."""
     shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
-    run = Run(job.config, Listener())
+    listener = Listener()
+    run = Run(job.config, listener)
     run.splits = with_test_rows(run.splits, job.settings["test_rows"])
     if task is not None:
         run.task = task
     with closing(run.assistant):
         result = run.run(folder)
+    result["warnings"] = listener.warnings
     for weights in ("model", "adapters"):
         shutil.rmtree(folder / weights, ignore_errors=True)
     return run, result
@@ -210,7 +212,8 @@ def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
     beside += result["arms"].get("plain", {"training_seconds": 0.0})["training_seconds"]
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
-    return {**figures, **cost, "best_prefix": best_ranked(run), "label_texts": result["label_texts"]}
+    found = {"best_prefix": best_ranked(run), "label_texts": result["label_texts"], "warnings": result["warnings"]}
+    return {**figures, **cost, **found}
 
 
 def control_figures(arm: Mapping[str, Any]) -> Figures:
@@ -269,12 +272,17 @@ def fold(label: str) -> str:
 
 
 class Listener:
-    """Hears a run and says nothing: what it finds is in its results."""
+    """Hears a run and says nothing: what it finds is in its results. Warnings are kept."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def stage(self, title: str, steps: int) -> None: ...
     def advance(self) -> None: ...
     def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
     def label_texts(self, chosen: Sequence[dict[str, str]], joined: int, usable: int, asked: int) -> None: ...
     def round(self, entry: Round) -> None: ...
     def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None: ...

@@ -30,7 +30,7 @@ from gpta_local.benchmark.statistics import (
     values,
 )
 from gpta_local.benchmark.suite import CONTROLS, GPTA, Part, Suite, SuiteFile, shots_name
-from gpta_local.benchmark.trials import Record, Trial, transferred
+from gpta_local.benchmark.trials import Record, Trial, transferred, warnings
 from gpta_local.privacy.files import owner_only
 
 NONE = "–"
@@ -115,9 +115,10 @@ def _blocks(suite: Suite, records: Records) -> Iterator[Block]:
     file = suite.file
     yield Heading(f"Benchmark: {suite.path.stem}", 1)
     yield Paragraph(
-        "All arms have the same backbone, rows and seeds; the test rows are measured once and nothing is chosen on "
-        "them. Figures are points of accuracy unless they say otherwise. Intervals are 95 % bootstrap intervals over "
-        "the samples of shots, paired between arms; they say nothing of other sets."
+        "All arms have the same backbone, rows and seeds; the test rows are only measured, nothing is chosen on them. "
+        "Figures are points of accuracy unless they say otherwise. Intervals are 95 % bootstrap intervals over the "
+        "samples of shots, paired between arms: they say nothing of other sets, and with fewer than five samples they "
+        "are too narrow."
     )
     if file.goals:
         yield Heading("Goals")
@@ -338,6 +339,10 @@ def _provenance(file: SuiteFile, records: Records) -> Iterator[Block]:
         yield Paragraph(f"{len(done)} trials, each one thread, finished from {first} to {last}.")
         caption = "Versions, and how many trials were measured with them."
         yield Table(caption, ("versions", "trials"), [(v, str(count)) for v, count in used.most_common()])
+    warned = Counter(warning for trial, record in records.items() for warning in warnings(trial, record))
+    if warned:
+        rows = [(warning, str(count)) for warning, count in sorted(warned.items())]
+        yield Table("Warnings, and of how many trials.", ("warning", "trials"), rows)
     failed = [str(trial) for trial, record in records.items() if "error" in record]
     if failed:
         yield Paragraph(f"{len(failed)} trials failed and are missing above: {'; '.join(failed[:20])}.")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gpta_local
-from gpta_local.benchmark.trials import Job, Results
+from gpta_local.benchmark.trials import Job, Results, warnings
 from gpta_local.benchmark.worker import Outcome, work
 from gpta_local.errors import InputError, OutputError
 from gpta_local.observer import Observer
@@ -82,6 +82,7 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
     idle: list[tuple[Connection, Any]] = []
     beside = {"versions": versions(), "processes": processes}
     failed: dict[Job, str] = {}
+    warned: set[str] = set()
 
     def record(job: Job, outcome: Outcome, seconds: float) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,6 +97,10 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
         for trial, figures in zip(job.trials, outcome, strict=True):
             results.add(trial, {**figures, **about})
         observer.note(f"{job}: {_told(outcome[0])}, {seconds:.0f} s")
+        for warning in warnings(job.trials[0], outcome[0]):
+            if warning not in warned:
+                observer.warn(warning)
+            warned.add(warning)
         observer.advance()
 
     observer.stage("trials", len(waiting))

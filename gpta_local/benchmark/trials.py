@@ -158,6 +158,12 @@ def _digest(path: Path) -> str:
     return whole.hexdigest()
 
 
+def warnings(trial: Trial, record: Record) -> list[str]:
+    """What a run warned of, and which connections were refused."""
+    refused = [f"a connection was refused: {refusal}" for refusal in record.get("refused", [])]
+    return [f"{trial.set}: {warning}" for warning in [*record.get("warnings", []), *refused]]
+
+
 class Results:
     """The file of finished and failed trials, a JSON object a line, only ever appended to. Of several lines for one
     trial the last one counts. A last line that was not written to its end is dropped.

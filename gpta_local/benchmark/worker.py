@@ -53,7 +53,9 @@ def _outcome(job: Job, given: Mapping[Trial, Record], folder: Path) -> Outcome:
     started = time.process_time()
     try:
         figures = perform(job, given, folder)
-        return [{**f, "processor_seconds": time.process_time() - started} for f in figures]
+        about = {"processor_seconds": time.process_time() - started, "refused": sorted(map(str, GUARD.refused))}
+        GUARD.refused.clear()
+        return [{**f, **about} for f in figures]
     except GptaError as exc:
         return str(exc)
     except Exception as exc:  # one trial's failure must not end the others; its words could be those of a row
