@@ -409,7 +409,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("no such configuration file", where=str(path)) from exc
     except IsADirectoryError as exc:
         raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)

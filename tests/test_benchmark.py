@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from benchmarks import PAIR_ROWS, arm, write_sets, write_suite
 from click.testing import Result
 from commands import PROGRAM, ROOT, assert_refused, invoke
-from samples import sentiment_rows
+from samples import QUICKSTART, sentiment_rows
 from test_interrupt import hears_ctrl_c
 
 from gpta_local.benchmark.arms import Bench, fold, with_test_rows
@@ -280,6 +281,28 @@ def test_failed_trial_is_named_and_tried_again(small: Path, tmp_path: Path) -> N
     (tmp_path / "away").rename(replies)
     assert benchmark(small, tmp_path / "out").exit_code == 0
     assert len(records(tmp_path / "out")) == 16
+
+
+@pytest.mark.slow
+def test_quickstarts_suite_runs_with_the_embedded_assistant(sentence: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((QUICKSTART / "quickstart.yaml").read_text(encoding="utf-8"))
+    config["data"].update({name: str(QUICKSTART / f"{name}.jsonl") for name in ("train", "validation", "test")})
+    small = {
+        "downstream": {"backbone": str(sentence)},
+        "training": {"steps": 4},
+        "search": {"rounds": 2, "proposals": 4},
+    }
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump({**config, **small}), encoding="utf-8")
+    suite = yaml.safe_load((QUICKSTART / "benchmark.yaml").read_text(encoding="utf-8"))
+    suite["tables"]["main"]["samples"] = suite["curves"]["samples"] = 1
+    del suite["variants"]
+    suite["tables"]["main"]["arms"].remove("gpta, dialogue gradient")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**suite, "test_rows": 50}), encoding="utf-8")
+    result = benchmark(tmp_path, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    record = records(tmp_path / "out")[arm("messages", "gpta")]
+    assert record["completions"] == 16 and record["prompt_tokens"] > 0 and record["rows"] == 50
+    assert "messages" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 class TestRefusals:

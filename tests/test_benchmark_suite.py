@@ -70,6 +70,8 @@ class TestFile:
             ({"variants": {"hot": {"search.round": 2}}}, ["variants.hot", "'search.round'", "'rounds'"]),
             ({"variants": {"hot": {"search": 2}}}, ["variants.hot", "search"]),
             ({"sets": {"guests": {"config": "nowhere.yaml"}}}, ["sets.guests.config", "no such configuration"]),
+            ({"sets": {"guests": {"config": "a\0b.yaml"}}}, ["sets.guests.config", "cannot be read"]),
+            ({"variants": {"hot": {"search.rounds": {1: 2}}}}, ["variants.hot", "search.rounds"]),
             ({"goals": [{"table": "x", "shots": 2, "theirs": "plain", "at_least": 1}]}, ["no table 'x'", "main"]),
             ({"goals": [{"table": "main", "shots": 8, "theirs": "plain", "at_least": 1}]}, ["at 8 shots"]),
             ({"goals": [{"table": "main", "shots": 2, "theirs": "setfit", "at_least": 1}]}, ["'setfit'"]),

@@ -391,7 +391,7 @@ def _markdown(blocks: Sequence[Block]) -> str:
         if isinstance(block, Picture):
             return f"![{block.caption}]({block.name}.svg)"
         lines = [block.header, ["---"] * len(block.header), *block.rows]
-        escaped = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+        escaped = [[" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
         return "\n".join([block.caption, "", *(f"| {' | '.join(line)} |" for line in escaped)])
 
     return "\n\n".join(map(text, blocks)) + "\n"

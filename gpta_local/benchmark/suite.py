@@ -4,12 +4,12 @@ configuration named in it loads; opens no data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, model_validator
 
 from gpta_local import config as configuration
@@ -178,7 +178,7 @@ def load(path: Path) -> Suite:
     configs: dict[tuple[str, str], Config] = {}
     for name, entry in file.sets.items():
         for arm, overrides in {GPTA: {}, **file.variants}.items():
-            given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+            given = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides.items()]
             try:
                 config = configuration.load(path.parent / entry.config, given)
             except ConfigError as exc:
