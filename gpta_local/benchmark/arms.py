@@ -32,6 +32,8 @@ from gpta_local.training import Training, total_steps
 RANDOM_WORDS = 4
 """Words of a random prefix."""
 
+COST = ("completions", "prompt_tokens", "completion_tokens")
+
 Figures = dict[str, Any]
 """What a record holds besides its trial, digest and versions."""
 
@@ -174,11 +176,13 @@ def plain_search(job: Job, folder: Path) -> list[Figures]:
     run, result = outer_loop(without_plain(job), folder, PlainHead(job.config))
     chosen = product_figures(run, result)
     if chosen["best_prefix"] == chosen["prefix"]:
-        return [chosen, chosen]
-    bench = Bench(job)
-    best = bench.fine_tune(bench.task.build_plain(), chosen["best_prefix"])
-    best["seconds"]["total"] += chosen["seconds"]["search"]
-    return [chosen, best]
+        best = figures_of(chosen)
+    else:
+        bench = Bench(job)
+        best = bench.fine_tune(bench.task.build_plain(), chosen["best_prefix"])
+    search = chosen["seconds"]["search"]
+    best["seconds"] |= {"search": search, "total": search + best["seconds"]["training"]}
+    return [chosen, {**best, **{name: chosen[name] for name in COST}}]
 
 
 def without_plain(job: Job) -> Job:
@@ -238,9 +242,11 @@ def own_figures(
 
 
 def figures_of(record: Record) -> Figures:
-    """The figures of a finished trial, for another one that is the same training."""
-    names = ("accuracy", "macro_f1", "loss", "rows", "prefix", "train", "seconds")
-    return {name: record[name] for name in names}
+    """The figures of a finished trial, for another one that is the same training; without the search's cost."""
+    names = ("accuracy", "macro_f1", "loss", "rows", "prefix", "train")
+    training = record["seconds"]["training"]
+    seconds = {"total": training, "training": training, "evaluation": record["seconds"]["evaluation"]}
+    return {**{name: record[name] for name in names}, "seconds": seconds}
 
 
 def best_ranked(run: Run) -> str:

@@ -73,6 +73,10 @@ class Comparison:
                 per_set[name] = np.array([figure(first[s]) - figure(second[s]) for s in both])
         return per_set
 
+    def complete(self, *arms: str) -> bool:
+        """Whether every sample of these arms is there on every set."""
+        return all(len(self.of(name, arm)) == self.samples for name in self.sets for arm in arms)
+
     def mean(self, arm: str, figure: Figure) -> float:
         """Over the sets, of the means over samples; not a number if a set has none."""
         means = [values(found, figure).mean() if (found := self.of(name, arm)) else np.nan for name in self.sets]
@@ -93,14 +97,14 @@ def mean_difference(per_set: PerSet, seed: int = 0) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A goal, what was measured, and whether it is reached; None until all its sets are measured."""
+    """A goal, what was measured, and whether it is reached; None until all its trials are finished."""
 
     goal: str
     measured: str
     reached: bool | None
 
     def __str__(self) -> str:
-        word = {True: "reached", False: "not reached", None: "not measured on all sets"}[self.reached]
+        word = {True: "reached", False: "not reached", None: "not all measured"}[self.reached]
         return f"{self.goal}: {word}" + (f": {self.measured}" if self.measured else "")
 
 
@@ -113,7 +117,7 @@ def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> Verdict:
     if goal.measure == "not_worse":
         return _not_worse(goal, compared, where)
     per_set = compared.differences(goal.ours, goal.theirs, gap if goal.measure == "gap" else accuracy)
-    complete = len(per_set) == len(compared.sets)
+    complete = compared.complete(goal.ours, goal.theirs)
     if goal.measure == "gap":
         text = f"{where}: smaller gap of training to test accuracy on {goal.at_least:g} sets"
         smaller = [name for name, d in per_set.items() if d.mean() < 0]
@@ -143,9 +147,8 @@ def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
     ours = compared.mean(goal.ours, seconds(part))
     if np.isnan(ours + theirs):
         return Verdict(text, "", None)
-    return Verdict(
-        text, f"{ours:.1f} s against {theirs:.1f} s, {ours / theirs:.2f}", ours / theirs <= (goal.at_most or 0)
-    )
+    reached = ours / theirs <= (goal.at_most or 0.0) if compared.complete(goal.ours, goal.theirs) else None
+    return Verdict(text, f"{ours:.1f} s against {theirs:.1f} s, {ours / theirs:.2f}", reached)
 
 
 def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
@@ -160,7 +163,7 @@ def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
         return Verdict(text, "", None)
     told = "; ".join(f"{name} {points(Interval(*interval))}" for name, interval in ends.items())
     kept = all(high >= 0 for _, _, high in ends.values())
-    return Verdict(text, told, kept if len(ends) == len(compared.sets) else None)
+    return Verdict(text, told, kept if compared.complete(goal.ours) else None)
 
 
 def points(interval: Interval) -> str:
