@@ -244,6 +244,19 @@ class TestStopped:
         assert figures(tmp_path / "out") == figures(tmp_path / "whole")
         assert len(records(tmp_path / "out")) == 16
 
+    def test_trial_does_not_outlive_a_killed_benchmark(self, small: Path, tmp_path: Path) -> None:
+        path = small / "guests.yaml"
+        path.write_text(path.read_text(encoding="utf-8").replace("steps: 2", "steps: 10000000"), encoding="utf-8")
+        process = start(small, tmp_path / "out")
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").rglob("history.sqlite")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = list(children(process))
+        process.kill()
+        process.communicate()
+        wait_until_gone(workers)
+
     def test_ctrl_c_ends_with_code_3_and_what_is_there_stays(self, small: Path, tmp_path: Path) -> None:
         process = start(small, tmp_path / "out")
         wait_for_a_line(process, tmp_path / "out")
