@@ -23,6 +23,8 @@ from gpta_local.errors import InputError, OutputError
 from gpta_local.observer import Observer
 
 RESULTS, LOG, RUNS = "results.jsonl", "libraries.log", "runs"
+ENDING_SECONDS = 20
+"""For a process that has nothing left to do."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
 
 
@@ -123,6 +125,9 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
                     outcome = f"its process ended ({process.exitcode}), perhaps for lack of memory"
                 record(job, outcome, time.monotonic() - started)
     finally:
+        for connection, process in idle:
+            connection.close()  # it ends by itself and tidies up
+            process.join(ENDING_SECONDS)
         for process in [process for process, *_ in running.values()] + [process for _, process in idle]:
             process.kill()
             process.join()
