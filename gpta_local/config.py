@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -48,6 +48,9 @@ SHOWN_PROBLEMS = 10
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class DataConfig(Section):
@@ -355,19 +358,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with every problem found, each with its key.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     for override in overrides:
         _override(content, override)
     if "assistant" in content and isinstance(content["assistant"], dict):
         content["assistant"].setdefault("backend", "local")
+    return _resolve(check(Config, content, path), path)
+
+
+def check(kind: type[S], content: dict[str, Any], path: Path) -> S:
+    """The content of a YAML file as a section.
+
+    Raises:
+        ConfigError: with every problem found, each with its key.
+    """
     try:
-        config = Config.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as exc:
-        problems = [_explain(error, content) for error in exc.errors()]
+        problems = [_explain(error, content, kind) for error in exc.errors()]
         if more := len(problems[SHOWN_PROBLEMS:]):
             problems[SHOWN_PROBLEMS:] = [f"and {more} more"]
         raise ConfigError("\n".join(problems), where=str(path)) from exc
-    return _resolve(config, path)
 
 
 def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
@@ -423,14 +434,15 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked. Raises a ConfigError if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as exc:
         raise ConfigError("no such configuration file", where=str(path)) from exc
     except IsADirectoryError as exc:
         raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:
         content = yaml.load(text, Loader=_PlainLoader)
@@ -461,8 +473,8 @@ def _override(content: dict[str, Any], override: str) -> None:
     section[parts[-1]] = parsed
 
 
-def _explain(error: Any, content: dict[str, Any]) -> str:
-    """One line for one pydantic error: key, what is wrong, how to mend it."""
+def _explain(error: Any, content: dict[str, Any], kind: type[Section] = Config) -> str:
+    """One line for one pydantic error of a `kind`: key, what is wrong, how to mend it."""
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["assistant"] and len(location) > 1 and location[1] in {"local", "openai", "vllm", "replay"}:
         del location[1]  # the discriminator that pydantic puts into the path
@@ -470,7 +482,7 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
         del location[2:3]  # another
     key = f"a key of {'.'.join(location[:-2])}" if location[-1:] == ["[key]"] else ".".join(location)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], content)
+        known = _known_keys(location[:-1], content, kind)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         if SECRET_NAME.search(location[-1]):
             return f"unknown key {key!r}; a key never goes into a configuration: see assistant.api_key_file"
@@ -492,10 +504,8 @@ def _explain(error: Any, content: dict[str, Any]) -> str:
     return f"{key} {message}, not {shown}{hint}"
 
 
-def _known_keys(location: list[str], content: dict[str, Any]) -> list[str]:
-    if not location:
-        return list(Config.model_fields)
-    if location[0] == "assistant":
+def _known_keys(location: list[str], content: dict[str, Any], kind: type[Section]) -> list[str]:
+    if kind is Config and location[:1] == ["assistant"]:
         backends: dict[str, type[Section]] = {
             "local": LocalAssistantConfig,
             "openai": OpenAIAssistantConfig,
@@ -503,12 +513,16 @@ def _known_keys(location: list[str], content: dict[str, Any]) -> list[str]:
             "replay": ReplayAssistantConfig,
         }
         return list(backends[content["assistant"]["backend"]].model_fields)
-    section: type[Section] = Config
+    section = kind
     for part in location:
-        annotation = section.model_fields[part].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        section = next(kind for kind in kinds if issubclass(kind, Section))
+        if part in section.model_fields:  # otherwise the name or number of a section among others
+            annotation = section.model_fields[part].annotation
+            section = next((inner for inner in (annotation, *get_args(annotation)) if _is_section(inner)), section)
     return list(section.model_fields)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _resolve(config: Config, path: Path) -> Config:

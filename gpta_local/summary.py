@@ -29,8 +29,11 @@ class Selection:
     chosen: int
 
 
-def arm(evaluation: Evaluation, prefix: str, seconds: float) -> dict[str, Any]:
-    """One trained model on one split: its figures, with Wilson's interval for the accuracy."""
+def arm(
+    evaluation: Evaluation, fitted: Evaluation, evaluation_seconds: float, prefix: str, training_seconds: float
+) -> dict[str, Any]:
+    """One trained model on one split: its figures, with Wilson's interval for the accuracy, and those on the
+    training rows (`fitted`)."""
     n = len(evaluation.scores)
     interval = wilson_interval(float(evaluation.scores.sum()), n)
     return {
@@ -38,7 +41,9 @@ def arm(evaluation: Evaluation, prefix: str, seconds: float) -> dict[str, Any]:
         "interval": [interval.low, interval.high],
         "rows": n,
         "prefix": prefix,
-        "training_seconds": seconds,
+        "on_training_rows": fitted.summary,
+        "training_seconds": training_seconds,
+        "evaluation_seconds": evaluation_seconds,
     }
 
 

@@ -54,6 +54,9 @@ from gpta_local.tasks.base import Evaluation
 from gpta_local.training import Training, total_steps
 from gpta_local.tuner import Tuner
 
+FITTED_ROWS = 1000
+"""Training rows at most on which a trained model is measured, for the gap to the test rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -396,7 +399,7 @@ class Run:
     def select(self, contestants: Sequence[Trained]) -> Selection:
         """Choose on the validation rows; without any, by the cross-validated gains of the search."""
         if self.splits.validation:
-            results = [self.measure(c, self.splits.validation, f"validation-{i}") for i, c in enumerate(contestants)]
+            results = [self.measure(c, self.splits.validation, f"validation-{i}")[0] for i, c in enumerate(contestants)]
             gains = [
                 ScoredPrefix(
                     c.prefix, *paired_mean(results[0].losses - r.losses), float(r.losses.mean()), len(r.losses)
@@ -425,15 +428,24 @@ class Run:
         arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
         if rows and self.config.finish.plain_control and self.task.uses_label_texts:
             arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
-        self.observer.stage("evaluating", len(arms))
-        results = {}
-        for name, trained in arms.items() if rows else ():
-            results[name] = self.measure(trained, rows, f"evaluation-{name}")
+        models = list(dict.fromkeys(arms.values()) if rows else ())  # the product can be its own control
+        self.observer.stage("evaluating", len(models))
+        fitted = self.splits.train[:: -(-len(self.splits.train) // FITTED_ROWS)]
+        measured = {}
+        for number, trained in enumerate(models):
+            result, seconds = self.measure(trained, rows, f"evaluation-{number}")
+            of_fitted, more = self.measure(trained, fitted, f"fitted-{number}")
+            measured[trained] = result, of_fitted, seconds + more
             self.observer.advance()
+        results = {name: measured[trained][0] for name, trained in arms.items() if rows}
         return {
             **summary.describe_run(self.card, self.regime, label_texts, selection),
             "evaluated_on": split,
-            "arms": {name: summary.arm(results[name], arms[name].prefix, arms[name].seconds) for name in results},
+            "arms": {
+                name: summary.arm(*measured[trained], trained.prefix, trained.seconds)
+                for name, trained in arms.items()
+                if rows
+            },
             "differences": {
                 name: summary.difference(results["gpta"], results[name])
                 for name in results
@@ -442,15 +454,18 @@ class Run:
             "cost": self.history.cost(),
         }
 
-    def measure(self, trained: Trained, rows: Sequence[Example], slot: str) -> Evaluation:
-        """The results of a trained model and its prefix, row by row."""
+    def measure(self, trained: Trained, rows: Sequence[Example], slot: str) -> tuple[Evaluation, float]:
+        """The results of a trained model and its prefix, row by row, and the seconds that took."""
         slot += f"-{hex_digest(trained.prefix.encode())[:8]}"
         if (known := self.checkpoints.newest(slot)) is None:
+            started = time.monotonic()
             found = self.task.evaluate(trained.model, rows, trained.prefix)
+            seconds = time.monotonic() - started
             tensors = {"scores": torch.from_numpy(found.scores), "losses": torch.from_numpy(found.losses)}
-            self.checkpoints.write(slot, 0, tensors, found.summary)
-            return found
-        return Evaluation(known.tensors["scores"].numpy(), known.tensors["losses"].numpy(), known.state)
+            self.checkpoints.write(slot, 0, tensors, {"summary": found.summary, "seconds": seconds})
+            return found, seconds
+        scores, losses = (known.tensors[name].numpy() for name in ("scores", "losses"))
+        return Evaluation(scores, losses, known.state["summary"]), known.state["seconds"]
 
     def fine_tune(self, model: DownstreamModel, text: str, name: str, slot: str) -> Trained:
         """All steps with one prefix."""

@@ -22,7 +22,8 @@ from gpta_local.config import (
 )
 from gpta_local.errors import ConfigError
 
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SUITES = {"suite.yaml", "quick.yaml", "benchmark.yaml"}  # of `gpta-local benchmark`
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name not in SUITES)
 
 
 def refusal(path: Path, *overrides: str) -> str:

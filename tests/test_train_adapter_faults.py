@@ -130,7 +130,7 @@ def test_server_that_dies_during_the_swap_ends_the_search_and_nothing_is_lost(se
     result = train(server.base_url, tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "adapter 001 is saved but does not answer" in result.stderr
-    assert "The search was cut short. The assistant failed in round 2 of 3" in result.stdout
+    assert "The search ended before its last round: The assistant failed in round 2 of 3" in result.stdout
     assert verdicts(tmp_path / "run") == ["saved only"]
     history = open_existing(tmp_path / "run" / "history.sqlite")
     assert [number for number, *_ in history.rounds()] == [1]

@@ -164,7 +164,7 @@ def test_lasting_fault_in_the_middle_ends_the_search_and_the_run_is_finished(
     assert run.rounds == [1]
     assert "warning: The assistant failed in round 2 of 3: assistant." in run.result.stderr
     assert "The search ends here, with the 2 prefixes known so far" in run.result.stderr
-    assert "The search was cut short. The assistant failed in round 2 of 3" in run.result.stdout
+    assert "The search ended before its last round: The assistant failed in round 2 of 3" in run.result.stdout
     for told in (run.summary["ended_by"], run.result.stdout, run.result.stderr):
         assert words in told
     assert "\x1b" not in run.result.output
@@ -290,7 +290,7 @@ def test_online_run_that_is_cut_short_takes_all_its_training_steps(train: Train)
     assert run.result.exit_code == 0, run.result.output
     metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = {line["title"]: len(line["losses"]) for line in metrics}
-    assert steps == {"round 1: training": 3, "training the steps that are left": 6, "training without a prefix": 9}
+    assert steps == {"round 1: training": 3, "training to the end": 6, "training without a prefix": 9}
 
 
 class Restarted(FakeVLLM):

@@ -65,8 +65,8 @@ INSERT INTO "rounds" VALUES(1,'Letter:','{"accepted": 1, "unusable": 1}',0.5,1.5
 CREATE TABLE runs (
         card TEXT NOT NULL,
         regime TEXT NOT NULL CHECK (regime IN ('low-resource', 'online'))
-    , written_by TEXT NOT NULL DEFAULT '', format INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0, label_texts TEXT);
-INSERT INTO "runs" VALUES('{"name": "letters", "task": "text-classification", "description": "Letters to the town hall.", "labels": [{"name": "roads", "meaning": "potholes"}, {"name": "taxes", "meaning": ""}], "training_rows": 16, "validation_rows": 0, "test_rows": 0}','low-resource','0.1.0',1,12.5,'[{"roads": "holes", "taxes": "bills"}]');
+    , written_by TEXT NOT NULL DEFAULT '', format INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0, label_texts TEXT, ended_by TEXT NOT NULL DEFAULT '');
+INSERT INTO "runs" VALUES('{"name": "letters", "task": "text-classification", "description": "Letters to the town hall.", "labels": [{"name": "roads", "meaning": "potholes"}, {"name": "taxes", "meaning": ""}], "training_rows": 16, "validation_rows": 0, "test_rows": 0}','low-resource','0.1.0',1,12.5,'[{"roads": "holes", "taxes": "bills"}]','');
 CREATE TABLE scores (
         id INTEGER PRIMARY KEY,
         round INTEGER NOT NULL REFERENCES rounds (number),

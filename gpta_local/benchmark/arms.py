@@ -1,0 +1,296 @@
+"""How each arm is trained and measured. Knows tasks, trainings and the outer loop; what is compared with what is
+decided elsewhere.
+
+The test rows are measured, and nothing is chosen on them.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpta_local import prefix
+from gpta_local.benchmark.suite import GPTA
+from gpta_local.benchmark.trials import Job, Record, Trial
+from gpta_local.data import Example, Splits
+from gpta_local.downstream import DownstreamModel
+from gpta_local.history import open_existing
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
+from gpta_local.summary import Selection
+from gpta_local.tasks import open_task
+from gpta_local.tasks.base import Evaluation
+from gpta_local.tasks.classification import ClassificationTask
+from gpta_local.trainer import FITTED_ROWS, Run
+from gpta_local.training import Training, total_steps
+
+RANDOM_WORDS = 4
+"""Words of a random prefix."""
+
+COST = ("completions", "prompt_tokens", "completion_tokens")
+
+Figures = dict[str, Any]
+"""What a record holds besides its trial, digest and versions."""
+
+
+def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figures]:
+    """Do a job; the figures of its trials, in their order.
+
+    Args:
+        given: the records of the trials that the job needs.
+        folder: for what a run of the outer loop keeps; made where one is.
+    """
+    trial, needed = job.trials[0], [given[need] for need in job.needs]
+    if trial.kind == "curve":
+        return [Bench(job).curve(trial.arm, *needed)]
+    if trial.kind == "transfer":
+        return [Bench(job).transferred(*needed)]
+    if trial.arm == GPTA:
+        return gpta(job, folder)
+    if trial.arm == "plain_with_prefix":
+        return plain_search(job, folder)
+    if trial.arm == "setfit":
+        from gpta_local.benchmark.setfit_arm import setfit
+
+        bench = Bench(job)
+        return [setfit(job.config, bench.splits.train, bench.splits.test, len(bench.task.label_names))]
+    if trial.arm == "soft_prompt":
+        return [Bench(job).soft_prompt()]
+    if trial.arm == "best_prefix":
+        return [Bench(job).with_prefix(needed[0], needed[0]["best_prefix"])]
+    if trial.arm == "fixed_prefix":
+        return [Bench(job).with_prefix(needed[0], job.settings["fixed_prefix"])]
+    if trial.arm == "random_prefix":
+        bench = Bench(job)
+        return [bench.with_prefix(needed[0], bench.random_words())]
+    return variant(job, folder)
+
+
+class Bench:
+    """The rows and models of a job, as a run of the outer loop has them."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.config, self.task = job, job.config, open_task(job.config)
+        self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
+        self.steps = total_steps(self.config.training, len(self.splits.train))
+
+    def training(self, model: DownstreamModel) -> Training:
+        return Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+
+    def with_prefix(self, found: Record, text: str) -> Figures:
+        """The label texts of `found`, a record of `gpta` on the same rows, and another prefix."""
+        if text == found["prefix"]:
+            return figures_of(found)  # the same training
+        return self.fine_tune(self.task.build(found["label_texts"]), text)
+
+    def transferred(self, own: Record, other: Record) -> Figures:
+        """The best prefix of another set; its label texts too where it has one for each label of this set."""
+        names = self.task.label_names
+        theirs = [{fold(name): text for name, text in texts.items()} for texts in other["label_texts"]]
+        fits = all(fold(name) in texts for texts in theirs for name in names)
+        label_texts = [{name: texts[fold(name)] for name in names} for texts in theirs] if fits else own["label_texts"]
+        figures = self.fine_tune(self.task.build(label_texts), other["best_prefix"])
+        return {**figures, "with_label_texts": fits}
+
+    def fine_tune(self, model: DownstreamModel, text: str) -> Figures:
+        """All steps with one prefix, then measured."""
+        started = time.monotonic()
+        self.training(model).run(text, self.steps)
+        return self.measure(model, text, time.monotonic() - started)
+
+    def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
+        started = time.monotonic()
+        evaluation, fitted = (
+            self.task.evaluate(model, rows, text) for rows in (self.splits.test, fitted_rows(self.splits.train))
+        )
+        return own_figures(evaluation, fitted, text, training_seconds, time.monotonic() - started)
+
+    def soft_prompt(self) -> Figures:
+        from gpta_local.benchmark.soft_prompt import SoftPromptClassifier, settings
+
+        started = time.monotonic()
+        model = SoftPromptClassifier(self.task.build_plain(), self.config.search.max_prefix_tokens, self.config.seed)
+        training = settings(self.config.training)
+        steps = total_steps(training, len(self.splits.train))
+        Training(model, self.splits.train, training, steps=steps, seed=self.config.seed).run("", steps)
+        return self.measure(model, "", time.monotonic() - started)
+
+    def curve(self, arm: str, found: Record | None = None) -> Figures:
+        """Accuracy and loss on training and test rows before, while and after all steps are taken."""
+        model = self.task.build(found["label_texts"]) if found else self.task.build_plain()
+        text = found["prefix"] if found else ""
+        training, splits = self.training(model), (fitted_rows(self.splits.train), self.splits.test)
+        count = min(self.job.settings["points"], self.steps + 1)
+        points = []
+        for at in (self.steps * place // (count - 1) for place in range(count)):
+            if at > training.done:
+                training.run(text, at - training.done)
+            fitted, tested = (self.task.evaluate(model, rows, text).summary for rows in splits)
+            epoch = at * self.config.training.batch_size / len(self.splits.train)
+            points.append({"epoch": epoch, "train": fitted, "test": tested})
+        return {"prefix": text, "points": points, "rows": len(self.splits.test)}
+
+    def random_words(self) -> str:
+        """Whole words of the backbone's vocabulary, drawn with the seed."""
+        tokenizer = self.task.build_plain().tokenizer.tokenizer
+        vocabulary = sorted(tokenizer.get_vocab())
+        whole = [token for token in vocabulary if token.isascii() and token.isalpha() and token.islower()]
+        whole = [token for token in whole if len(token) > 2]
+        return " ".join(random.Random(f"words-{self.config.seed}").sample(whole, RANDOM_WORDS))
+
+
+class PlainHead(ClassificationTask):
+    """The same task when nothing but a random head can start a model."""
+
+    uses_label_texts = False
+
+    def build(self, label_texts: Sequence[Mapping[str, str]]) -> DownstreamModel:
+        return self.build_plain()
+
+
+def gpta(job: Job, folder: Path) -> list[Figures]:
+    """The run, and its own controls: the same label texts without a prefix, and plain."""
+    run, result = outer_loop(job, folder)
+    arms = result["arms"]
+    plain = arms.get("plain", arms["no_prefix"])  # without label texts they are the same
+    against = {name: [d["value"], d["low"], d["high"]] for name, d in result["differences"].items()}
+    if "plain" not in against:
+        against["plain"] = against.get("no_prefix", [0.0, 0.0, 0.0])
+    product = {**product_figures(run, result), "against_plain": against["plain"]}
+    return [product, control_figures(arms["no_prefix"]), control_figures(plain)]
+
+
+def variant(job: Job, folder: Path) -> list[Figures]:
+    """The run with other settings."""
+    return [product_figures(*outer_loop(without_plain(job), folder))]
+
+
+def plain_search(job: Job, folder: Path) -> list[Figures]:
+    """The run where every model has a random head and no label texts, the paper's setting: what its rule chose, and
+    the prefix that ranked best in any case."""
+    run, result = outer_loop(without_plain(job), folder, PlainHead(job.config))
+    chosen = product_figures(run, result)
+    if chosen["best_prefix"] == chosen["prefix"]:
+        best = figures_of(chosen)
+    else:
+        bench = Bench(job)
+        best = bench.fine_tune(bench.task.build_plain(), chosen["best_prefix"])
+    search = chosen["seconds"]["search"]
+    best["seconds"] |= {"search": search, "total": search + best["seconds"]["training"]}
+    return [chosen, {**best, **{name: chosen[name] for name in COST}}]
+
+
+def without_plain(job: Job) -> Job:
+    finish = job.config.finish.model_copy(update={"plain_control": False})
+    return replace(job, config=job.config.model_copy(update={"finish": finish}))
+
+
+def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -> tuple[Run, dict[str, Any]]:
+    """A run as by `gpta-local train`. Its weights are removed; what it found stays in the folder."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
+    listener = Listener()
+    run = Run(job.config, listener)
+    run.splits = with_test_rows(run.splits, job.settings["test_rows"])
+    if task is not None:
+        run.task = task
+    with closing(run.assistant):
+        result = run.run(folder)
+    result["warnings"] = listener.warnings
+    for weights in ("model", "adapters"):
+        shutil.rmtree(folder / weights, ignore_errors=True)
+    return run, result
+
+
+def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
+    """Of a run's product. Its seconds are those of search, choice and training, its controls that no user needs
+    and all measuring left out."""
+    arm, seconds, cost = result["arms"]["gpta"], result["seconds"], result["cost"]
+    own_control = "no_prefix" not in result["differences"]
+    measured = {name: a for name, a in result["arms"].items() if not (own_control and name == "no_prefix")}
+    beside = sum(a["evaluation_seconds"] for a in measured.values())
+    beside += result["arms"].get("plain", {"training_seconds": 0.0})["training_seconds"]
+    figures = control_figures(arm)
+    figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
+    found = {"best_prefix": best_ranked(run), "label_texts": result["label_texts"], "warnings": result["warnings"]}
+    return {**figures, **cost, **found}
+
+
+def control_figures(arm: Mapping[str, Any]) -> Figures:
+    """Of an arm in the summary of a run."""
+    return {
+        **{name: arm[name] for name in ("accuracy", "macro_f1", "loss", "rows", "prefix")},
+        "train": arm["on_training_rows"],
+        "seconds": {
+            "total": arm["training_seconds"],
+            "training": arm["training_seconds"],
+            "evaluation": arm["evaluation_seconds"],
+        },
+    }
+
+
+def own_figures(
+    evaluation: Evaluation, fitted: Evaluation, text: str, training_seconds: float, evaluation_seconds: float
+) -> Figures:
+    seconds = {"total": training_seconds, "training": training_seconds, "evaluation": evaluation_seconds}
+    rows = len(evaluation.scores)
+    return {**evaluation.summary, "rows": rows, "prefix": text, "train": fitted.summary, "seconds": seconds}
+
+
+def figures_of(record: Record) -> Figures:
+    """The figures of a finished trial, for another one that is the same training; without the search's cost."""
+    names = ("accuracy", "macro_f1", "loss", "rows", "prefix", "train")
+    training = record["seconds"]["training"]
+    seconds = {"total": training, "training": training, "evaluation": record["seconds"]["evaluation"]}
+    return {**{name: record[name] for name in names}, "seconds": seconds}
+
+
+def best_ranked(run: Run) -> str:
+    """The prefix with the best lower bound, whether or not that is above 0; "" if none was scored."""
+    if run.online:
+        scored = run.latest
+    else:
+        with closing(open_existing(run.folder / "history.sqlite")) as history:
+            scored = history.scored()
+    scored = [s for s in scored if s.text]
+    most, margin = max((s.rows for s in scored), default=0), prefix.margin(len(scored))
+    best: ScoredPrefix | None = max((s for s in scored if s.rows == most), key=lambda s: s.bound(margin), default=None)
+    return best.text if best else ""
+
+
+def with_test_rows(splits: Splits, size: int | None) -> Splits:
+    """At most so many test rows, the same for all arms and samples."""
+    if size is None or size >= len(splits.test):
+        return splits
+    return replace(splits, test=random.Random("test-rows").sample(splits.test, size))
+
+
+def fitted_rows(train: Sequence[Example]) -> Sequence[Example]:
+    return train[:: -(-len(train) // FITTED_ROWS)]
+
+
+def fold(label: str) -> str:
+    return label.replace("_", " ").casefold()
+
+
+class Listener:
+    """Hears a run and says nothing: what it finds is in its results. Warnings are kept."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def stage(self, title: str, steps: int) -> None: ...
+    def advance(self) -> None: ...
+    def note(self, text: str) -> None: ...
+    def label_texts(self, chosen: Sequence[dict[str, str]], joined: int, usable: int, asked: int) -> None: ...
+    def round(self, entry: Round) -> None: ...
+    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None: ...
+    def taught(self, step: DialogueGradientStep, refused: str) -> None: ...
+    def selection(self, selection: Selection) -> None: ...

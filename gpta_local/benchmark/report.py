@@ -1,0 +1,397 @@
+"""Results → a page and a Markdown file. Knows tables and words; measures nothing, and reads no row.
+
+The page holds its pictures and its style: it asks for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.benchmark import figures
+from gpta_local.benchmark.statistics import (
+    Comparison,
+    PerSet,
+    Records,
+    accuracy,
+    finished,
+    gap,
+    judge,
+    macro_f1,
+    mean_difference,
+    points,
+    seconds,
+    values,
+)
+from gpta_local.benchmark.suite import CONTROLS, GPTA, Part, Suite, SuiteFile, shots_name
+from gpta_local.benchmark.trials import Record, Trial, transferred, warnings
+from gpta_local.privacy.files import owner_only
+
+NONE = "–"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 2rem auto;
+  padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #888; }
+td.wide { white-space: normal; text-align: left; min-width: 18rem; }
+caption, figcaption { text-align: left; color: #444; padding: .3rem 0; caption-side: top; }
+figure { margin: 1rem 0 1.5rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`wide`: the number of a column that holds sentences."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wide: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """`name`: of its file beside the Markdown."""
+
+    caption: str
+    name: str
+    svg: str
+
+
+Block = Heading | Paragraph | Table | Picture
+
+
+@owner_only()
+def write(suite: Suite, records: Records, folder: Path) -> list[str]:
+    """Write `report.html` and `report.md` with its pictures; return what there is to say of them, line by line."""
+    blocks = list(_blocks(suite, records))
+    (folder / "report.html").write_text(_html(blocks, suite.path.stem), encoding="utf-8")
+    for block in blocks:
+        if isinstance(block, Picture):
+            (folder / f"{block.name}.svg").write_text(block.svg, encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(blocks), encoding="utf-8")
+    goals = [str(judge(goal, suite.file, records)) for goal in suite.file.goals]
+    return [*_summary(suite.file, records), *goals, f"report: {folder / 'report.html'}"]
+
+
+def _summary(file: SuiteFile, records: Records) -> Iterator[str]:
+    for title, table, compared in _comparisons(file, records):
+        reference = GPTA if GPTA in table else table[0]
+        for arm in table:
+            per_set = compared.differences(reference, arm)
+            if arm != reference and per_set:
+                of = f" ({len(per_set)} of {len(compared.sets)} sets)" if len(per_set) < len(compared.sets) else ""
+                yield f"{title}: {reference} against {arm}: {points(mean_difference(per_set))} points{of}"
+
+
+def _comparisons(file: SuiteFile, records: Records) -> Iterator[tuple[str, list[str], Comparison]]:
+    for name, table in file.tables.items():
+        for shots in table.shots:
+            sets = table.sets or list(file.sets)
+            yield f"{name}, {shots_name(shots)}", table.arms, Comparison(records, sets, shots, table.samples)
+
+
+def _blocks(suite: Suite, records: Records) -> Iterator[Block]:
+    file = suite.file
+    yield Heading(f"Benchmark: {suite.path.stem}", 1)
+    yield Paragraph(
+        "All arms have the same backbone, rows and seeds; the test rows are only measured, nothing is chosen on them. "
+        "Figures are points of accuracy unless they say otherwise. Intervals are 95 % bootstrap intervals over the "
+        "samples of shots, paired between arms: they say nothing of other sets, and with fewer than five samples they "
+        "are too narrow."
+    )
+    if file.goals:
+        yield Heading("Goals")
+        verdicts = [judge(goal, file, records) for goal in file.goals]
+        words = {True: "reached", False: "not reached", None: NONE}
+        yield Table(
+            "Means over the sets of a table, with the 95 % interval.",
+            ("goal", "", "measured"),
+            [(v.goal, words[v.reached], v.measured or NONE) for v in verdicts],
+            wide=2,
+        )
+    for number, (title, arms, compared) in enumerate(_comparisons(file, records)):
+        yield Heading(title.capitalize())
+        yield from _comparison(arms, compared, f"differences-{number}")
+    if file.curves:
+        yield Heading("Curves")
+        yield from _curves(file, records)
+    if file.transfer:
+        yield Heading("Transfer")
+        yield from _transfer(file, records, file.transfer)
+    yield Heading("How it was measured")
+    yield from _provenance(file, records)
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _comparison(arms: Sequence[str], compared: Comparison, name: str) -> Iterator[Block]:
+    sets, reference = compared.sets, GPTA if GPTA in arms else arms[0]
+    n = f"n = {compared.samples} samples a set"
+    yield Table(
+        f"Test accuracy, mean ± standard deviation over samples ({n}; fewer where it says so), and the mean over the "
+        f"sets. Last: mean of {reference} less the arm.",
+        ("arm", *sets, "mean", "macro-F1", f"{reference} less the arm"),
+        [
+            (
+                arm,
+                *(_spread(compared, name, arm) for name in sets),
+                _number(compared.mean(arm, accuracy)),
+                _number(compared.mean(arm, macro_f1)),
+                _mean_of(compared.differences(reference, arm), sets) if arm != reference else "",
+            )
+            for arm in arms
+        ],
+    )
+    others = {arm: d for arm in arms if arm != reference and (d := compared.differences(reference, arm))}
+    if others:
+        intervals = {arm: mean_difference(per_set) for arm, per_set in others.items()}
+        picture = figures.difference_plot(intervals, f"accuracy of {reference} less that of the arm, points", name)
+        yield Picture(f"{reference} less each other arm, mean over the sets with its interval ({n}).", name, picture)
+        yield Table(
+            f"Accuracy of {reference} less that of the arm by set, with its interval ({n}).",
+            (f"{reference} less", *sets),
+            [
+                (arm, *(points(mean_difference({s: per_set[s]})) if s in per_set else NONE for s in sets))
+                for arm, per_set in others.items()
+            ],
+        )
+    yield _cost(arms, compared)
+    yield _prefixes(arms, compared)
+
+
+def _spread(compared: Comparison, name: str, arm: str) -> str:
+    found = compared.of(name, arm)
+    if not found:
+        return NONE
+    of = values(found, accuracy)
+    spread = f" ± {of.std(ddof=1):.1f}" if len(of) > 1 else ""
+    return f"{of.mean():.1f}{spread}" + (f" (n = {len(of)})" if len(of) < compared.samples else "")
+
+
+def _mean_of(per_set: PerSet, sets: Sequence[str]) -> str:
+    if not per_set:
+        return NONE
+    return points(mean_difference(per_set)) + (f", {len(per_set)} sets" if len(per_set) < len(sets) else "")
+
+
+def _cost(arms: Sequence[str], compared: Comparison) -> Table:
+    def tokens(record: Record) -> float:
+        counts = [record.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        return np.nan if "completions" in record and None in counts else float(sum(c or 0 for c in counts))
+
+    columns = {
+        "whole, s": (seconds("total"), 1),
+        "search, s": (seconds("search"), 1),
+        "last fine-tuning, s": (seconds("training"), 1),
+        "measuring, s": (seconds("evaluation"), 1),
+        "completions": (lambda record: float(record.get("completions", 0)), 0),
+        "tokens": (tokens, 0),
+        "training accuracy": (lambda record: accuracy(record["train"]), 1),
+        "gap to test": (gap, 1),
+    }
+    return Table(
+        "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
+        "fine-tunings, controls and measuring left out. Last: accuracy on training rows, and how far that is above "
+        "the test rows.",
+        ("arm", *columns),
+        [(arm, *(_number(compared.mean(arm, f), digits) for f, digits in columns.values())) for arm in arms],
+    )
+
+
+def _prefixes(arms: Sequence[str], compared: Comparison) -> Table:
+    rows = []
+    for arm in arms:
+        for name in compared.sets:
+            texts = [record["prefix"] for record in compared.of(name, arm).values()]
+            used = Counter(text for text in texts if text)
+            if used:
+                shown = "; ".join(text for text, _ in used.most_common(3))
+                rows.append((arm, name, f"{used.total()} of {len(texts)}", shown))
+    caption = "Samples in which a prefix was used, and up to three of them."
+    return Table(caption, ("arm", "set", "used", "such as"), rows, wide=3)
+
+
+# ── curves and transfer ─────────────────────────────────────────────────────────────────────────
+
+
+def _curves(file: SuiteFile, records: Records) -> Iterator[Block]:
+    entry = file.curves
+    assert entry is not None  # asked before
+    courses: dict[str, dict[str, figures.Course]] = {}
+    rows = []
+    for name in entry.sets or file.sets:
+        for arm in ("plain", GPTA):
+            trials = [Trial("curve", name, entry.shots, sample, arm) for sample in range(entry.samples)]
+            found = [records[trial] for trial in trials if "error" not in records.get(trial, {"error": ""})]
+            if found:
+                course = _course(found)
+                courses.setdefault(name, {})[arm] = course
+                best = int(course.test.argmax())
+                figures_of = (course.train[-1], course.test[-1], course.train[-1] - course.test[-1], course.test[best])
+                rows.append((name, arm, str(len(found)), *map(_number, figures_of), f"{course.epochs[best]:.1f}"))
+    if not courses:
+        return
+    rows_of = "all test rows" if entry.test_rows is None else f"{entry.test_rows} test rows at most"
+    caption = (
+        f"Accuracy while training, {shots_name(entry.shots)}, mean over up to {entry.samples} samples; {rows_of}. "
+        "Dashed: training rows; solid: test rows. The test rows are only measured."
+    )
+    yield Picture(caption, "curves", figures.curve_plot(courses, "curves"))
+    yield Table(
+        "The end of the curves: accuracy on training and test rows, their gap; and the best test accuracy on the way.",
+        ("set", "arm", "n", "training", "test", "gap", "best test", "at epoch"),
+        rows,
+    )
+
+
+def _course(found: Sequence[Record]) -> figures.Course:
+    def mean(split: str) -> NDArray[np.float64]:
+        of = np.array([[100 * p[split]["accuracy"] for p in record["points"]] for record in found], dtype=np.float64)
+        return np.asarray(of.mean(axis=0))
+
+    epochs = np.array([p["epoch"] for p in found[0]["points"]])
+    return figures.Course(epochs, mean("train"), mean("test"))
+
+
+def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]:
+    names = entry.sets or list(file.sets)
+    cells: dict[tuple[str, str], NDArray[np.float64]] = {}
+    texts = set[tuple[str, str]]()
+    for name in names:
+        base = finished(records, name, entry.shots, "label_texts", entry.samples)
+        for source in names:
+            trials = {s: transferred(name, source, entry.shots, s) for s in base}
+            found = {s: records[t] for s, t in trials.items() if "error" not in records.get(t, {"error": ""})}
+            if found:
+                cells[name, source] = np.array([accuracy(r) - accuracy(base[s]) for s, r in found.items()])
+                if any(record.get("with_label_texts") for record in found.values()):
+                    texts.add((name, source))
+    if not cells:
+        return
+    matrix = np.array([[cells[n, s].mean() if (n, s) in cells else np.nan for s in names] for n in names])
+    yield Picture(
+        f"Accuracy with the prefix that ranked best on one set (columns), used on another (rows), less that without a "
+        f"prefix and with the set's own label texts; {shots_name(entry.shots)}, n = {entry.samples} samples. On the "
+        "diagonal each set's own.",
+        "transfer",
+        figures.matrix_plot(matrix, names, "transfer"),
+    )
+    domains = {name: file.sets[name].domain for name in names}
+    groups = {
+        "a set's own": [cell for cell in cells if cell[0] == cell[1]],
+        "of the same domain": [
+            (n, s) for n, s in cells if n != s and domains[n] is not None and domains[n] == domains[s]
+        ],
+        "of another": [(n, s) for n, s in cells if n != s and (domains[n] is None or domains[n] != domains[s])],
+    }
+    rows = []
+    for group, members in groups.items():
+        if members:
+            interval = mean_difference({f"{n} {s}": cells[n, s] for n, s in members})
+            rows.append((group, str(len(members)), points(interval)))
+    yield Table(
+        "Mean over the cells of a group, with its interval over samples.", ("prefix", "cells", "difference"), rows
+    )
+    if texts:
+        told = ", ".join(f"{source} → {name}" for name, source in sorted(texts))
+        yield Paragraph(f"With the prefix went the label texts, where both sets have the same labels: {told}.")
+
+
+# ── the rest ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _provenance(file: SuiteFile, records: Records) -> Iterator[Block]:
+    arms = {name for table in file.tables.values() for name in table.arms}
+    rows = [(arm, CONTROLS[arm]) for arm in CONTROLS if arm in arms]
+    rows.append((GPTA, "`gpta-local train` with the configuration of the set"))
+    rows += [(name, f"the same with {_settings(overrides)}") for name, overrides in file.variants.items()]
+    yield Table("The arms.", ("arm", "what it is"), rows, wide=1)
+    done = [record for record in records.values() if "error" not in record]
+    used = Counter(
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        + f"; {record['processes']} at a time"
+        for record in done
+    )
+    if done:
+        first, last = min(r["finished"] for r in done), max(r["finished"] for r in done)
+        yield Paragraph(f"{len(done)} trials, each one thread, finished from {first} to {last}.")
+        caption = "Versions, and how many trials were measured with them."
+        yield Table(caption, ("versions", "trials"), [(v, str(count)) for v, count in used.most_common()])
+    warned = Counter(warning for trial, record in records.items() for warning in warnings(trial, record))
+    if warned:
+        rows = [(warning, str(count)) for warning, count in sorted(warned.items())]
+        yield Table("Warnings, and of how many trials.", ("warning", "trials"), rows)
+    failed = [str(trial) for trial, record in records.items() if "error" in record]
+    if failed:
+        yield Paragraph(f"{len(failed)} trials failed and are missing above: {'; '.join(failed[:20])}.")
+
+
+def _settings(overrides: dict[str, object]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in overrides.items()) or "nothing changed"
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return NONE if np.isnan(value) else f"{value:.{digits}f}"
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _html(blocks: Sequence[Block], title: str) -> str:
+    head = f'<meta charset="utf-8">\n<title>Benchmark: {escape(title)}</title>\n<style>{STYLE}</style>'
+    body = "".join(map(_element, blocks))
+    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'
+
+
+def _element(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{escape(block.text)}</h{block.level}>\n"
+    if isinstance(block, Paragraph):
+        return f"<p>{escape(block.text)}</p>\n"
+    if isinstance(block, Picture):
+        return f"<figure>\n<figcaption>{escape(block.caption)}</figcaption>\n{block.svg}\n</figure>\n"
+    kinds = [' class="wide"' if place == block.wide else "" for place in range(len(block.header))]
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in block.header)
+    lines = ["".join(f"<td{k}>{escape(cell)}</td>" for k, cell in zip(kinds, row, strict=True)) for row in block.rows]
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return (
+        f'<div class="scroll"><table>\n<caption>{escape(block.caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
+    )
+
+
+def _markdown(blocks: Sequence[Block]) -> str:
+    def text(block: Block) -> str:
+        if isinstance(block, Heading):
+            return f"{'#' * block.level} {block.text}"
+        if isinstance(block, Paragraph):
+            return block.text
+        if isinstance(block, Picture):
+            return f"![{block.caption}]({block.name}.svg)"
+        lines = [block.header, ["---"] * len(block.header), *block.rows]
+        escaped = [[" ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;") for cell in line] for line in lines]
+        return "\n".join([block.caption, "", *(f"| {' | '.join(line)} |" for line in escaped)])
+
+    return "\n\n".join(map(text, blocks)) + "\n"

@@ -1,0 +1,181 @@
+"""Jobs → processes → results file. Knows which jobs are left and which can begin; not what they do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import gpta_local
+from gpta_local.benchmark.trials import Job, Results, warnings
+from gpta_local.benchmark.worker import Outcome, work
+from gpta_local.errors import InputError, OutputError
+from gpta_local.observer import Observer
+
+RESULTS, LOG, RUNS = "results.jsonl", "libraries.log", "runs"
+ENDING_SECONDS = 20
+"""For a process that has nothing left to do."""
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
+
+
+def make_folder(folder: Path, *, must_exist: bool) -> None:
+    """The directory of a benchmark, for its owner only; one that is there is gone on with.
+
+    Raises:
+        OutputError: it cannot be made, is something else, or is not there and should be.
+    """
+    if must_exist and not (folder / RESULTS).is_file():
+        raise OutputError(f"no {RESULTS} in this directory", where=str(folder), fix="Name that of a benchmark")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULTS).is_file():
+        raise OutputError(
+            "there is something in this directory already, and no benchmark",
+            where=str(folder),
+            fix="Choose another with --output",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as exc:
+        where, fix = str(folder), "Choose another place with --output"
+        raise OutputError(f"cannot be made ({exc.strerror})", where=where, fix=fix) from exc
+
+
+def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> list[Job]:
+    """Jobs without a result.
+
+    Raises:
+        InputError: an arm needs a package that is not installed.
+        OutputError: results are there that were measured under other settings or on other rows.
+    """
+    changed = [job for job in jobs if results.changed(job)]
+    if changed and not redo_changed:
+        raise OutputError(
+            f"{len(changed)} of its results were measured with other settings or rows than the suite has now. "
+            f"The first: {changed[0]}",
+            where=str(results.path),
+            fix="Choose another --output, or give --redo-changed to measure those again",
+        )
+    for job in changed:
+        results.forget(job)
+    left = [job for job in jobs if not results.finished(job)]
+    for job in left:
+        results.forget(job)  # failures are tried again
+    if any(job.trials[0].arm == "setfit" for job in left) and importlib.util.find_spec("setfit") is None:
+        raise InputError(
+            "the arm 'setfit' needs the package setfit, which is not installed",
+            fix="pip install 'gpta-local[setfit]', or take the arm out of the suite",
+        )
+    return left
+
+
+def run(left: Sequence[Job], results: Results, output: Path, processes: int, observer: Observer) -> dict[Job, str]:
+    """Do the jobs, at most so many at a time, and append their results; why those that failed did."""
+    waiting, running = list(left), dict[Connection, tuple[Any, Job, float]]()
+    idle: list[tuple[Connection, Any]] = []
+    beside = {"versions": versions(), "processes": processes}
+    failed: dict[Job, str] = {}
+    warned: set[str] = set()
+
+    def record(job: Job, outcome: Outcome, seconds: float) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"digest": job.digest, "wall_seconds": seconds, "finished": now, **beside}
+        if isinstance(outcome, str):
+            failed[job] = outcome
+            outcome = [{"error": outcome}] * len(job.trials)
+            for blocked in [other for other in waiting if set(other.needs) & set(job.trials)]:
+                waiting.remove(blocked)
+                failed[blocked] = "needs the outcome of another that failed"
+                observer.advance()
+        for trial, figures in zip(job.trials, outcome, strict=True):
+            results.add(trial, {**figures, **about})
+        observer.note(f"{job}: {_told(outcome[0])}, {seconds:.0f} s")
+        for warning in warnings(job.trials[0], outcome[0]):
+            if warning not in warned:
+                observer.warn(warning)
+            warned.add(warning)
+        observer.advance()
+
+    observer.stage("trials", len(waiting))
+    try:
+        while waiting or running:
+            while len(running) < processes and (following := _next(waiting, results)):
+                waiting.remove(following)
+                connection, process = idle.pop() if idle else _start(output / LOG)
+                given = {need: results.records[need] for need in following.needs}
+                with suppress(OSError):  # a worker that died idle; what follows notices
+                    connection.send((following, given, _folder(following, output)))
+                running[connection] = (process, following, time.monotonic())
+            for connection in [connection for connection in wait(list(running)) if isinstance(connection, Connection)]:
+                process, job, started = running.pop(connection)
+                try:
+                    outcome: Outcome = connection.recv()
+                    idle.append((connection, process))
+                except (EOFError, OSError):
+                    process.join()
+                    outcome = f"its process ended ({process.exitcode}), perhaps for lack of memory"
+                record(job, outcome, time.monotonic() - started)
+    finally:
+        for connection, process in idle:
+            connection.close()  # it ends by itself and tidies up
+            process.join(ENDING_SECONDS)
+        for process in [process for process, *_ in running.values()] + [process for _, process in idle]:
+            process.kill()
+            process.join()
+    return failed
+
+
+def _next(waiting: Sequence[Job], results: Results) -> Job | None:
+    """The first job whose needs are there."""
+    return next((job for job in waiting if all(need in results.records for need in job.needs)), None)
+
+
+def _start(log: Path) -> tuple[Connection, Any]:
+    context = get_context("spawn")  # a fork would carry this process's threads along
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, log), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _folder(job: Job, output: Path) -> Path:
+    """Where a run of the outer loop keeps its record."""
+    trial = job.trials[0]
+    shots = "all" if trial.shots is None else f"{trial.shots}-shots"
+    return output / RUNS / _word(trial.set) / shots / f"sample-{trial.sample}" / _word(trial.arm)
+
+
+def _word(name: str) -> str:
+    """A name as part of a path; two names never give the same."""
+    word = re.sub(r"[^\w.-]+", "-", name).strip(".-")[:60]
+    return word if word == name else f"{word}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _told(figures: dict[str, Any]) -> str:
+    if "error" in figures:
+        return f"failed: {figures['error']}"
+    if "points" in figures:
+        return f"{len(figures['points'])} points"
+    return f"accuracy {figures['accuracy']:.3f}"
+
+
+def versions() -> dict[str, str]:
+    """What measures: this package with a digest of its code, and the libraries that could change a figure."""
+    code = hashlib.sha256()
+    for path in sorted(Path(gpta_local.__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    found = {"gpta-local": f"{gpta_local.__version__} ({code.hexdigest()[:12]})", "python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,173 @@
+"""Results → means, paired differences with intervals, verdicts on goals. Knows records and numpy; no models or files.
+
+A sample of shots is the unit: arms are compared on the same samples, and intervals come from drawing the samples of
+each set anew (bootstrap, Efron 1979). The sets are those of the suite and are not drawn: nothing is said of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.benchmark.suite import GoalEntry, Shots, SuiteFile, shots_name
+from gpta_local.benchmark.trials import Record, Trial
+from gpta_local.metrics import Interval
+
+DRAWS = 5000
+Records = Mapping[Trial, Record]
+Figure = Callable[[Record], float]
+PerSet = dict[str, NDArray[np.float64]]
+"""Paired differences by set, one per sample that both arms have."""
+
+
+def accuracy(record: Record) -> float:
+    """In points."""
+    return 100 * float(record["accuracy"])
+
+
+def macro_f1(record: Record) -> float:
+    """In points."""
+    return 100 * float(record["macro_f1"])
+
+
+def gap(record: Record) -> float:
+    """Training less test accuracy, in points."""
+    return 100 * (float(record["train"]["accuracy"]) - float(record["accuracy"]))
+
+
+def seconds(part: str) -> Figure:
+    return lambda record: float(record["seconds"].get(part, 0.0))
+
+
+def finished(records: Records, name: str, shots: Shots, arm: str, samples: int) -> dict[int, Record]:
+    """The records of an arm on a set, by sample."""
+    trials = [Trial("arm", name, shots, sample, arm) for sample in range(samples)]
+    return {trial.sample: records[trial] for trial in trials if "error" not in records.get(trial, {"error": ""})}
+
+
+def values(found: Mapping[int, Record], figure: Figure) -> NDArray[np.float64]:
+    return np.array([figure(record) for record in found.values()], dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The arms of a table at one number of shots."""
+
+    records: Records
+    sets: Sequence[str]
+    shots: Shots
+    samples: int
+
+    def of(self, name: str, arm: str) -> dict[int, Record]:
+        return finished(self.records, name, self.shots, arm, self.samples)
+
+    def differences(self, ours: str, theirs: str, figure: Figure = accuracy) -> PerSet:
+        """Ours less theirs on each set where both have a sample in common."""
+        per_set: PerSet = {}
+        for name in self.sets:
+            first, second = self.of(name, ours), self.of(name, theirs)
+            if both := sorted(first.keys() & second.keys()):
+                per_set[name] = np.array([figure(first[s]) - figure(second[s]) for s in both])
+        return per_set
+
+    def complete(self, *arms: str) -> bool:
+        """Whether every sample of these arms is there on every set."""
+        return all(len(self.of(name, arm)) == self.samples for name in self.sets for arm in arms)
+
+    def mean(self, arm: str, figure: Figure) -> float:
+        """Over the sets, of the means over samples; not a number if a set has none."""
+        means = [values(found, figure).mean() if (found := self.of(name, arm)) else np.nan for name in self.sets]
+        return float(np.mean(means))
+
+
+def mean_difference(per_set: PerSet, seed: int = 0) -> Interval:
+    """Mean over the sets of the mean over samples, with the 95 % interval of a bootstrap that draws the samples of each
+    set anew. A set with a single sample leaves the interval open."""
+    value = float(np.mean([d.mean() for d in per_set.values()]))
+    if min(len(d) for d in per_set.values()) < 2:
+        return Interval(value, -np.inf, np.inf)
+    rng = np.random.default_rng(seed)
+    draws = [d[rng.integers(len(d), size=(DRAWS, len(d)))].mean(axis=1) for d in per_set.values()]
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A goal, what was measured, and whether it is reached; None until all its trials are finished."""
+
+    goal: str
+    measured: str
+    reached: bool | None
+
+    def __str__(self) -> str:
+        word = {True: "reached", False: "not reached", None: "not all measured"}[self.reached]
+        return f"{self.goal}: {word}" + (f": {self.measured}" if self.measured else "")
+
+
+def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> Verdict:
+    table = file.tables[goal.table]
+    compared = Comparison(records, table.sets or list(file.sets), goal.shots, table.samples)
+    where = f"{goal.ours} against {goal.theirs}, {goal.table}, {shots_name(goal.shots)}"
+    if goal.measure in ("seconds", "fine_tuning"):
+        return _ratio(goal, compared, where)
+    if goal.measure == "not_worse":
+        return _not_worse(goal, compared, where)
+    per_set = compared.differences(goal.ours, goal.theirs, gap if goal.measure == "gap" else accuracy)
+    complete = compared.complete(goal.ours, goal.theirs)
+    if goal.measure == "gap":
+        text = f"{where}: smaller gap of training to test accuracy on {goal.at_least:g} sets"
+        smaller = [name for name, d in per_set.items() if d.mean() < 0]
+        if not per_set:
+            return Verdict(text, "", None)
+        measured = f"{len(smaller)} of {len(per_set)} sets, {points(mean_difference(per_set))} points"
+        return Verdict(text, measured, len(smaller) >= (goal.at_least or 0) if complete else None)
+    text = f"{where}: at least {goal.at_least:+g} points"
+    text += ", interval above 0" * goal.interval_above_zero
+    text += f", no set below {goal.worst_set:+g}" if goal.worst_set is not None else ""
+    if not per_set:
+        return Verdict(text, "", None)
+    interval = mean_difference(per_set)
+    worst = min(per_set, key=lambda name: per_set[name].mean())
+    reached = interval.value >= (goal.at_least or 0.0) and (interval.low > 0 or not goal.interval_above_zero)
+    reached = reached and (goal.worst_set is None or per_set[worst].mean() >= goal.worst_set)
+    return Verdict(
+        text, f"{points(interval)}; least on {worst}, {per_set[worst].mean():+.1f}", bool(reached) if complete else None
+    )
+
+
+def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
+    part = {"seconds": "total", "fine_tuning": "training"}[goal.measure]
+    what = {"seconds": "seconds of the whole", "fine_tuning": "seconds of the last fine-tuning"}[goal.measure]
+    text = f"{where}: {what} at most {goal.at_most:g} of theirs"
+    theirs = compared.mean(goal.theirs, seconds("total"))
+    ours = compared.mean(goal.ours, seconds(part))
+    if np.isnan(ours + theirs):
+        return Verdict(text, "", None)
+    reached = ours / theirs <= (goal.at_most or 0.0) if compared.complete(goal.ours, goal.theirs) else None
+    return Verdict(text, f"{ours:.1f} s against {theirs:.1f} s, {ours / theirs:.2f}", reached)
+
+
+def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
+    """By the intervals over test rows that a run gives of itself, their means over samples."""
+    text = f"{where}: on no set worse by more than its interval"
+    ends = {
+        name: np.mean([record["against_plain"] for record in found.values()], axis=0) * 100
+        for name in compared.sets
+        if (found := compared.of(name, goal.ours))
+    }
+    if not ends:
+        return Verdict(text, "", None)
+    told = "; ".join(f"{name} {points(Interval(*interval))}" for name, interval in ends.items())
+    kept = all(high >= 0 for _, _, high in ends.values())
+    return Verdict(text, told, kept if compared.complete(goal.ours) else None)
+
+
+def points(interval: Interval) -> str:
+    """ "+3.1 (+1.0 to +5.2)"; without ends where a single sample gives none."""
+    if not np.isfinite(interval.low):
+        return f"{interval.value:+.1f}"
+    return f"{interval.value:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"

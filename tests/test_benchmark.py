@@ -1,0 +1,394 @@
+"""`gpta-local benchmark` from end to end, with tiny models and real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from benchmarks import PAIR_ROWS, arm, write_sets, write_suite
+from click.testing import Result
+from commands import PROGRAM, ROOT, assert_refused, invoke
+from samples import QUICKSTART, sentiment_rows
+from test_interrupt import hears_ctrl_c
+
+from gpta_local.benchmark.arms import Bench, fold, with_test_rows
+from gpta_local.benchmark.suite import load
+from gpta_local.benchmark.trials import Results, Trial, plan
+from gpta_local.data import Example, Splits
+from gpta_local.downstream import SentenceClassifier
+
+ARMS = [
+    "gpta",
+    "label_texts",
+    "plain",
+    "best_prefix",
+    "fixed_prefix",
+    "random_prefix",
+    "plain_with_prefix",
+    "plain_with_best_prefix",
+    "soft_prompt",
+    "one round more",
+]
+CHANGES: dict[str, Any] = {
+    "variants": {"one round more": {"search.proposals": 2, "training.batch_size": 2}},
+    "tables": {"main": {"shots": [4], "samples": 1, "arms": ARMS}},
+    "curves": {"sets": ["guests"], "shots": 4, "samples": 1, "points": 3},
+    "transfer": {"shots": 4, "samples": 1},
+    "goals": [{"table": "main", "shots": 4, "theirs": "plain", "at_least": 5}],
+}
+
+
+def benchmark(folder: Path, output: Path, *options: str) -> Result:
+    return invoke("benchmark", folder / "suite.yaml", "--output", output, *options)
+
+
+def records(output: Path) -> dict[Trial, dict[str, Any]]:
+    return Results(output / "results.jsonl").records
+
+
+def figures(output: Path) -> dict[Trial, dict[str, Any]]:
+    """What must come out the same again."""
+    names = ("accuracy", "macro_f1", "loss", "prefix", "best_prefix", "train", "points", "label_texts")
+    return {trial: {n: record[n] for n in names if n in record} for trial, record in records(output).items()}
+
+
+def project(folder: Path, backbone: Path, changes: Mapping[str, Any]) -> Path:
+    write_sets(folder, backbone)
+    write_suite(folder, changes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return project(tmp_path_factory.mktemp("benchmark"), sentence, CHANGES)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """All arms on both sets, by one process."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    result = benchmark(folder, output)
+    assert result.exit_code == 0, result.output
+    return output, result
+
+
+@pytest.mark.slow
+class TestWholeSuite:
+    def test_every_trial_has_one_line(self, finished: tuple[Path, Result]) -> None:
+        lines = [json.loads(line) for line in (finished[0] / "results.jsonl").read_text().splitlines()]
+        kinds = Counter((line["kind"], line["set"], line["arm"]) for line in lines)
+        assert {("arm", name, of) for name in ("guests", "scenes") for of in ARMS} <= set(kinds)
+        assert kinds["curve", "guests", "plain"] == kinds["curve", "guests", "gpta"] == 1
+        assert kinds["transfer", "guests", "best_prefix"] == kinds["transfer", "scenes", "best_prefix"] == 1
+        assert set(kinds.values()) == {1} and not any("error" in line for line in lines)
+        assert all({"digest", "versions", "finished", "processor_seconds"} <= set(line) for line in lines)
+
+    def test_figures_are_those_of_the_run_that_is_kept(self, finished: tuple[Path, Result]) -> None:
+        run = finished[0] / "runs" / "guests" / "4-shots" / "sample-0" / "gpta"
+        summary, found = json.loads((run / "summary.json").read_text()), records(finished[0])
+        for of, name in (("gpta", "gpta"), ("label_texts", "no_prefix"), ("plain", "plain")):
+            record = found[arm("guests", of, shots=4)]
+            assert record["accuracy"] == summary["arms"][name]["accuracy"]
+            assert record["train"] == summary["arms"][name]["on_training_rows"]
+        product = found[arm("guests", "gpta", shots=4)]
+        assert product["label_texts"] == summary["label_texts"] and product["completions"] == 4
+        assert product["seconds"]["search"] <= product["seconds"]["total"] < summary["seconds"]["total"]
+        assert (run / "history.sqlite").is_file() and not (run / "model").exists()
+
+    def test_control_of_a_run_is_the_same_as_by_itself(self, folder: Path, finished: tuple[Path, Result]) -> None:
+        job = next(job for job in plan(load(folder / "suite.yaml")) if job.trials[0] == arm("guests", "gpta", shots=4))
+        bench, found = Bench(job), records(finished[0])
+        alone = bench.fine_tune(bench.task.build_plain(), "")
+        assert alone["loss"] == pytest.approx(found[arm("guests", "plain", shots=4)]["loss"], abs=1e-6)
+        label_texts = found[arm("guests", "gpta", shots=4)]["label_texts"]
+        alone = bench.fine_tune(bench.task.build(label_texts), "")
+        assert alone["loss"] == pytest.approx(found[arm("guests", "label_texts", shots=4)]["loss"], abs=1e-6)
+
+    def test_curve_ends_where_the_training_does(self, finished: tuple[Path, Result]) -> None:
+        found = records(finished[0])
+        for of in ("plain", "gpta"):
+            points = found[Trial("curve", "guests", 4, 0, of)]["points"]
+            assert points[-1]["test"]["loss"] == pytest.approx(found[arm("guests", of, shots=4)]["loss"], abs=1e-6)
+            assert points[-1]["train"]["loss"] == pytest.approx(
+                found[arm("guests", of, shots=4)]["train"]["loss"], abs=1e-6
+            )
+            assert [point["epoch"] for point in points] == [0, 2, 4]
+
+    def test_prefixes_are_the_arms_own(self, finished: tuple[Path, Result]) -> None:
+        found = records(finished[0])
+        assert found[arm("guests", "fixed_prefix", shots=4)]["prefix"] == "Feeling:"
+        assert (
+            found[arm("guests", "plain", shots=4)]["prefix"]
+            == found[arm("guests", "soft_prompt", shots=4)]["prefix"]
+            == ""
+        )
+        best = found[arm("guests", "gpta", shots=4)]["best_prefix"]
+        assert best and found[arm("guests", "best_prefix", shots=4)]["prefix"] == best
+        assert len(found[arm("guests", "random_prefix", shots=4)]["prefix"].split()) == 4
+        assert found[Trial("transfer", "scenes", 4, 0, "best_prefix", "guests")]["prefix"] == best
+
+    def test_label_texts_go_along_to_a_set_of_the_same_labels(self, finished: tuple[Path, Result]) -> None:
+        assert records(finished[0])[Trial("transfer", "scenes", 4, 0, "best_prefix", "guests")]["with_label_texts"]
+
+    def test_no_row_is_in_any_file(self, finished: tuple[Path, Result]) -> None:
+        texts = [row["text"] for row in (*sentiment_rows(), *PAIR_ROWS)]
+        for path in (path for path in finished[0].rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            assert not [text for text in texts if text.encode() in content], path
+
+    def test_files_are_the_owners_alone(self, finished: tuple[Path, Result]) -> None:
+        assert not [path for path in (finished[0], *finished[0].rglob("*")) if path.stat().st_mode & 0o077]
+
+    def test_result_is_told(self, finished: tuple[Path, Result]) -> None:
+        output, result = finished
+        assert "main, 4 shots: gpta against plain: " in result.stdout and "at least +5 points: " in result.stdout
+        assert f"report: {output / 'report.html'}" in result.stdout
+        assert "guests, 4 shots, sample 0: gpta: accuracy" in result.stderr
+
+    def test_second_call_measures_nothing(self, folder: Path, finished: tuple[Path, Result]) -> None:
+        before = (finished[0] / "results.jsonl").read_bytes()
+        result = benchmark(folder, finished[0])
+        assert result.exit_code == 0 and (finished[0] / "results.jsonl").read_bytes() == before
+
+    def test_report_alone_is_the_same_report(self, folder: Path, finished: tuple[Path, Result]) -> None:
+        before = (finished[0] / "report.html").read_bytes()
+        result = benchmark(folder, finished[0], "--report-only")
+        assert result.exit_code == 0 and (finished[0] / "report.html").read_bytes() == before
+
+    def test_changed_suite_is_noticed_and_only_what_changed_is_redone(
+        self, folder: Path, finished: tuple[Path, Result], tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out"
+        output.mkdir()
+        content = (finished[0] / "results.jsonl").read_bytes()
+        (output / "results.jsonl").write_bytes(content)
+        changed = write_suite(folder, {**CHANGES, "sets": {"guests": {"fixed_prefix": "Mood:"}}}, "changed.yaml")
+        assert_refused(
+            invoke("benchmark", changed, "--output", output),
+            "1 of its results were measured with other settings",
+            "guests, 4 shots, sample 0: fixed_prefix",
+            "--redo-changed",
+        )
+        assert (output / "results.jsonl").read_bytes() == content
+        assert invoke("benchmark", changed, "--output", output, "--redo-changed").exit_code == 0
+        assert len((output / "results.jsonl").read_bytes().splitlines()) == len(content.splitlines()) + 1
+        assert records(output)[arm("guests", "fixed_prefix", shots=4)]["prefix"] == "Mood:"
+
+    def test_two_processes_give_the_same_figures(
+        self, folder: Path, finished: tuple[Path, Result], tmp_path: Path
+    ) -> None:
+        result = benchmark(folder, tmp_path / "out", "--jobs", "2")
+        assert result.exit_code == 0, result.output
+        assert figures(tmp_path / "out") == figures(finished[0])
+
+
+@pytest.fixture
+def small(sentence: Path, tmp_path: Path) -> Path:
+    """One set, four samples of the run and a control."""
+    tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 4, "arms": ["gpta", "fixed_prefix"]}}
+    return project(tmp_path, sentence, {"tables": tables})
+
+
+def start(folder: Path, output: Path) -> subprocess.Popen[str]:
+    command = [*PROGRAM, "benchmark", str(folder / "suite.yaml"), "--output", str(output)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
+
+
+def wait_for_a_line(process: subprocess.Popen[str], output: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (output / "results.jsonl").is_file() or not (output / "results.jsonl").read_bytes():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process: subprocess.Popen[str]) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+        if int(fields[1]) == process.pid:
+            yield int(path.parent.name)
+
+
+def wait_until_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while [pid for pid in processes if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+class TestStopped:
+    def test_killed_benchmark_goes_on_and_ends_as_if_never_stopped(self, small: Path, tmp_path: Path) -> None:
+        process = start(small, tmp_path / "out")
+        wait_for_a_line(process, tmp_path / "out")
+        workers = list(children(process))
+        process.kill()
+        process.communicate()
+        first = len(records(tmp_path / "out"))
+        assert 0 < first < 16
+        wait_until_gone(workers)
+        with (tmp_path / "out" / "results.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"kind": "arm", "set": "gue')  # as if killed while writing
+        assert benchmark(small, tmp_path / "out").exit_code == 0
+        assert benchmark(small, tmp_path / "whole").exit_code == 0
+        assert figures(tmp_path / "out") == figures(tmp_path / "whole")
+        assert len(records(tmp_path / "out")) == 16
+
+    def test_trial_does_not_outlive_a_killed_benchmark(self, small: Path, tmp_path: Path) -> None:
+        path = small / "guests.yaml"
+        path.write_text(path.read_text(encoding="utf-8").replace("steps: 2", "steps: 10000000"), encoding="utf-8")
+        process = start(small, tmp_path / "out")
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").rglob("history.sqlite")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = list(children(process))
+        process.kill()
+        process.communicate()
+        wait_until_gone(workers)
+
+    def test_ctrl_c_ends_with_code_3_and_what_is_there_stays(self, small: Path, tmp_path: Path) -> None:
+        process = start(small, tmp_path / "out")
+        wait_for_a_line(process, tmp_path / "out")
+        workers = list(children(process))
+        process.send_signal(signal.SIGINT)
+        output, messages = process.communicate(timeout=60)
+        assert process.returncode == 3 and output == ""
+        assert messages.splitlines()[-1].startswith("stopped.") and "Traceback" not in messages
+        assert records(tmp_path / "out")
+        wait_until_gone(workers)
+
+    def test_worker_that_dies_fails_its_trial_only(self, small: Path, tmp_path: Path) -> None:
+        process = start(small, tmp_path / "out")
+        wait_for_a_line(process, tmp_path / "out")
+        for pid in children(process):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        _, messages = process.communicate(timeout=120)
+        assert process.returncode == 1 and "its process ended (-9)" in messages and "error: 1 trials failed" in messages
+        failed = [trial for trial, record in records(tmp_path / "out").items() if "error" in record]
+        assert failed and {(trial.sample) for trial in failed} == {failed[0].sample}
+        assert benchmark(small, tmp_path / "out").exit_code == 0
+        assert not [record for record in records(tmp_path / "out").values() if "error" in record]
+
+
+@pytest.mark.slow
+def test_failed_trial_is_named_and_tried_again(small: Path, tmp_path: Path) -> None:
+    replies = tmp_path / "record"
+    replies.rename(tmp_path / "away")
+    result = benchmark(small, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "failed: guests, 4 shots, sample 0: gpta: " in result.stderr and "Traceback" not in result.stderr
+    assert "guests, 4 shots, sample 0: fixed_prefix: needs the outcome of another that failed" in result.stderr
+    assert "failed and are missing above" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    (tmp_path / "away").rename(replies)
+    assert benchmark(small, tmp_path / "out").exit_code == 0
+    assert len(records(tmp_path / "out")) == 16
+
+
+@pytest.mark.slow
+def test_quickstarts_suite_runs_with_the_embedded_assistant(sentence: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((QUICKSTART / "quickstart.yaml").read_text(encoding="utf-8"))
+    config["data"].update({name: str(QUICKSTART / f"{name}.jsonl") for name in ("train", "validation", "test")})
+    small = {
+        "downstream": {"backbone": str(sentence)},
+        "training": {"steps": 4},
+        "search": {"rounds": 2, "proposals": 4},
+    }
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump({**config, **small}), encoding="utf-8")
+    suite = yaml.safe_load((QUICKSTART / "benchmark.yaml").read_text(encoding="utf-8"))
+    suite["tables"]["main"]["samples"] = suite["curves"]["samples"] = 1
+    del suite["variants"]
+    suite["tables"]["main"]["arms"].remove("gpta, dialogue gradient")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**suite, "test_rows": 50}), encoding="utf-8")
+    result = benchmark(tmp_path, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    record = records(tmp_path / "out")[arm("messages", "gpta")]
+    assert record["completions"] == 16 and record["prompt_tokens"] > 0 and record["rows"] == 50
+    assert "messages" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+class TestRefusals:
+    def test_directory_with_something_else_is_refused(self, small: Path, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").write_text("x", encoding="utf-8")
+        assert_refused(benchmark(small, tmp_path / "out"), "something in this directory already")
+
+    def test_report_of_nothing_is_refused(self, small: Path, tmp_path: Path) -> None:
+        assert_refused(benchmark(small, tmp_path / "none", "--report-only"), "no results.jsonl")
+        assert not (tmp_path / "none").exists()
+
+    def test_setfit_that_is_missing_is_told_before_anything_runs(
+        self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        write_suite(small, {"tables": {"main": {"shots": [4], "samples": 1, "arms": ["setfit"]}}})
+        assert_refused(benchmark(small, tmp_path / "out"), "gpta-local[setfit]")
+
+
+@pytest.mark.slow
+def test_setfit_learns_texts_and_pairs_without_a_network(sentence: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setfit")
+    tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 1, "arms": ["setfit"]}}
+    folder = project(tmp_path, sentence, {"tables": tables})
+    result = benchmark(folder, tmp_path / "out")
+    assert result.exit_code == 0, result.output + (tmp_path / "out" / "libraries.log").read_text(encoding="utf-8")
+    record = records(tmp_path / "out")[arm("guests", "setfit", shots=4)]
+    assert record["rows"] == 12 and record["train"]["accuracy"] > 0.5 and record["seconds"]["training"] > 0
+    assert not record["refused"]
+
+
+@pytest.mark.slow
+def test_setfit_reads_both_texts_of_a_pair(small: Path) -> None:
+    pytest.importorskip("setfit")
+    from gpta_local.benchmark.setfit_arm import setfit
+
+    config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
+    words = ("soup", "cake", "fork", "garden")
+    pairs = [Example((first, second), int(first == second)) for first in words for second in words]
+    halves = [Example((example.texts[0],), example.label) for example in pairs]
+    both, first_only = setfit(config, pairs, pairs, 2), setfit(config, halves, pairs, 2)
+    assert both["rows"] == 16 and both["loss"] != first_only["loss"]
+
+
+def test_backbone_of_a_soft_prompt_is_frozen_and_its_vectors_learn(small: Path) -> None:
+    from gpta_local.benchmark.soft_prompt import SoftPromptClassifier
+
+    bench = Bench(plan(load(small / "suite.yaml"))[0])
+    model = bench.task.build_plain()
+    assert isinstance(model, SentenceClassifier)
+    soft = SoftPromptClassifier(model, 3, seed=0)
+    before = {name: value.clone() for name, value in soft.state_dict().items()}
+    bench.training(soft).run("", 2)
+    changed = {name for name, value in soft.state_dict().items() if not value.equal(before[name])}
+    assert {name.split(".")[0] for name in changed} == {"head", "network"}
+    assert all("prompt_encoder" in name for name in changed if name.startswith("network"))
+
+
+def test_long_rows_leave_room_for_a_soft_prompt(small: Path) -> None:
+    from gpta_local.benchmark.soft_prompt import SoftPromptClassifier
+
+    bench = Bench(plan(load(small / "suite.yaml"))[0])
+    soft = SoftPromptClassifier(bench.task.build_plain(), 5, seed=0)
+    rows = [Example((" ".join(["soup"] * 300),), 0)]
+    assert bench.task.evaluate(soft, rows, "").losses.shape == (1,)
+
+
+def test_same_test_rows_for_every_arm() -> None:
+    splits = Splits([], [], [Example((str(i),), 0) for i in range(50)], False, ())
+    first, second = with_test_rows(splits, 10), with_test_rows(splits, 10)
+    assert first.test == second.test and len(first.test) == 10 and with_test_rows(splits, None).test == splits.test
+
+
+def test_labels_are_the_same_without_case_and_underlines() -> None:
+    assert fold("NOT_ENTAILMENT") == fold("not entailment") != fold("entailment")

@@ -1,0 +1,209 @@
+"""Differences, intervals and goals of a benchmark, and what its report says, from made-up results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks import arm, record, suite_content
+
+from gpta_local.benchmark import report
+from gpta_local.benchmark.statistics import Comparison, gap, judge, mean_difference, points
+from gpta_local.benchmark.suite import GoalEntry, Suite, SuiteFile
+from gpta_local.benchmark.trials import Record, Trial
+from gpta_local.metrics import Interval
+
+SETS = ("guests", "scenes")
+ARMS = ["plain", "label_texts", "gpta"]
+
+
+def results(gains: tuple[float, float] = (10.0, 4.0), samples: int = 10, **changes: Any) -> dict[Trial, Record]:
+    """`gpta` is better than `plain` by `gains` points on the two sets, give or take one."""
+    rng = np.random.default_rng(0)
+    found: dict[Trial, Record] = {}
+    for name, gain in zip(SETS, gains, strict=True):
+        for sample in range(samples):
+            base = 0.5 + 0.1 * rng.random()
+            ours = base + (gain + rng.uniform(-1, 1)) / 100
+            cost = {"completions": 72, "prompt_tokens": 100, "completion_tokens": 50, "against_plain": [0.1, 0.0, 0.2]}
+            seconds = {"total": 30.0, "search": 20.0, "training": 4.0, "evaluation": 1.0}
+            found[arm(name, "plain", sample)] = record(
+                base, seconds={"total": 10.0, "training": 10.0, "evaluation": 1.0}
+            )
+            found[arm(name, "label_texts", sample)] = record(base + 0.02)
+            found[arm(name, "gpta", sample)] = record(ours, prefix="Mood:", seconds=seconds, **cost, **changes)
+    return found
+
+
+def suite_file(**changes: Any) -> SuiteFile:
+    tables = {"main": {"shots": [8], "samples": 10, "arms": ARMS}}
+    return SuiteFile.model_validate(suite_content({"tables": tables, **changes}))
+
+
+def compared(found: dict[Trial, Record], samples: int = 10) -> Comparison:
+    return Comparison(found, SETS, 8, samples)
+
+
+def verdict(found: dict[Trial, Record], **goal: Any) -> tuple[bool | None, str]:
+    entry = GoalEntry.model_validate({"table": "main", "shots": 8, "theirs": "plain", **goal})
+    judged = judge(entry, suite_file(), found)
+    return judged.reached, str(judged)
+
+
+class TestDifferences:
+    def test_mean_is_that_over_sets_of_that_over_samples(self) -> None:
+        per_set = {"a": np.array([1.0, 3.0]), "b": np.array([10.0, 10.0, 10.0, 10.0])}
+        assert mean_difference(per_set).value == pytest.approx(6.0)
+
+    def test_interval_is_that_of_the_normal_law_where_it_holds(self) -> None:
+        rng = np.random.default_rng(1)
+        per_set = {name: rng.normal(2.0, 1.0, 400) for name in SETS}
+        interval = mean_difference(per_set)
+        error = np.sqrt(sum(d.var() / 400 for d in per_set.values())) / 2
+        assert interval.low == pytest.approx(interval.value - 1.96 * error, abs=0.15 * error)
+        assert interval.high == pytest.approx(interval.value + 1.96 * error, abs=0.15 * error)
+
+    def test_single_sample_leaves_the_interval_open(self) -> None:
+        interval = mean_difference({"a": np.array([1.0])})
+        assert interval.low == -np.inf and points(interval) == "+1.0"
+
+    def test_only_samples_of_both_arms_are_compared(self) -> None:
+        found = results(samples=3)
+        found[arm("guests", "gpta", 1)] = {"error": "no memory", "digest": "d"}
+        del found[arm("guests", "plain", 2)]
+        assert {name: len(d) for name, d in compared(found).differences("gpta", "plain").items()} == {
+            "guests": 1,
+            "scenes": 3,
+        }
+
+    def test_samples_beyond_the_table_are_left_out(self) -> None:
+        assert len(compared(results(samples=10), samples=4).differences("gpta", "plain")["guests"]) == 4
+
+    def test_gap_is_training_less_test(self) -> None:
+        assert gap(record(0.75)) == pytest.approx(25)
+
+
+class TestGoals:
+    def test_accuracy(self) -> None:
+        assert verdict(results(), at_least=6)[0] is True
+        reached, text = verdict(results(), at_least=8)
+        assert reached is False and "not reached: +6.9" in text and "least on scenes, +4" in text
+
+    def test_worst_set_counts_if_asked(self) -> None:
+        assert verdict(results((10, -2)), at_least=3)[0] is True
+        assert verdict(results((10, -2)), at_least=3, worst_set=-0.3)[0] is False
+
+    def test_interval_must_be_above_zero_if_asked(self) -> None:
+        found = results((0.1, 0.1))
+        assert verdict(found, at_least=-1)[0] is True
+        assert verdict(found, at_least=-1, interval_above_zero=True)[0] is False
+
+    def test_seconds(self) -> None:
+        assert verdict(results(), measure="seconds", at_most=2.9)[0] is False
+        assert verdict(results(), measure="seconds", at_most=3)[0] is True
+        assert verdict(results(), measure="fine_tuning", at_most=0.4)[0] is True
+
+    def test_gap_is_counted_by_sets(self) -> None:
+        assert verdict(results((10, 4)), measure="gap", at_least=2)[0] is True
+        assert verdict(results((10, -4)), measure="gap", at_least=2)[0] is False
+
+    @pytest.mark.parametrize(("high", "reached"), [(0.0, True), (-0.001, False)])
+    def test_not_worse_looks_at_the_intervals_over_test_rows(self, high: float, reached: bool) -> None:
+        found = results()
+        for sample in range(10):
+            found[arm("scenes", "gpta", sample)] = record(0.5, against_plain=[-0.05, -0.1, high])
+        assert verdict(found, measure="not_worse")[0] is reached
+
+    @pytest.mark.parametrize(
+        "goal",
+        [
+            {"at_least": 1},
+            {"measure": "gap", "at_least": 1},
+            {"measure": "seconds", "at_most": 3},
+            {"measure": "not_worse"},
+        ],
+    )
+    def test_what_is_not_all_measured_is_not_judged(self, goal: dict[str, Any]) -> None:
+        found = results()
+        assert verdict(found, **goal)[0] is True
+        found[arm("scenes", "gpta", 9)] = {"error": "no memory", "digest": "d"}
+        assert verdict(found, **goal)[0] is None
+        assert verdict({}, **goal)[0] is None
+
+
+class TestReport:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+        folder = tmp_path_factory.mktemp("report")
+        goals = [{"table": "main", "shots": 8, "theirs": "plain", "at_least": 8}]
+        part = {"shots": 8, "samples": 2}
+        found = results(label_texts=[{"bad": "<b>bad</b>", "good": "good"}])
+        for name, source in (SETS, SETS[::-1]):
+            for sample in range(2):
+                found[arm(name, "best_prefix", sample)] = record(0.7)
+                found[Trial("transfer", name, 8, sample, "best_prefix", source)] = record(0.6, with_label_texts=True)
+                for of in ("plain", "gpta"):
+                    figures = {"accuracy": 0.5, "loss": 1.0}
+                    course = [{"epoch": float(at), "train": figures, "test": figures} for at in range(4)]
+                    curve = Trial("curve", name, 8, sample, of)
+                    found[curve] = {**record(0.5), "points": course}
+        said = {"warnings": ["1 training row is also in test"], "refused": ["setfit asked for 'example.org'"]}
+        found[arm("guests", "gpta", 0)] = {**found[arm("guests", "gpta", 0)], "prefix": "a <b> | c", **said}
+        found[arm("guests", "gpta", 9)] = {"error": "no memory", "digest": "d"}
+        file = suite_file(goals=goals, curves=part, transfer=part)
+        return folder, report.write(Suite(Path("small.yaml"), file, {}), found, folder)
+
+    def test_lines_tell_differences_and_goals(self, written: tuple[Path, list[str]]) -> None:
+        lines = written[1]
+        assert lines[0].startswith("main, 8 shots: gpta against plain: +6.9 (")
+        assert any("at least +8 points: not all measured: +6.9 (" in line for line in lines)
+
+    def test_page_asks_for_nothing_else(self, written: tuple[Path, list[str]]) -> None:
+        page = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert not re.search(r"<script|<link|<img|src=|@import|url\((?!#)", page)
+        assert set(re.findall(r"https?://([^/\"]+)", page)) <= {
+            "www.w3.org",
+            "purl.org",
+            "creativecommons.org",
+            "matplotlib.org",
+        }
+
+    def test_page_and_markdown_hold_the_same_tables(self, written: tuple[Path, list[str]]) -> None:
+        page, text = ((written[0] / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+        rows = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+        assert len(rows) == page.count("<tr>") > 20
+        assert page.count("<svg") == text.count(".svg)") == 3
+
+    def test_text_of_an_assistant_is_escaped(self, written: tuple[Path, list[str]]) -> None:
+        page, text = ((written[0] / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+        assert "a &lt;b&gt; | c" in page and "a <b> | c" not in page
+        assert r"a &lt;b> \| c" in text
+
+    def test_captions_state_n_and_the_failed_trials_are_named(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        assert "n = 10 samples a set" in text and "(n = 9)" in text
+        assert "guests, 8 shots, sample 9: gpta" in text
+
+    def test_warnings_and_refused_connections_are_told(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        assert "guests: 1 training row is also in test" in text
+        assert "guests: a connection was refused: setfit asked for 'example.org'" in text
+
+    def test_pictures_lie_beside_the_markdown(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        for name in re.findall(r"\]\((\S+\.svg)\)", text):
+            assert (written[0] / name).read_text(encoding="utf-8").startswith("<svg")
+
+    def test_files_are_the_owners_alone(self, written: tuple[Path, list[str]]) -> None:
+        assert {path.stat().st_mode & 0o777 for path in written[0].iterdir()} == {0o600}
+
+    def test_without_results_there_is_a_report_all_the_same(self, tmp_path: Path) -> None:
+        lines = report.write(Suite(Path("small.yaml"), suite_file(), {}), {}, tmp_path)
+        assert lines == [f"report: {tmp_path / 'report.html'}"]
+
+    def test_interval_without_ends_is_not_printed_as_one(self) -> None:
+        assert points(Interval(1.0, -np.inf, np.inf)) == "+1.0"
