@@ -10,6 +10,8 @@ import yaml
 from gpta_local.data import Record, read_records
 from gpta_local.errors import DataError
 
+LONGEST_LABEL = 200
+"""Characters; a key of YAML has room for 1024."""
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "y")
 PAIRS = (
     ("text", "text_pair"),
@@ -31,7 +33,14 @@ def starter_config(path: Path) -> str:
     records = read_records(str(path))
     label = _label_column(records, str(path))
     texts = _text_columns(records, label, str(path))
-    names = sorted({str(record.values.get(label)).strip() for record in records})
+    values = [record.values.get(label) for record in records]
+    if any(isinstance(value, list | dict) or len(str(value)) > LONGEST_LABEL for value in values):
+        raise DataError(
+            f"the column {label!r} holds lists or long texts, no labels",
+            where=str(path),
+            fix="Name the label column `label`",
+        )
+    names = sorted({str(value).strip() for value in values})
     if 2 * len(names) > len(records):
         raise DataError(
             f"the column {label!r} has {len(names)} different values in {len(records)} rows; it holds no labels",

@@ -131,3 +131,10 @@ def test_column_with_a_value_for_each_row_is_no_label_column(tmp_path: Path) -> 
     rows = [{"text": f"message number {i}", "target": f"private remark number {i}"} for i in range(20)]
     with pytest.raises(DataError, match="holds no labels"):
         starter_config(write_jsonl(tmp_path / "train.jsonl", rows))
+
+
+@pytest.mark.parametrize("label", [["a"], {"a": 1}, "word " * 100], ids=["list", "section", "long text"])
+def test_column_of_lists_or_long_texts_is_no_label_column(tmp_path: Path, label: Any) -> None:
+    rows = [{"text": f"message number {i}", "label": label if i % 2 else "x"} for i in range(20)]
+    with pytest.raises(DataError, match="the column 'label' holds lists or long texts, no labels"):
+        starter_config(write_jsonl(tmp_path / "train.jsonl", rows))
