@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gpta_local.privacy.files import flush, sha256
-from gpta_local.storage import system_error
 
 KEPT = 2
 """Checkpoints of a training in progress: the one before is there should the newest be damaged."""
@@ -71,16 +70,16 @@ class Checkpoints:
         """Write a checkpoint, then delete all of the slot but the newest `kept`.
 
         Raises:
-            OSError: the disk is full, or fails.
+            OSError, SafetensorError: the disk is full, or fails.
         """
         self._folder.mkdir(exist_ok=True)
         partial = self._folder / f"{slot}.partial"
+        content = {key: tensor.contiguous() for key, tensor in tensors.items()}
         try:
-            content = {key: tensor.contiguous() for key, tensor in tensors.items()}
             save_file(content, partial, {STATE: json.dumps(state)})
-        except SafetensorError as exc:
+        except BaseException:
             partial.unlink(missing_ok=True)
-            raise system_error(str(exc), partial) from exc
+            raise
         flush(partial)
         partial.replace(self._folder / f"{slot}-{step:08d}-{sha256(partial)[:16]}.safetensors")
         flush(self._folder)

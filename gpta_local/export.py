@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from gpta_local import __version__
 from gpta_local.config import DataConfig
@@ -27,7 +26,6 @@ from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.model_files import quiet_transformers
 from gpta_local.privacy.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
 from gpta_local.run_folder import BEFORE_A_RUN
-from gpta_local.storage import FULL, disk_full, system_error
 from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
@@ -128,8 +126,9 @@ def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task,
 
     Raises:
         ModelError: if the saved tokenizer does not put the prefix in as training did.
+        OSError, SafetensorError: it cannot be written.
     """
-    with _writing(folder), whole_or_nothing(folder) as partial:
+    with whole_or_nothing(folder) as partial:
         _write(partial, model, prefix, task, columns)
 
 
@@ -198,14 +197,11 @@ def _loading(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Say clearly what the system and safetensors say of a place that cannot be written."""
+    """Say clearly what the system says of a place that cannot be written."""
     try:
         yield
-    except (OSError, SafetensorError) as exc:
-        error = exc if isinstance(exc, OSError) else system_error(str(exc), folder)
-        if error.errno in FULL:
-            raise disk_full(str(folder)) from exc
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
         raise OutputError(
             f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"
         ) from exc

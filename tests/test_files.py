@@ -182,7 +182,7 @@ class TestPrivateOutputs:
         with owner_only():
             history = History(tmp_path / "history.sqlite")
         history._connection.execute("BEGIN IMMEDIATE")
-        history._connection.execute("INSERT INTO runs VALUES ('{}', 'online')")
+        history._connection.execute("INSERT INTO runs (card, regime) VALUES ('{}', 'online')")
         history._connection.execute("PRAGMA cache_spill")
         assert {path.name: mode(path) for path in tmp_path.iterdir()} == {
             "history.sqlite": 0o600,
