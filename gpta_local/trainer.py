@@ -167,6 +167,7 @@ class Run:
             try:
                 asking, completions = self.ask(0, request, asked, self.tuner.trusted)
             except (AdapterRefused, EndpointError) as exc:
+                self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
                 asked = 0
             else:

@@ -545,11 +545,23 @@ def test_key_that_the_server_repeats_is_not_shown(server: FakeVLLM, connect: Con
     assert KEY not in str(caught.value)
 
 
-def test_adapter_lost_by_a_restart_is_explained(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
+def test_adapter_lost_by_a_restart_is_loaded_once_more(server: FakeVLLM, connect: Connect, adapter: Path) -> None:
     assistant = connect()
     assistant.use_adapter(adapter)
     server.adapters.clear()
-    with pytest.raises(EndpointError, match=r"The model `m-001-\w+` does not exist.*was it restarted"):
+    answer(assistant)
+    assert len(server.sent("load")) == 3  # with the question at the start whether adapters are taken
+    assert server.adapters
+
+
+def test_adapter_lost_by_a_restart_and_refused_then_is_explained(
+    server: FakeVLLM, connect: Connect, adapter: Path
+) -> None:
+    assistant = connect()
+    assistant.use_adapter(adapter)
+    server.adapters.clear()
+    server.on_load = lambda body: failed("no room for it")
+    with pytest.raises(AdapterRefused, match="no room for it"):
         answer(assistant)
 
 
