@@ -173,17 +173,17 @@ class TestWhatItTells:
     def test_request_is_logged_before_it_is_sent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from gpta_local.assistant.local import LocalAssistant
 
-        seen: list[str] = []
+        seen: list[list[str]] = []
 
         def unplugged(self: LocalAssistant, *_: object) -> list[Completion]:
-            seen.extend(entry["event"] for entry in entries(tmp_path / "run"))
+            seen.append([entry["event"] for entry in entries(tmp_path / "run")])
             raise EndpointError("gone")
 
         monkeypatch.setattr(LocalAssistant, "complete", unplugged)
         settings = config.load(ROOT / "configs" / "quickstart" / "quickstart.yaml")
         with pytest.raises(EndpointError):
             trainer.Run(settings, Silent()).run(tmp_path / "run")
-        assert seen[-2:] == ["assistant", "request"]
+        assert [events[-2:] for events in seen] == [["assistant", "request"], ["request", "request"]]
 
     def test_change_of_the_adapter_is_logged_once_with_its_digest(self, tmp_path: Path) -> None:
         audit = Audit(tmp_path / LOG)
