@@ -40,7 +40,7 @@ test: setfit vllm-env
 	$(BIN)/python -m pytest
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not vllm and not slow"
+	$(BIN)/python -m pytest -m "not vllm and not slow and not kills and not soak"
 
 # Kill runs at fifty random moments and compare what they end with (half an hour), or let one go on for
 # five hundred rounds and watch its memory (some minutes).
