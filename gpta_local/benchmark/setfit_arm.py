@@ -24,12 +24,21 @@ from gpta_local.tasks.base import Evaluation
 def setfit(config: Config, train: Sequence[Example], test: Sequence[Example], classes: int) -> Figures:
     """Train on the rows and measure. The seconds of the training are those of loading, pairs, backbone and head."""
     from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
     from setfit import SetFitModel, Trainer, TrainingArguments
+    from sklearn.linear_model import LogisticRegression
 
     quiet_transformers()
     started = time.monotonic()
-    model = SetFitModel.from_pretrained(str(backbone_folder(config.downstream.backbone)))
-    separator = f" {model.model_body.tokenizer.sep_token} "
+    body = SentenceTransformer(
+        str(backbone_folder(config.downstream.backbone)),
+        local_files_only=True,
+        trust_remote_code=False,
+        model_kwargs={"use_safetensors": True},
+    )
+    # made here, since SetFit's own way to load a model would unpickle a head that lies beside it
+    model = SetFitModel(body, LogisticRegression())
+    separator = f" {body.tokenizer.sep_token} "
 
     def texts(examples: Sequence[Example]) -> list[str]:
         return [separator.join(example.texts) for example in examples]
