@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer, Reply, always
+from killing import start
 from servers import Endpoint
 
 from gpta_local.history import open_existing
+from gpta_local.privacy.audit_verification import verify
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
@@ -37,6 +40,33 @@ def test_quickstart_through_transformers_serve(transformers_endpoint: Endpoint, 
     assert "plain fine-tuning" in output
     history = open_existing(tmp_path / "run" / "history.sqlite")
     assert len(history.completions("prefix")) == 12, "the server ignores n, the client asks again"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_ten_runs_at_once_share_one_vllm_server(
+    vllm_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTA_TEST_KEY", str(vllm_endpoint.api_key))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assistant = {"backend": "vllm", "base_url": vllm_endpoint.base_url, "model": vllm_endpoint.model}
+    small = ["data.shots=2", "data.validation=null", "data.test=null", "training.steps=1", "finish.plain_control=false"]
+    small += ["search.rounds=2", "search.proposals=6", "search.label_text_samples=2"]
+    small += ["assistant.api_key_env=GPTA_TEST_KEY"]
+    overrides = [f"assistant={json.dumps(assistant)}", *small]
+
+    def begin(seed: int) -> BaseProcess:
+        keys = [word for key in [*overrides, f"seed={seed}"] for word in ("--set", key)]
+        return start(["train", QUICKSTART, "--output", tmp_path / str(seed), *keys], tmp_path / f"{seed}.txt")
+
+    processes = [begin(seed) for seed in range(10)]
+    for seed, process in enumerate(processes):
+        process.join(timeout=400)
+        assert process.exitcode == 0, (tmp_path / f"{seed}.txt").read_text()
+        history = open_existing(tmp_path / str(seed) / "history.sqlite")
+        assert len(history.completions("prefix")) == 12
+        assert history.scored()
+        assert not verify(tmp_path / str(seed)).problems
 
 
 @pytest.mark.vllm
