@@ -20,7 +20,7 @@ FORBIDDEN_IN_TRAINING = ("movie", "tweet", "twitter", "cinema", "newswire", "pat
 @pytest.fixture(scope="module")
 def tools() -> Any:
     """The scripts beside the weights, imported from there and forgotten afterwards."""
-    names = ("corpus", "card", "evaluate")
+    names = ("corpus", "card", "measure")
     sys.path.insert(0, str(FOLDER))
     try:
         modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
@@ -35,7 +35,7 @@ def tools() -> Any:
 def assistant(tools: dict[str, Any]) -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield tools["evaluate"].Assistant.load(FOLDER)
+    yield tools["measure"].Assistant.load(FOLDER)
     torch.set_num_threads(threads)
 
 
@@ -95,9 +95,9 @@ def test_heldout_cards_do_not_overlap_the_corpus(tools: dict[str, Any]) -> None:
 
 
 def test_proposals_follow_seed_and_description(assistant: Any, tools: dict[str, Any]) -> None:
-    evaluate, cards = tools["evaluate"], tools["corpus"].heldout_cards()
-    request = evaluate.prefix_request(evaluate.shown(cards[0]), ())
-    other = evaluate.prefix_request(evaluate.shown(cards[1]), ())
+    measure, cards = tools["measure"], tools["corpus"].heldout_cards()
+    request = measure.prefix_request(measure.shown(cards[0]), ())
+    other = measure.prefix_request(measure.shown(cards[1]), ())
     (first,), (again,) = (assistant.replies([request], 8, seed=3) for _ in range(2))
     (different_seed,) = assistant.replies([request], 8, seed=4)
     (different_card,) = assistant.replies([other], 8, seed=3)
@@ -107,18 +107,18 @@ def test_proposals_follow_seed_and_description(assistant: Any, tools: dict[str, 
 
 def test_proposals_for_unseen_cards_are_on_topic_and_varied(assistant: Any, tools: dict[str, Any]) -> None:
     cards = tools["corpus"].heldout_cards()[::-1][:24]
-    figures = tools["evaluate"].prefix_figures(assistant, cards, 6, seed=0)
+    figures = tools["measure"].prefix_figures(assistant, cards, 6, seed=0)
     assert figures["parsable"] >= 0.95
     assert figures["on topic"] >= 0.6
     assert figures["distinct"] >= 0.8
 
 
 def test_label_texts_for_unseen_cards(assistant: Any, tools: dict[str, Any]) -> None:
-    figures = tools["evaluate"].label_figures(assistant, tools["corpus"].heldout_cards(), 2, seed=0)
+    figures = tools["measure"].label_figures(assistant, tools["corpus"].heldout_cards(), 2, seed=0)
     assert figures["parsable"] >= 0.45
     assert figures["nearest to its label"] >= figures["chance"] + 0.05
 
 
 def test_shown_prefixes_are_not_repeated(assistant: Any, tools: dict[str, Any]) -> None:
-    figures = tools["evaluate"].history_figures(assistant, tools["corpus"].heldout_cards()[:12], 2, seed=0)
+    figures = tools["measure"].history_figures(assistant, tools["corpus"].heldout_cards()[:12], 2, seed=0)
     assert figures["repeats a shown prefix"] <= 0.25

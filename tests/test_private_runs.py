@@ -129,7 +129,7 @@ def finished(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
 @pytest.fixture(scope="module")
 def failed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     """A run whose key is in the environment, and whose endpoint fails in the first round."""
-    run = watched_run(tmp_path_factory.mktemp("failed"), bert, "environment", replies=2)
+    run = watched_run(tmp_path_factory.mktemp("failed"), bert, "environment", replies=1)
     assert run.status == 2, run.printed
     assert "no more for ***" in run.printed
     assert (run.folder / "history.sqlite").is_file()

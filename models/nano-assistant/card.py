@@ -139,7 +139,7 @@ python models/nano-assistant/build.py
 
 About 70 minutes with `--compile`, half more without. Options: `--stage`, `--start`, `--threads`, `--seed`,
 `--output`, `--compile`. To measure it and write this card:
-`python models/nano-assistant/evaluate.py --card`.
+`python models/nano-assistant/measure.py --card`.
 
 ## Evaluation
 

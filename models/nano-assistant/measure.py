@@ -1,4 +1,4 @@
-"""Measures the embedded assistant on the held-out cards: `python models/nano-assistant/evaluate.py`.
+"""Measures the embedded assistant on the held-out cards: `python models/nano-assistant/measure.py`.
 
 Knows the model through stock transformers and replies through `gpta_local.prompts`. Does not know how the
 model was trained. Label phrases are compared with reference texts by all-MiniLM-L6-v2 (demo extra).
