@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpta_local.privacy.audit_verification import verify
 from gpta_local.privacy.files import files_below, sha256
 from gpta_local.privacy.network import OFFLINE
@@ -26,26 +28,33 @@ CLOCKS = ("created", "seconds")
 """Columns and keys that tell a time."""
 
 
-def start(arguments: Sequence[object], output: Path, writes: int = 0) -> multiprocessing.process.BaseProcess:
+def start(
+    arguments: Sequence[object], output: Path, writes: int = 0, threads: int | None = None
+) -> multiprocessing.process.BaseProcess:
     """The command `gpta-local` in a process of its own; what it prints goes to the file `output`.
 
     Args:
         writes: with which flush of a file the process kills itself, before that is done; 0 for with none.
+        threads: that torch computes with; None for its own choice.
     """
     context = multiprocessing.get_context("forkserver")
     os.environ.update(OFFLINE)
     context.set_forkserver_preload(["gpta_local.trainer", "gpta_local.cli", "gpta_local.console", "trl", "peft"])
-    process = context.Process(target=_command, args=([str(argument) for argument in arguments], str(output), writes))
+    process = context.Process(
+        target=_command, args=([str(argument) for argument in arguments], str(output), writes, threads)
+    )
     process.start()
     return process
 
 
-def _command(arguments: list[str], output: str, writes: int) -> None:
+def _command(arguments: list[str], output: str, writes: int, threads: int | None) -> None:
     with Path(output).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     from gpta_local.cli import main
 
+    if threads:
+        torch.set_num_threads(threads)
     done, fsync = itertools.count(1), os.fsync
 
     def counted(descriptor: int) -> None:

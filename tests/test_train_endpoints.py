@@ -44,20 +44,22 @@ def test_quickstart_through_transformers_serve(transformers_endpoint: Endpoint, 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_ten_runs_at_once_share_one_vllm_server(
-    vllm_endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GPTA_TEST_KEY", str(vllm_endpoint.api_key))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_ten_runs_at_once_share_one_vllm_server(vllm_endpoint: Endpoint, tmp_path: Path) -> None:
+    # in a file: the process that all runs are forked from may be older than a variable set here
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text(str(vllm_endpoint.api_key), encoding="utf-8")
     assistant = {"backend": "vllm", "base_url": vllm_endpoint.base_url, "model": vllm_endpoint.model}
     small = ["data.shots=2", "data.validation=null", "data.test=null", "training.steps=1", "finish.plain_control=false"]
     small += ["search.rounds=2", "search.proposals=6", "search.label_text_samples=2"]
-    small += ["assistant.api_key_env=GPTA_TEST_KEY"]
+    small += [f"assistant.api_key_file={key}"]
     overrides = [f"assistant={json.dumps(assistant)}", *small]
 
     def begin(seed: int) -> BaseProcess:
         keys = [word for key in [*overrides, f"seed={seed}"] for word in ("--set", key)]
-        return start(["train", QUICKSTART, "--output", tmp_path / str(seed), *keys], tmp_path / f"{seed}.txt")
+        return start(
+            ["train", QUICKSTART, "--output", tmp_path / str(seed), *keys], tmp_path / f"{seed}.txt", threads=1
+        )
 
     processes = [begin(seed) for seed in range(10)]
     for seed, process in enumerate(processes):

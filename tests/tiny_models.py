@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,10 @@ SHAPE: dict[str, Any] = {
 def tiny_bert(folder: Path) -> Path:
     """BERT with a WordPiece tokenizer."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(_word_pieces(specials), unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(_texts(), trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=specials))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -53,6 +54,16 @@ def tiny_bert(folder: Path) -> Path:
     config = BertConfig(**SHAPE, max_position_embeddings=POSITIONS, pad_token_id=0)
     BertForMaskedLM(config).save_pretrained(folder)
     return folder
+
+
+def _word_pieces(specials: list[str]) -> dict[str, int]:
+    """Every character of the texts, at the start of a word and within, and the most frequent words. (The trainer
+    of the library gives ties to whichever comes first in a hash table, in each process another one.)"""
+    words = Counter(re.findall(r"\w+|[^\w\s]", " ".join(_texts()).lower()))
+    characters = sorted(set("".join(words)))
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    pieces = [*specials, *characters, *(f"##{c}" for c in characters), *frequent][:VOCABULARY]
+    return {piece: number for number, piece in enumerate(pieces)}
 
 
 def tiny_roberta(folder: Path) -> Path:
