@@ -86,7 +86,8 @@ def test_tokens_that_were_not_counted_are_bounded_by_the_bytes(tmp_path: Path, s
 
 
 def test_model_of_an_online_search_is_trained_to_its_end(tmp_path: Path, sentence: Path) -> None:
-    online = {"search": {"rounds": 4, "proposals": 2, "near_duplicate": 1, "regime": "online"}, "training": {"steps": 8}}
+    search = {"rounds": 4, "proposals": 2, "near_duplicate": 1, "regime": "online"}
+    online = {"search": search, "training": {"steps": 8}}
     _, run, _ = train(tmp_path, sentence, {"calls": 3}, **online)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = {line["title"]: len(line["losses"]) for line in lines}
