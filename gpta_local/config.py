@@ -270,6 +270,9 @@ class BudgetConfig(Section):
 class FinishConfig(Section):
     finalists: int = Field(default=3, ge=1)
     """Prefixes compared on the validation rows, beside no prefix."""
+    templates: int = Field(default=16, ge=0, le=1024)
+    """The best prefixes, so many, are also put before the label texts that the head starts from (low-resource
+    search). 0: the head starts from the label texts alone."""
     plain_control: bool = True
     """Also train with a random head and no prefix, as without this tool."""
 

@@ -168,8 +168,8 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if result["arms"]:
         names = {
-            "gpta": "GPTA, with its prefix" if result["prefix"] else "GPTA, no prefix chosen",
-            "no_prefix": "same training without a prefix",
+            "gpta": "GPTA, with its prefix" if result["prefix"] else "GPTA, no prefix in front",
+            "no_prefix": "same training without prefixes",
             "plain": "plain fine-tuning",
         }
         table = Table(box=None, pad_edge=False, show_edge=False)

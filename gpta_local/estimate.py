@@ -38,7 +38,7 @@ def estimate(run: Run) -> dict[str, float]:
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
-    trainings = 1 + finalists + run.online + run.config.finish.plain_control
+    trainings = 1 + finalists + (run.online or run.config.finish.templates > 0) + run.config.finish.plain_control
     contestants = 1 + run.config.finish.finalists
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -246,6 +246,15 @@ def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list
     ranked = sorted(history, key=lambda s: s.gain, reverse=True)
     best, others = ranked[: (size + 1) // 2], ranked[(size + 1) // 2 :]
     return best + random.Random(f"history-{seed}").sample(others, min(size // 2, len(others)))
+
+
+def templated(label_texts: Sequence[Mapping[str, str]], templates: Sequence[str]) -> list[dict[str, str]]:
+    """The sets of label texts, then each of them behind each of the templates. The mean of a label's embeddings in
+    many wordings stands better for its rows than one (prompt ensembling, Radford et al. 2021, §3.1.4)."""
+    behind = [
+        {name: f"{template} {text}" for name, text in texts.items()} for template in templates for texts in label_texts
+    ]
+    return [*map(dict, label_texts), *behind]
 
 
 def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:

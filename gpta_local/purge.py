@@ -89,7 +89,7 @@ def _taught(run: Path) -> set[str]:
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
-    """What the summary holds, without label texts and without prefixes other than the one that is shipped.
+    """What the summary holds, without label texts, templates and prefixes other than the one that is shipped.
     Empty where the run did not finish."""
     if not path.is_file():
         return {}
@@ -97,7 +97,7 @@ def _clean_summary(path: Path) -> dict[str, Any]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         kept, selection = ("", summary["prefix"]), summary["selection"]
         contestants = [{**c, "text": c["text"] if c["text"] in kept else GONE} for c in selection["contestants"]]
-        return {**summary, "label_texts": [], "selection": {**selection, "contestants": contestants}}
+        return {**summary, "label_texts": [], "templates": [], "selection": {**selection, "contestants": contestants}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InputError("not a summary", where=str(path), fix="Delete it, and purge again") from exc
 

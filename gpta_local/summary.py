@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """How the product was chosen among trained contestants; the first is the one without prefix.
+    """How the product was chosen among trained contestants; the first has no prefix in front.
 
     `gains` are against that one, on `rows`; `chosen` is the position of the winner.
     """
@@ -61,15 +61,21 @@ def judge(interval: Interval) -> str:
 
 
 def describe_run(
-    card: DatasetCard, regime: str, label_texts: Sequence[Mapping[str, str]], selection: Selection
+    card: DatasetCard,
+    regime: str,
+    label_texts: Sequence[Mapping[str, str]],
+    templates: Sequence[str],
+    selection: Selection,
 ) -> dict[str, Any]:
-    """The part of the summary that holds before anything is evaluated."""
+    """The part of the summary that holds before anything is evaluated; `templates`: the prefixes that are put
+    before the label texts."""
     chosen = selection.gains[selection.chosen]
     return {
         "gpta_local": __version__,
         "card": asdict(card),
         "regime": regime,
         "label_texts": [dict(texts) for texts in label_texts],
+        "templates": list(templates),
         "prefix": chosen.text,
         "selection": {"rows": selection.rows, "contestants": [_contestant(gain) for gain in selection.gains]},
     }
@@ -83,18 +89,26 @@ def _contestant(gain: ScoredPrefix) -> dict[str, Any]:
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """The result in sentences, first the prefix, then what the whole is worth."""
-    prefix = summary["prefix"]
+    prefix, templates = summary["prefix"], len(summary.get("templates", []))
+    against = summary["differences"].get("no_prefix")
     lines = []
     if why := summary.get("ended_by"):
         lines.append(f"The search ended before its last round: {why}.")
     if not prefix:
-        lines.append("No gain from a prefix: none was clearly better than none. The model is shipped without one.")
-    elif "no_prefix" in summary["differences"]:
         lines.append(
-            f'The prefix "{prefix}" {_against(summary["differences"]["no_prefix"], "the same training without it")}'
+            "No prefix in front of the inputs: none was clearly better than none. The model is shipped without one."
         )
-    else:
+    elif not against:
         lines.append(f'The prefix is "{prefix}".')
+    elif not templates:
+        lines.append(f'The prefix "{prefix}" {_against(against, "the same training without it")}')
+    if templates and against:
+        what = (
+            f'The prefix "{prefix}", with the best {templates} as templates of the label texts,'
+            if prefix
+            else f"A head that starts from the label texts behind the best {templates} prefixes too"
+        )
+        lines.append(f"{what} {_against(against, 'the same training without prefixes')}")
     if "plain" in summary["differences"]:
         lines.append(
             f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head, no prefix)')}"

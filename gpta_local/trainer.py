@@ -368,23 +368,38 @@ class Run:
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
 
     def contestants(self, label_texts: Sequence[dict[str, str]], searched: Trained) -> list[Trained]:
-        """Trained models to choose from; the first is the control, trained without a prefix.
+        """Trained models to choose from; the first has no prefix in front of its inputs.
 
-        Online, θ is there already and its prefixes compete. In low-resource runs each finalist
-        gets a fine-tuning of its own.
+        Online, θ is there already and its prefixes compete with the control. In low-resource runs each
+        finalist gets a fine-tuning of its own, and the best prefixes are templates of all heads.
         """
-        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         if self.online:
             texts = dict.fromkeys([searched.prefix, *self.finalists(), ""])
-            return [control, *(Trained(searched.model, text, searched.seconds) for text in texts)]
-        slots = {text: f"finalist-{hex_digest(text.encode())[:8]}" for text in self.finalists()}
+            return [self.control(label_texts), *(Trained(searched.model, text, searched.seconds) for text in texts)]
+        templates = self.templates()
+        head = prefix.templated(label_texts, templates)
+        first = self.fine_tune(self.task.build(head), "", "with templates", "templates") if templates else None
         return [
-            control,
+            first or self.control(label_texts),
             *(
-                self.fine_tune(self.task.build(label_texts), text, f'with "{text}"', slot)
-                for text, slot in slots.items()
+                self.fine_tune(
+                    self.task.build(head), text, f'with "{text}"', f"finalist-{hex_digest(text.encode())[:8]}"
+                )
+                for text in self.finalists()
             ),
         ]
+
+    def control(self, label_texts: Sequence[dict[str, str]]) -> Trained:
+        """The same training without prefixes."""
+        return self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+
+    def templates(self) -> list[str]:
+        """The prefixes with the highest gains, of those that ran longest in their races. Online θ has left its
+        head's start behind when they are known."""
+        if self.online or not self.task.uses_label_texts:
+            return []
+        ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
+        return [s.text for s in ranked[: self.config.finish.templates]]
 
     def finalists(self) -> list[str]:
         """The prefixes with the best lower bounds above 0, of those whose gains compare: measured on
@@ -426,7 +441,10 @@ class Run:
         """The product and its controls, once, on the test rows."""
         split = "test" if self.splits.test else "validation" if self.splits.validation else ""
         rows = self.splits.test or self.splits.validation
+        templates = self.templates()
         arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
+        if rows and templates:
+            arms["no_prefix"] = self.control(label_texts)
         if rows and self.config.finish.plain_control and self.task.uses_label_texts:
             arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
         models = list(dict.fromkeys(arms.values()) if rows else ())  # the product can be its own control
@@ -440,7 +458,7 @@ class Run:
             self.observer.advance()
         results = {name: measured[trained][0] for name, trained in arms.items() if rows}
         return {
-            **summary.describe_run(self.card, self.regime, label_texts, selection),
+            **summary.describe_run(self.card, self.regime, label_texts, templates, selection),
             "evaluated_on": split,
             "arms": {
                 name: summary.arm(*measured[trained], trained.prefix, trained.seconds)
@@ -553,7 +571,7 @@ class Run:
 
     def room(self) -> int:
         """Bytes of weights that a run has on the disk before its end."""
-        contestants = 2 + (1 if self.online else self.config.finish.finalists)
+        contestants = 2 + (1 if self.online else 1 + self.config.finish.finalists)
         return (1 + contestants) * self.weights
 
     @contextmanager

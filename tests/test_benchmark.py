@@ -33,6 +33,7 @@ ARMS = [
     "best_prefix",
     "fixed_prefix",
     "random_prefix",
+    "random_templates",
     "plain_with_prefix",
     "plain_with_best_prefix",
     "soft_prompt",
@@ -57,7 +58,7 @@ def records(output: Path) -> dict[Trial, dict[str, Any]]:
 
 def figures(output: Path) -> dict[Trial, dict[str, Any]]:
     """What must come out the same again."""
-    names = ("accuracy", "macro_f1", "loss", "prefix", "best_prefix", "train", "points", "label_texts")
+    names = ("accuracy", "macro_f1", "loss", "prefix", "best_prefix", "train", "points", "label_texts", "templates")
     return {trial: {n: record[n] for n in names if n in record} for trial, record in records(output).items()}
 
 
@@ -100,7 +101,8 @@ class TestWholeSuite:
             assert record["accuracy"] == summary["arms"][name]["accuracy"]
             assert record["train"] == summary["arms"][name]["on_training_rows"]
         product = found[arm("guests", "gpta", shots=4)]
-        assert product["label_texts"] == summary["label_texts"] and product["completions"] == 4
+        assert product["label_texts"] == summary["label_texts"]
+        assert product["templates"] == summary["templates"] and product["completions"] == 4
         assert product["seconds"]["search"] <= product["seconds"]["total"] < summary["seconds"]["total"]
         assert (run / "history.sqlite").is_file() and not (run / "model").exists()
 
@@ -122,6 +124,21 @@ class TestWholeSuite:
                 found[arm("guests", of, shots=4)]["train"]["loss"], abs=1e-6
             )
             assert [point["epoch"] for point in points] == [0, 2, 4]
+
+    def test_product_starts_from_its_templates_and_a_control_from_random_words(
+        self, folder: Path, finished: tuple[Path, Result]
+    ) -> None:
+        job = next(job for job in plan(load(folder / "suite.yaml")) if job.trials[0] == arm("guests", "gpta", shots=4))
+        bench, found = Bench(job), records(finished[0])
+        product = found[arm("guests", "gpta", shots=4)]
+        again = bench.fine_tune(bench.head_of(product), product["prefix"])
+        assert again["loss"] == pytest.approx(product["loss"], abs=1e-6)
+        words = bench.random_words(len(product["templates"]))
+        assert len(words) == len(set(words)) >= 1 and all(len(text.split()) == 4 for text in words)
+        again = bench.with_templates(product, words)
+        control = found[arm("guests", "random_templates", shots=4)]
+        assert again["loss"] == pytest.approx(control["loss"], abs=1e-6)
+        assert control["loss"] != pytest.approx(product["loss"], abs=1e-6)
 
     def test_prefixes_are_the_arms_own(self, finished: tuple[Path, Result]) -> None:
         found = records(finished[0])

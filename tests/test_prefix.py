@@ -21,6 +21,7 @@ from gpta_local.prefix import (
     race,
     read_label_text_sets,
     scoring_order,
+    templated,
 )
 from gpta_local.prefix import shown_history as shown
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
@@ -275,6 +276,22 @@ class TestChoose:
 
     def test_error_of_a_single_row_is_never_cleared(self) -> None:
         assert choose([scored("", 0.0, rows=1), scored("a", 9.0, float("inf"), rows=1)]).text == ""
+
+
+class TestTemplated:
+    TEXTS = ({"a": "bills", "b": "visits"}, {"a": "money", "b": "time"})
+
+    def test_label_texts_come_first_and_then_each_behind_each_template(self) -> None:
+        assert templated(self.TEXTS, ["Topic:", "It is"]) == [
+            *self.TEXTS,
+            {"a": "Topic: bills", "b": "Topic: visits"},
+            {"a": "Topic: money", "b": "Topic: time"},
+            {"a": "It is bills", "b": "It is visits"},
+            {"a": "It is money", "b": "It is time"},
+        ]
+
+    def test_without_templates_they_stay_as_they_are(self) -> None:
+        assert templated(self.TEXTS, []) == [*self.TEXTS]
 
 
 class TestShownHistory:

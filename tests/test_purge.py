@@ -121,13 +121,17 @@ class TestWhatStays:
     def test_summary_keeps_the_shipped_prefix_alone(self, copied: Path) -> None:
         summary = json.loads((copied / "summary.json").read_text("utf-8"))
         contestants = [{"text": text, "gain": 0.5} for text in ("", "Vorlax note:", "Zandrik?")]
-        summary |= {"prefix": "Zandrik?", "label_texts": [{"bad": "a jurmish visit", "good": "fine"}]}
+        summary |= {
+            "prefix": "Zandrik?",
+            "label_texts": [{"bad": "a jurmish visit", "good": "fine"}],
+            "templates": ["Vorlax:"],
+        }
         summary["selection"]["contestants"] = contestants
         (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         purge.purge(copied)
         after = json.loads((copied / "summary.json").read_text("utf-8"))
         assert [c["text"] for c in after["selection"]["contestants"]] == ["", "(purged)", "Zandrik?"]
-        assert after["label_texts"] == []
+        assert after["label_texts"] == [] and after["templates"] == []
 
     def test_figures_of_the_summary_stay(self, run: Path, purged: Path) -> None:
         before, after = (json.loads((path / "summary.json").read_text("utf-8")) for path in (run, purged))

@@ -17,9 +17,11 @@ def evaluation(scores: list[float]) -> Evaluation:
     return Evaluation(array, 1 - array, {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1})
 
 
+GAIN = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}
+
+
 def result(prefix: str = "Topic:", **changes: Any) -> dict[str, Any]:
-    gain = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}
-    base = {"prefix": prefix, "differences": {"no_prefix": gain, "plain": gain}, "arms": {"gpta": {}}}
+    base = {"prefix": prefix, "differences": {"no_prefix": GAIN, "plain": GAIN}, "arms": {"gpta": {}}}
     return {**base, "evaluated_on": "test", **changes}
 
 
@@ -47,7 +49,25 @@ def test_loss_is_told_as_a_loss() -> None:
 
 
 def test_no_prefix_is_told_as_no_gain() -> None:
-    assert summary.verdict(result(prefix=""))[0].startswith("No gain from a prefix")
+    first, second = summary.verdict(result(prefix="", differences={"plain": GAIN}))
+    assert first.startswith("No prefix in front of the inputs") and second.startswith("The whole")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("", "A head that starts from the label texts behind the best 3 prefixes too gains +5.0 points"),
+        ("Topic:", 'The prefix "Topic:", with the best 3 as templates of the label texts, gains +5.0 points'),
+    ],
+)
+def test_what_templates_are_worth_is_told(prefix: str, words: str) -> None:
+    lines = summary.verdict(result(prefix=prefix, templates=["a", "b", "c"]))
+    told = [line for line in lines if "the same training without prefixes" in line]
+    assert len(told) == 1 and told[0].startswith(words)
+
+
+def test_templates_without_a_control_claim_nothing() -> None:
+    assert not any("best 1" in line for line in summary.verdict(result(templates=["a"], differences={})))
 
 
 def test_validation_figures_are_marked_as_too_good() -> None:

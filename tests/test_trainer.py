@@ -16,6 +16,7 @@ from samples import Silent
 
 from gpta_local import config, trainer
 from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.downstream import SentenceClassifier
 from gpta_local.errors import EndpointError, PrivacyError
 from gpta_local.export import open_product
 from gpta_local.history import open_existing
@@ -132,6 +133,39 @@ def test_embedded_assistant_writes_usable_label_texts_and_prefixes(
     assert accepted >= 6
 
 
+def test_best_prefixes_are_templates_of_the_label_texts(finished: tuple[Path, dict[str, Any], Silent]) -> None:
+    folder, result, _ = finished
+    scored = sorted(open_existing(folder / "history.sqlite").scored(), key=lambda s: s.gain, reverse=True)
+    assert result["templates"] == [s.text for s in scored[:16]] and result["templates"]
+    titles = [json.loads(line)["title"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert titles[0] == "training with templates" and "training without a prefix" in titles
+    assert result["arms"]["no_prefix"]["loss"] != result["arms"]["gpta"]["loss"], "the control has none"
+
+
+def test_head_starts_from_the_label_texts_behind_the_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[list[list[str]]] = []
+    start = SentenceClassifier.start_from_label_texts
+
+    def heard(self: SentenceClassifier, label_texts: list[list[str]], scale: float) -> None:
+        starts.append(label_texts)
+        start(self, label_texts, scale)
+
+    monkeypatch.setattr(SentenceClassifier, "start_from_label_texts", heard)
+    result, _, _ = train(tmp_path / "run", "finish.templates=2", assistant=Scripted())
+    own = [[texts[name] for texts in result["label_texts"]] for name in result["label_texts"][0]]
+    templates = result["templates"]
+    assert len(templates) == 2
+    assert [*own[0], *(f"{t} {text}" for t in templates for text in own[0])] in [start[0] for start in starts]
+    assert starts[-1] == own, "the control comes last, and has no prefix"
+
+
+def test_no_templates_are_used_where_none_are_wanted(tmp_path: Path) -> None:
+    result, _, run = train(tmp_path / "run", "finish.templates=0", assistant=Scripted())
+    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert result["templates"] == [] and titles[0] == "training without a prefix"
+    assert titles.count("training without a prefix") == 1
+
+
 def test_same_seed_gives_the_same_run(finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path) -> None:
     folder, result, _ = finished
     again, _, _ = train(tmp_path / "again")
@@ -243,7 +277,7 @@ def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
     result, observer, run = train(
         tmp_path / "run", "search.regime=online", "data.validation=null", "data.shots=null", assistant=Scripted()
     )
-    assert result["regime"] == "online"
+    assert result["regime"] == "online" and result["templates"] == []
     assert all(entry.training_loss is not None for entry in observer.rounds)
     titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert titles[:2] == ["round 1: training", "round 2: training"]

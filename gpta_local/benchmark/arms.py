@@ -67,7 +67,10 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
         return [Bench(job).with_prefix(needed[0], job.settings["fixed_prefix"])]
     if trial.arm == "random_prefix":
         bench = Bench(job)
-        return [bench.with_prefix(needed[0], bench.random_words())]
+        return [bench.with_prefix(needed[0], bench.random_words(1)[0])]
+    if trial.arm == "random_templates":
+        bench = Bench(job)
+        return [bench.with_templates(needed[0], bench.random_words(len(needed[0]["templates"])))]
     return variant(job, folder)
 
 
@@ -83,18 +86,31 @@ class Bench:
         return Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
 
     def with_prefix(self, found: Record, text: str) -> Figures:
-        """The label texts of `found`, a record of `gpta` on the same rows, and another prefix."""
+        """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
         if text == found["prefix"]:
             return figures_of(found)  # the same training
-        return self.fine_tune(self.task.build(found["label_texts"]), text)
+        return self.fine_tune(self.head_of(found), text)
+
+    def with_templates(self, found: Record, templates: Sequence[str]) -> Figures:
+        """As `found`, and other templates of its label texts."""
+        if list(templates) == found["templates"]:
+            return figures_of(found)  # without any, as in an online search
+        head = self.task.build(prefix.templated(found["label_texts"], templates))
+        return self.fine_tune(head, found["prefix"])
+
+    def head_of(self, found: Record) -> DownstreamModel:
+        """The model before training as the run of a record had it."""
+        return self.task.build(prefix.templated(found["label_texts"], found["templates"]))
 
     def transferred(self, own: Record, other: Record) -> Figures:
-        """The best prefix of another set; its label texts too where it has one for each label of this set."""
+        """The best prefix and the templates of another set; its label texts too where it has one for each label of
+        this set."""
         names = self.task.label_names
         theirs = [{fold(name): text for name, text in texts.items()} for texts in other["label_texts"]]
         fits = all(fold(name) in texts for texts in theirs for name in names)
         label_texts = [{name: texts[fold(name)] for name in names} for texts in theirs] if fits else own["label_texts"]
-        figures = self.fine_tune(self.task.build(label_texts), other["best_prefix"])
+        head = self.task.build(prefix.templated(label_texts, other["templates"]))
+        figures = self.fine_tune(head, other["best_prefix"])
         return {**figures, "with_label_texts": fits}
 
     def fine_tune(self, model: DownstreamModel, text: str) -> Figures:
@@ -122,7 +138,7 @@ class Bench:
 
     def curve(self, arm: str, found: Record | None = None) -> Figures:
         """Accuracy and loss on training and test rows before, while and after all steps are taken."""
-        model = self.task.build(found["label_texts"]) if found else self.task.build_plain()
+        model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
         training, splits = self.training(model), (fitted_rows(self.splits.train), self.splits.test)
         count = min(self.job.settings["points"], self.steps + 1)
@@ -135,13 +151,14 @@ class Bench:
             points.append({"epoch": epoch, "train": fitted, "test": tested})
         return {"prefix": text, "points": points, "rows": len(self.splits.test)}
 
-    def random_words(self) -> str:
-        """Whole words of the backbone's vocabulary, drawn with the seed."""
+    def random_words(self, count: int) -> list[str]:
+        """So many prefixes of whole words of the backbone's vocabulary, drawn with the seed."""
         tokenizer = self.task.build_plain().tokenizer.tokenizer
         vocabulary = sorted(tokenizer.get_vocab())
         whole = [token for token in vocabulary if token.isascii() and token.isalpha() and token.islower()]
         whole = [token for token in whole if len(token) > 2]
-        return " ".join(random.Random(f"words-{self.config.seed}").sample(whole, RANDOM_WORDS))
+        rng = random.Random(f"words-{self.config.seed}")
+        return [" ".join(rng.sample(whole, RANDOM_WORDS)) for _ in range(count)]
 
 
 class PlainHead(ClassificationTask):
@@ -154,7 +171,7 @@ class PlainHead(ClassificationTask):
 
 
 def gpta(job: Job, folder: Path) -> list[Figures]:
-    """The run, and its own controls: the same label texts without a prefix, and plain."""
+    """The run, and its own controls: the same label texts without prefixes, and plain."""
     run, result = outer_loop(job, folder)
     arms = result["arms"]
     plain = arms.get("plain", arms["no_prefix"])  # without label texts they are the same
@@ -213,11 +230,12 @@ def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
     own_control = "no_prefix" not in result["differences"]
     measured = {name: a for name, a in result["arms"].items() if not (own_control and name == "no_prefix")}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
-    beside += result["arms"].get("plain", {"training_seconds": 0.0})["training_seconds"]
+    controls = {"plain", "no_prefix"} if result["templates"] else {"plain"}  # else it is one to choose from
+    beside += sum(a["training_seconds"] for name, a in measured.items() if name in controls)
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
-    found = {"best_prefix": best_ranked(run), "label_texts": result["label_texts"], "warnings": result["warnings"]}
-    return {**figures, **cost, **found}
+    found = {name: result[name] for name in ("label_texts", "templates", "warnings")}
+    return {**figures, **cost, "best_prefix": best_ranked(run), **found}
 
 
 def control_figures(arm: Mapping[str, Any]) -> Figures:

@@ -18,10 +18,11 @@ from gpta_local.errors import ConfigError
 
 CONTROLS = {
     "plain": "random head, no prefix",
-    "label_texts": "the label texts of `gpta`, no prefix",
+    "label_texts": "the label texts of `gpta`, no prefix in front of them or of the inputs",
     "best_prefix": "as `gpta`, with the prefix that ranked best whether or not it is clearly better than none",
-    "fixed_prefix": "the label texts of `gpta`, a prefix written by hand",
-    "random_prefix": "the label texts of `gpta`, a prefix of random words",
+    "fixed_prefix": "as `gpta`, with a prefix written by hand",
+    "random_prefix": "as `gpta`, with a prefix of random words",
+    "random_templates": "as `gpta`, with random words instead of the best prefixes before the label texts",
     "plain_with_prefix": "random head, the prefix of a search with a random head, if clearly better than none",
     "plain_with_best_prefix": "the same, with the prefix that ranked best in any case",
     "soft_prompt": "random head, a tuned soft prompt before a frozen backbone",

@@ -27,7 +27,7 @@ SAME_RUN = {
     "plain_with_prefix": ("plain_with_prefix", "plain_with_best_prefix"),
 }
 """Arms that one run brings: its product and its own controls. Nothing is trained twice."""
-WITH_LABEL_TEXTS = ("best_prefix", "fixed_prefix", "random_prefix")
+WITH_LABEL_TEXTS = ("best_prefix", "fixed_prefix", "random_prefix", "random_templates")
 """Arms that begin with the label texts that `gpta` found."""
 
 
