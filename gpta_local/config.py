@@ -241,6 +241,9 @@ class TrainingConfig(Section):
     encoder_learning_rate: float = Field(default=5e-5, ge=0)
     head_learning_rate: float = Field(default=1e-2, gt=0)
     """For heads that start from label texts; a plain checkpoint's head has the encoder's rate × 10."""
+    label_text_loss: bool = True
+    """In a low-resource search the label texts that the head started from also go along in training: embedded anew
+    at each step, they make a second head, whose loss is added, and the model's head ends as the mean of both."""
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; it falls linearly to 0 after."""

@@ -106,6 +106,7 @@ class SentenceClassifier(DownstreamModel):
         self.network = _from_pretrained(AutoModel, folder)
         width: int = self.network.config.hidden_size  # type: ignore[assignment, union-attr]  # a transformers model
         self.head = nn.Linear(width, classes)
+        self.label_rows: list[list[EncodedRow]] = []
         self.tokenizer = load_tokenizer(folder, self.network.config, max_length or config.get("max_seq_length"))
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -116,15 +117,33 @@ class SentenceClassifier(DownstreamModel):
 
     @torch.no_grad()
     def start_from_label_texts(self, label_texts: Sequence[Sequence[str]], scale: float) -> None:
-        """Set the head's weights to `scale` × the mean embedding of each class's texts, bias 0.
+        """Set the head's weights to those of `label_weights`, bias 0.
 
         Args:
-            label_texts: for each of the c classes, one or more phrases.
+            label_texts: for each of the c classes, one or more phrases, of all classes as many.
             scale: length of each class's weight vector.
         """
-        means = torch.stack([self.embed(phrases).mean(0) for phrases in label_texts])  # (c, d)
-        self.head.weight.copy_(nn.functional.normalize(means, dim=-1) * scale)
+        encode, tokenise = self.tokenizer.encode, self.tokenizer.tokenise
+        self.label_rows = [encode(tokenise([(text,) for text in phrases]), "") for phrases in label_texts]
+        self._scale = scale
+        self.head.weight.copy_(self.label_weights())
         self.head.bias.zero_()
+
+    def label_weights(self, chosen: Sequence[int] | None = None) -> Tensor:
+        """The weights (c, d) of a head that the label texts make: the mean of each class's embeddings, at the scale
+        that was given. Of all texts without dropout and gradient, or of the chosen ones as in a training step."""
+        if chosen is None:
+            means = torch.stack([self.all_features(rows).mean(0) for rows in self.label_rows])
+        else:
+            features = self.features(self.collate([rows[i] for rows in self.label_rows for i in chosen]))
+            means = features.float().view(len(self.label_rows), len(chosen), -1).mean(1)
+        return nn.functional.normalize(means, dim=-1) * self._scale
+
+    @torch.no_grad()
+    def join_label_weights(self) -> None:
+        """Make the head the mean of what it is and of the label texts' as they are embedded now."""
+        self.head.weight.add_(self.label_weights()).div_(2)
+        self.head.bias.div_(2)
 
     def save(self, folder: Path, prefix: str, label_names: Sequence[str]) -> None:
         from safetensors.torch import save_model

@@ -10,7 +10,7 @@ from pathlib import Path
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient import number_of_steps, train_adapter
 from gpta_local.dialogues import build_dialogues
-from gpta_local.prefix import FIRST_HEAT
+from gpta_local.prefix import FIRST_HEAT, templated
 from gpta_local.prompts import prefix_request
 from gpta_local.schema import ScoredPrefix
 from gpta_local.trainer import Run
@@ -22,7 +22,8 @@ MEASURED_STEPS = 3
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     search, splits = run.config.search, run.splits
-    model = run.task.build(run.task.own_label_texts())
+    templates = ["Text:"] * (0 if run.online else run.config.finish.templates)
+    model = run.task.build(templated(run.task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
     scorer = run.task.scorer(model, splits.train)
@@ -31,7 +32,8 @@ def estimate(run: Run) -> dict[str, float]:
     heats = 1 if rows <= 2 * FIRST_HEAT else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
     one_row = _seconds(lambda: run.task.evaluate(model, sample, "Text:")) / len(sample)
-    training = Training(model, splits.train, run.config.training, steps=run.steps, seed=0)
+    label_texts = run.config.training.label_text_loss and not run.online
+    training = Training(model, splits.train, run.config.training, steps=run.steps, seed=0, label_texts=label_texts)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
     request = prefix_request(run.card, [])

@@ -23,7 +23,7 @@ from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.checkpoints import KEPT, Checkpoints
 from gpta_local.config import Config, dump
-from gpta_local.data import Example
+from gpta_local.data import Example, Splits
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
@@ -95,8 +95,7 @@ class Run:
         if weakness := weaker_than_default(config.privacy.leak_scan):
             observer.warn(weakness)
         self.steps = total_steps(config.training, len(self.splits.train))
-        auto: Regime = "online" if self.splits.many else "low-resource"
-        self.regime = auto if config.search.regime == "auto" else config.search.regime
+        self.regime = regime_of(config, self.splits)
         self.online = self.regime == "online"
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.latest: Sequence[ScoredPrefix] = []  # of the latest race
@@ -494,7 +493,14 @@ class Run:
 
     def training(self, model: DownstreamModel, slot: str) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        training = Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+        training = Training(
+            model,
+            self.splits.train,
+            self.config.training,
+            steps=self.steps,
+            seed=self.config.seed,
+            label_texts=self.config.training.label_text_loss and not self.online,
+        )
         if checkpoint := self.checkpoints.newest(slot):
             training.load(checkpoint)
         return training
@@ -639,6 +645,11 @@ class Run:
         draft.replace(self.folder / run_folder.SUMMARY)
         flush(self.folder)
         return result
+
+
+def regime_of(config: Config, splits: Splits) -> Regime:
+    auto: Regime = "online" if splits.many else "low-resource"
+    return auto if config.search.regime == "auto" else config.search.regime
 
 
 def as_json_text(result: Mapping[str, Any]) -> str:

@@ -28,6 +28,8 @@ from gpta_local.tokenization import EncodedRow
 
 MIN_STEPS = 40
 EPOCHS = 3
+LABEL_TEXTS = 4
+"""Texts of each class in one step: chosen with validation rows of six sets (docs/LOG.md)."""
 BUCKET = 32
 """Batches that are sorted by length together: little padding, order still random."""
 
@@ -44,13 +46,25 @@ class Training:
     seeds whatever the prefix, so that their results are paired. The random generator is its own: what
     else draws random numbers in the process changes nothing, nor does a pause of days (`state`, `load`).
 
-    `losses`: one for each step taken. `seconds`: spent on them.
+    With `label_texts` a second head goes along, made at each step of some of the texts that the model's own head has
+    started from, embedded by the encoder as it is then. Its loss is added, and after the last step the head is the
+    mean of both. A model that has not started from label texts is trained without.
+
+    `losses`: one for each step taken, of the model's own head. `seconds`: spent on them.
     """
 
     def __init__(
-        self, model: DownstreamModel, examples: Sequence[Example], config: TrainingConfig, *, steps: int, seed: int
+        self,
+        model: DownstreamModel,
+        examples: Sequence[Example],
+        config: TrainingConfig,
+        *,
+        steps: int,
+        seed: int,
+        label_texts: bool = False,
     ) -> None:
-        self.model, self.steps = model, steps
+        self.model, self.steps, self._seed = model, steps, seed
+        self._anchored = model if label_texts and isinstance(model, SentenceClassifier) and model.label_rows else None
         self.losses: list[float] = []
         self.seconds = 0.0
         device = model.device
@@ -91,6 +105,8 @@ class Training:
                 loss = self._step(rows, next(self._batches))
             self.model.eval()
             self.losses.append(loss)
+            if self._anchored and self.done == self.steps:
+                self._anchored.join_label_weights()
             self.seconds += time.monotonic() - started
             on_step(loss)
         if not self.model.predict_logits(rows[: self._batch_size]).isfinite().all():  # no loss tells of the last step
@@ -154,12 +170,19 @@ class Training:
     def _step(self, rows: Sequence[EncodedRow], batch: Sequence[int]) -> float:
         inputs = self.model.collate([rows[i] for i in batch])
         labels = torch.tensor([self._labels[i] for i in batch], device=self.model.device)  # (b,)
-        with self._accelerator.autocast():
-            logits = self.model(inputs)  # (b, c)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged("training loss", value)
+        if self._anchored is None:
+            with self._accelerator.autocast():
+                logits = self.model(inputs)  # (b, c)
+            loss = own = nn.functional.cross_entropy(logits.float(), labels)
+        else:
+            with self._accelerator.autocast():
+                features = self._anchored.features(inputs)  # (b, d)
+                weights = self._anchored.label_weights(self._some_label_texts(self._anchored))  # (c, d)
+            own = nn.functional.cross_entropy(self._anchored.head(features.float()), labels)
+            loss = own + nn.functional.cross_entropy(features.float() @ weights.T, labels)
+        value = own.item()
+        if not math.isfinite(loss.item()):
+            raise self._diverged("training loss", loss.item())
         self._accelerator.backward(loss)
         length = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         if not math.isfinite(length):
@@ -168,6 +191,12 @@ class Training:
         self._schedule.step()
         self._optimizer.zero_grad()
         return value
+
+    def _some_label_texts(self, model: SentenceClassifier) -> list[int]:
+        """Of which of its label texts the second head is made at this step; the same of each class."""
+        known = len(model.label_rows[0])
+        rng = random.Random(f"label-texts-{self._seed}-{self.done}")
+        return rng.sample(range(known), min(LABEL_TEXTS, known))
 
     def _diverged(self, what: str, value: float) -> TrainingError:
         return TrainingError(

@@ -26,7 +26,7 @@ from gpta_local.summary import Selection
 from gpta_local.tasks import open_task
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
-from gpta_local.trainer import FITTED_ROWS, Run
+from gpta_local.trainer import FITTED_ROWS, Run, regime_of
 from gpta_local.training import Training, total_steps
 
 RANDOM_WORDS = 4
@@ -81,9 +81,17 @@ class Bench:
         self.job, self.config, self.task = job, job.config, open_task(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
         self.steps = total_steps(self.config.training, len(self.splits.train))
+        self.regime = regime_of(self.config, self.splits)
 
     def training(self, model: DownstreamModel) -> Training:
-        return Training(model, self.splits.train, self.config.training, steps=self.steps, seed=self.config.seed)
+        return Training(
+            model,
+            self.splits.train,
+            self.config.training,
+            steps=self.steps,
+            seed=self.config.seed,
+            label_texts=self.config.training.label_text_loss and self.regime == "low-resource",
+        )
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
