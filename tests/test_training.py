@@ -243,3 +243,58 @@ def test_trained_backbone_folder_stays_as_it_was(bert: Path, model: DownstreamMo
     before = (bert / "model.safetensors").read_bytes()
     training(model, 1).run("", 1)
     assert (bert / "model.safetensors").read_bytes() == before
+
+
+class TestLabelTexts:
+    def anchored(self, request: pytest.FixtureRequest) -> SentenceClassifier:
+        model = build("backbone", request)
+        assert isinstance(model, SentenceClassifier)
+        model.start_from_label_texts([["bad", "a dull film"], ["good", "a fine film"]], scale=10.0)
+        return model
+
+    def train(self, model: DownstreamModel, steps: int, *, label_texts: bool = True, **changes: Any) -> Training:
+        config = TrainingConfig(**SETTINGS | changes)
+        return Training(model, ROWS, config, steps=steps, seed=0, label_texts=label_texts)
+
+    def test_head_ends_as_the_mean_of_its_own_and_the_label_texts(self, request: pytest.FixtureRequest) -> None:
+        still = {"encoder_learning_rate": 0.0, "max_grad_norm": 1e9}
+        alone, joined = self.anchored(request), self.anchored(request)
+        self.train(alone, 1, label_texts=False, **still).run("", 1)
+        self.train(joined, 1, **still).run("", 1)
+        torch.testing.assert_close(joined.head.weight, (alone.head.weight + joined.label_weights()) / 2)
+        torch.testing.assert_close(joined.head.bias, alone.head.bias / 2)
+
+    def test_encoder_learns_to_embed_them_near_their_rows(self, request: pytest.FixtureRequest) -> None:
+        def loss(model: SentenceClassifier) -> float:
+            """Of a head that is the label texts."""
+            rows = model.tokenizer.encode(model.tokenizer.tokenise([row.texts for row in ROWS]), "")
+            logits = model.all_features(rows) @ model.label_weights().T
+            return torch.nn.functional.cross_entropy(logits, torch.tensor([row.label for row in ROWS])).item()
+
+        without, with_texts = self.anchored(request), self.anchored(request)
+        self.train(without, 20, label_texts=False, encoder_learning_rate=1e-3).run("", 20)
+        self.train(with_texts, 20, encoder_learning_rate=1e-3).run("", 20)
+        assert loss(with_texts) < loss(without)
+
+    def test_losses_are_those_of_the_models_own_head(self, request: pytest.FixtureRequest) -> None:
+        without = self.train(self.anchored(request), 1, label_texts=False).run("", 1)
+        assert self.train(self.anchored(request), 1).run("", 1) == pytest.approx(without, rel=1e-5)
+
+    def test_model_without_label_texts_is_trained_as_ever(self, request: pytest.FixtureRequest) -> None:
+        one, other = build("backbone", request), build("backbone", request)
+        self.train(one, 2).run("", 2)
+        self.train(other, 2, label_texts=False).run("", 2)
+        assert all(torch.equal(weights(one)[name], weights(other)[name]) for name in weights(one))
+
+    @pytest.mark.parametrize("pause", [1, 3, 4])
+    def test_training_that_was_stopped_ends_with_the_same_weights(
+        self, request: pytest.FixtureRequest, pause: int
+    ) -> None:
+        whole, first, second = (self.anchored(request) for _ in range(3))
+        self.train(whole, 4).run("", 4)
+        stopped, resumed = self.train(first, 4), self.train(second, 4)
+        stopped.run("", pause)
+        resumed.load(stopped.state())
+        if pause < 4:
+            resumed.run("", 4 - pause)
+        assert all(torch.equal(weights(whole)[name], weights(second)[name]) for name in weights(whole))
