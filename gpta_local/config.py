@@ -275,7 +275,7 @@ class FinishConfig(Section):
     """Prefixes compared on the validation rows, beside no prefix."""
     templates: int = Field(default=16, ge=0, le=1024)
     """The best prefixes, so many, are also put before the label texts that the head starts from (low-resource
-    search). 0: the head starts from the label texts alone."""
+    search), unless validation rows speak against it. 0: the head starts from the label texts alone."""
     plain_control: bool = True
     """Also train with a random head and no prefix, as without this tool."""
 

@@ -22,7 +22,7 @@ MEASURED_STEPS = 3
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     search, splits = run.config.search, run.splits
-    templates = ["Text:"] * (0 if run.online else run.config.finish.templates)
+    templates = [] if run.online or not run.task.uses_label_texts else ["Text:"] * run.config.finish.templates
     model = run.task.build(templated(run.task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
@@ -40,8 +40,8 @@ def estimate(run: Run) -> dict[str, float]:
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
-    trainings = 1 + finalists + (run.online or run.config.finish.templates > 0) + run.config.finish.plain_control
-    contestants = 1 + run.config.finish.finalists
+    trainings = 1 + finalists + (run.online or len(templates) > 0) + run.config.finish.plain_control
+    contestants = 1 + run.config.finish.finalists + 2 * (len(templates) > 0)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),

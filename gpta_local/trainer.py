@@ -143,9 +143,11 @@ class Run:
                 self.take_steps(training, current, self.steps, "training to the end", "search", first)
             self.assistant.close()
             searched = Trained(model, current, self.history.search_seconds())
-            contestants = self.contestants(label_texts, searched)
+            control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+            templates, bare = self.with_templates(label_texts, control)
+            contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]
             selection = self.select(contestants)
-            result = self.evaluate(contestants, selection, label_texts)
+            result = self.evaluate(contestants, selection, control, label_texts, templates)
             result["ended_by"] = ended_by or None
             result["seconds"] = {"search": searched.seconds, "total": self.elapsed()}
             self.write(contestants[selection.chosen], result)
@@ -366,39 +368,43 @@ class Run:
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
 
-    def contestants(self, label_texts: Sequence[dict[str, str]], searched: Trained) -> list[Trained]:
-        """Trained models to choose from; the first has no prefix in front of its inputs.
+    def with_templates(self, label_texts: Sequence[dict[str, str]], control: Trained) -> tuple[list[str], Trained]:
+        """The prefixes with the highest gains, of those that ran longest in their races, as templates of the label
+        texts, and the model trained from both, without a prefix in front. Where validation rows speak against
+        templates: none, and the control. Online θ has left its head's start behind when they are known."""
+        ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
+        templates = [s.text for s in ranked[: self.config.finish.templates]]
+        if self.online or not self.task.uses_label_texts or not templates:
+            return [], control
+        head = self.task.build(prefix.templated(label_texts, templates))
+        trained = self.fine_tune(head, "", "with templates", "templates")
+        if self.splits.validation:
+            without, with_them = (
+                self.measure(model, self.splits.validation, f"templates-{i}")[0].losses
+                for i, model in enumerate((control, trained))
+            )
+            rise, standard_error = paired_mean(with_them - without)
+            if rise > standard_error:
+                self.observer.note(
+                    f"no templates: the best {len(templates)} prefixes before the label texts raise the loss of the "
+                    f"validation rows, by {rise:.3f} ± {standard_error:.3f} nats"
+                )
+                return [], control
+        return templates, trained
 
-        Online, θ is there already and its prefixes compete with the control. In low-resource runs each
-        finalist gets a fine-tuning of its own, and the best prefixes are templates of all heads.
-        """
+    def with_prefixes(
+        self, label_texts: Sequence[dict[str, str]], templates: Sequence[str], searched: Trained
+    ) -> list[Trained]:
+        """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
+        low-resource runs each finalist gets a fine-tuning of its own."""
         if self.online:
             texts = dict.fromkeys([searched.prefix, *self.finalists(), ""])
-            return [self.control(label_texts), *(Trained(searched.model, text, searched.seconds) for text in texts)]
-        templates = self.templates()
+            return [Trained(searched.model, text, searched.seconds) for text in texts]
         head = prefix.templated(label_texts, templates)
-        first = self.fine_tune(self.task.build(head), "", "with templates", "templates") if templates else None
         return [
-            first or self.control(label_texts),
-            *(
-                self.fine_tune(
-                    self.task.build(head), text, f'with "{text}"', f"finalist-{hex_digest(text.encode())[:8]}"
-                )
-                for text in self.finalists()
-            ),
+            self.fine_tune(self.task.build(head), text, f'with "{text}"', f"finalist-{hex_digest(text.encode())[:8]}")
+            for text in self.finalists()
         ]
-
-    def control(self, label_texts: Sequence[dict[str, str]]) -> Trained:
-        """The same training without prefixes."""
-        return self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
-
-    def templates(self) -> list[str]:
-        """The prefixes with the highest gains, of those that ran longest in their races. Online θ has left its
-        head's start behind when they are known."""
-        if self.online or not self.task.uses_label_texts:
-            return []
-        ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
-        return [s.text for s in ranked[: self.config.finish.templates]]
 
     def finalists(self) -> list[str]:
         """The prefixes with the best lower bounds above 0, of those whose gains compare: measured on
@@ -435,15 +441,17 @@ class Run:
         return selection
 
     def evaluate(
-        self, contestants: Sequence[Trained], selection: Selection, label_texts: Sequence[dict[str, str]]
+        self,
+        contestants: Sequence[Trained],
+        selection: Selection,
+        control: Trained,
+        label_texts: Sequence[dict[str, str]],
+        templates: Sequence[str],
     ) -> dict[str, Any]:
         """The product and its controls, once, on the test rows."""
         split = "test" if self.splits.test else "validation" if self.splits.validation else ""
         rows = self.splits.test or self.splits.validation
-        templates = self.templates()
-        arms = {"gpta": contestants[selection.chosen], "no_prefix": contestants[0]}
-        if rows and templates:
-            arms["no_prefix"] = self.control(label_texts)
+        arms = {"gpta": contestants[selection.chosen], "no_prefix": control}
         if rows and self.config.finish.plain_control and self.task.uses_label_texts:
             arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
         models = list(dict.fromkeys(arms.values()) if rows else ())  # the product can be its own control

@@ -168,6 +168,7 @@ class Silent:
     """An observer of a run that remembers what it was told, and insists that stages end as announced."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self.warnings: list[str] = []
         self.rounds: list[Round] = []
         self.verdicts: list[tuple[ProposalFigures, ProposalFigures, StepVerdict]] = []
@@ -183,7 +184,8 @@ class Silent:
     def advance(self) -> None:
         self.left -= 1
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

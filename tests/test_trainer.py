@@ -138,7 +138,7 @@ def test_best_prefixes_are_templates_of_the_label_texts(finished: tuple[Path, di
     scored = sorted(open_existing(folder / "history.sqlite").scored(), key=lambda s: s.gain, reverse=True)
     assert result["templates"] == [s.text for s in scored[:16]] and result["templates"]
     titles = [json.loads(line)["title"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert titles[0] == "training with templates" and "training without a prefix" in titles
+    assert titles[:2] == ["training without a prefix", "training with templates"]
     assert result["arms"]["no_prefix"]["loss"] != result["arms"]["gpta"]["loss"], "the control has none"
 
 
@@ -151,12 +151,27 @@ def test_head_starts_from_the_label_texts_behind_the_templates(tmp_path: Path, m
         start(self, label_texts, scale)
 
     monkeypatch.setattr(SentenceClassifier, "start_from_label_texts", heard)
-    result, _, _ = train(tmp_path / "run", "finish.templates=2", assistant=Scripted())
+    result, _, _ = train(tmp_path / "run", "finish.templates=2", "data.validation=null", assistant=Scripted())
     own = [[texts[name] for texts in result["label_texts"]] for name in result["label_texts"][0]]
     templates = result["templates"]
     assert len(templates) == 2
     assert [*own[0], *(f"{t} {text}" for t in templates for text in own[0])] in [start[0] for start in starts]
-    assert starts[-1] == own, "the control comes last, and has no prefix"
+    assert own in starts, "the control has none"
+
+
+def test_templates_that_validation_rows_speak_against_are_left_out(tmp_path: Path) -> None:
+    assistant = Scripted(["the weather in spring is nice and the birds sing in the trees"])
+    result, observer, _ = train(tmp_path / "run", assistant=assistant)
+    assert result["templates"] == []
+    assert [note for note in observer.notes if note.startswith("no templates: the best 1 prefixes")]
+    assert result["selection"]["contestants"][0]["text"] == "" and result["prefix"] == ""
+    assert "no_prefix" not in result["differences"], "the product is the control"
+
+
+def test_without_validation_rows_templates_are_kept(tmp_path: Path) -> None:
+    text = "the weather in spring is nice and the birds sing in the trees"
+    result, _, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted([text]))
+    assert result["templates"] == [text] and "no_prefix" in result["differences"]
 
 
 def test_no_templates_are_used_where_none_are_wanted(tmp_path: Path) -> None:
