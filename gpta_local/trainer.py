@@ -143,9 +143,7 @@ class Run:
                 self.take_steps(training, current, self.steps, "training to the end", "search", first)
             self.assistant.close()
             searched = Trained(model, current, self.history.search_seconds())
-            control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
-            templates, bare = self.with_templates(label_texts, control)
-            contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]
+            control, templates, contestants = self.contestants(label_texts, searched)
             selection = self.select(contestants)
             result = self.evaluate(contestants, selection, control, label_texts, templates)
             result["ended_by"] = ended_by or None
@@ -367,6 +365,15 @@ class Run:
         return False
 
     # ── finish ──────────────────────────────────────────────────────────────────────────────────
+
+    def contestants(
+        self, label_texts: Sequence[dict[str, str]], searched: Trained
+    ) -> tuple[Trained, list[str], list[Trained]]:
+        """The same training without prefixes; the templates that are used; and the trained models to choose from,
+        of which the first has no prefix in front of its inputs."""
+        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+        templates, bare = self.with_templates(label_texts, control)
+        return control, templates, [bare, *self.with_prefixes(label_texts, templates, searched)]
 
     def with_templates(self, label_texts: Sequence[dict[str, str]], control: Trained) -> tuple[list[str], Trained]:
         """The prefixes with the highest gains, of those that ran longest in their races, as templates of the label

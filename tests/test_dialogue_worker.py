@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from chat_models import DIALOGUES, WORKER, settings, tiny_chat_llama
+from safetensors.torch import load_file
 
 from gpta_local import dialogue_worker
 from gpta_local.assistant.local import load_model
@@ -90,8 +91,10 @@ def test_adapter_to_start_from_travels(folder: Path, tmp_path: Path) -> None:
     train_adapter(*model, DIALOGUES, settings(), tmp_path / "start", seed=1)
     train_adapter(*model, DIALOGUES, settings(), tmp_path / "here", seed=2, start=tmp_path / "start")
     train_in_process_of_its_own(folder, DIALOGUES, settings(), tmp_path / "001", seed=2, start=tmp_path / "start")
-    here, there = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("here", "001"))
-    assert here == there
+    start, here, there = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("start", "here", "001"))
+    moved = max(float((here[name] - start[name]).abs().max()) for name in start)
+    apart = max(float((here[name] - there[name]).abs().max()) for name in start)
+    assert apart < 0.05 * moved, "other processes may sum in another order, no more"
 
 
 def test_broken_weights_are_told(folder: Path, tmp_path: Path) -> None:
