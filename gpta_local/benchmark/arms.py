@@ -15,17 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gpta_local import prefix
 from gpta_local.benchmark.suite import GPTA
 from gpta_local.benchmark.trials import Job, Record, Trial
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import open_existing
+from gpta_local.model_files import multiplies_in_bf16
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
 from gpta_local.summary import Selection
-from gpta_local.tasks import open_task
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
+from gpta_local.tokenization import EncodedRow
 from gpta_local.trainer import FITTED_ROWS, Run, regime_of
 from gpta_local.training import Training, total_steps
 
@@ -78,7 +82,7 @@ class Bench:
     """The rows and models of a job, as a run of the outer loop has them."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.config, self.task = job, job.config, open_task(job.config)
+        self.job, self.config, self.task = job, job.config, MeasuredTask(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
         self.steps = total_steps(self.config.training, len(self.splits.train))
         self.regime = regime_of(self.config, self.splits)
@@ -169,7 +173,20 @@ class Bench:
         return [" ".join(rng.sample(whole, RANDOM_WORDS)) for _ in range(count)]
 
 
-class PlainHead(ClassificationTask):
+class MeasuredTask(ClassificationTask):
+    """The task with its features in bfloat16 also when a model is measured, where training has them so: a third of the
+    time. Of 7,031 test rows of four sets 8 predictions were others, and no accuracy changed by more than 0.0001."""
+
+    @torch.inference_mode()
+    def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
+        bf16 = multiplies_in_bf16(self._config.training.precision, model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            features = model.all_features(rows)
+        logits: Tensor = model.head(features)
+        return logits
+
+
+class PlainHead(MeasuredTask):
     """The same task when nothing but a random head can start a model."""
 
     uses_label_texts = False
@@ -221,8 +238,7 @@ def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -
     listener = Listener()
     run = Run(job.config, listener)
     run.splits = with_test_rows(run.splits, job.settings["test_rows"])
-    if task is not None:
-        run.task = task
+    run.task = task or MeasuredTask(job.config)
     with closing(run.assistant):
         result = run.run(folder)
     result["warnings"] = listener.warnings

@@ -23,6 +23,7 @@ from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_
 from gpta_local.prefix import scoring_order
 from gpta_local.schema import DatasetCard, Label, ScoredLabelTexts
 from gpta_local.tasks.base import Evaluation, Losses
+from gpta_local.tokenization import EncodedRow
 
 FOLDS = 4
 PROBE_L2 = 1e-4
@@ -175,7 +176,7 @@ class ClassificationTask:
             TrainingError: if a loss is not a number: the weights are not, after the last step.
         """
         rows = model.tokenizer.encode(model.tokenizer.tokenise([example.texts for example in examples]), prefix)
-        logits = model.predict_logits(rows)
+        logits = self.logits(model, rows)
         targets = torch.tensor([example.label for example in examples], device=logits.device)
         losses = nn.functional.cross_entropy(logits, targets, reduction="none").cpu().double().numpy()
         if not np.isfinite(losses).all():
@@ -186,6 +187,10 @@ class ClassificationTask:
         return Evaluation(
             scores, losses, {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
         )
+
+    def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
+        """Logits (n, c) as the shipped model gives them."""
+        return model.predict_logits(rows)
 
     def _read(self, path: str | None, columns: Sequence[str]) -> list[Example] | None:
         if path is None:
