@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from benchmarks import PAIR_ROWS, arm, write_sets, write_suite
@@ -20,11 +21,14 @@ from commands import PROGRAM, ROOT, assert_refused, invoke
 from samples import QUICKSTART, sentiment_rows
 from test_interrupt import hears_ctrl_c
 
-from gpta_local.benchmark.arms import Bench, fold, with_test_rows
+from gpta_local import config
+from gpta_local.benchmark import runner
+from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, with_test_rows
 from gpta_local.benchmark.suite import load
 from gpta_local.benchmark.trials import Results, Trial, plan
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import SentenceClassifier
+from gpta_local.tasks.classification import ClassificationTask
 
 ARMS = [
     "gpta",
@@ -80,6 +84,16 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     result = benchmark(folder, output)
     assert result.exit_code == 0, result.output
     return output, result
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_models_are_measured_as_precisely_as_they_are_trained(folder: Path, precision: str) -> None:
+    settings = config.load(folder / "guests.yaml", [f"training.precision={precision}"])
+    task = MeasuredTask(settings)
+    rows, model = task.splits().test, task.build(task.own_label_texts())
+    measured, exact = (of.evaluate(model, rows, "").losses for of in (task, ClassificationTask(settings)))
+    assert np.array_equal(measured, exact) == (precision == "fp32")
+    assert measured == pytest.approx(exact, abs=0.05)
 
 
 @pytest.mark.slow
@@ -200,11 +214,21 @@ class TestWholeSuite:
         assert len((output / "results.jsonl").read_bytes().splitlines()) == len(content.splitlines()) + 1
         assert records(output)[arm("guests", "fixed_prefix", shots=4)]["prefix"] == "Mood:"
 
-    def test_two_processes_give_the_same_figures(
-        self, folder: Path, finished: tuple[Path, Result], tmp_path: Path
+    def test_two_processes_at_a_time_that_others_replace_give_the_same_figures(
+        self, folder: Path, finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        jobs = dict[runner.Worker, int]()
+
+        class Counted(runner.Worker):
+            def begin(self, *what: Any) -> None:
+                super().begin(*what)
+                jobs[self] = self.jobs
+
+        monkeypatch.setattr(runner, "Worker", Counted)
+        monkeypatch.setattr(runner, "JOBS_PER_PROCESS", 8)
         result = benchmark(folder, tmp_path / "out", "--jobs", "2")
         assert result.exit_code == 0, result.output
+        assert max(jobs.values()) == 8 and len(jobs) > 2 and not any(worker.process.is_alive() for worker in jobs)
         assert figures(tmp_path / "out") == figures(finished[0])
 
 
