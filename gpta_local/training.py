@@ -30,6 +30,8 @@ MIN_STEPS = 40
 EPOCHS = 3
 LABEL_TEXTS = 4
 """Texts of each class in one step: chosen with validation rows of six sets (docs/LOG.md)."""
+LABEL_TEXTS_OF_A_STEP = 32
+"""Of all classes together, twice a usual batch: of more than eight classes each has fewer, at least one."""
 BUCKET = 32
 """Batches that are sorted by length together: little padding, order still random."""
 
@@ -117,6 +119,15 @@ class Training:
     def done(self) -> int:
         return len(self.losses)
 
+    @contextmanager
+    def as_if_ended(self) -> Iterator[None]:
+        """The model as it would be if this were the last step."""
+        head = {name: tensor.clone() for name, tensor in self.model.head.state_dict().items()}
+        if self._anchored and self.done < self.steps:
+            self._anchored.join_label_weights()
+        yield
+        self.model.head.load_state_dict(head)
+
     def state(self) -> Checkpoint:
         """All that `load` needs to go on as if there had been no pause; between two steps (`on_step`) it can be had.
         At the end that is the model alone."""
@@ -194,9 +205,10 @@ class Training:
 
     def _some_label_texts(self, model: SentenceClassifier) -> list[int]:
         """Of which of its label texts the second head is made at this step; the same of each class."""
-        known = len(model.label_rows[0])
+        classes, known = len(model.label_rows), len(model.label_rows[0])
+        wanted = max(1, min(LABEL_TEXTS, LABEL_TEXTS_OF_A_STEP // classes))
         rng = random.Random(f"label-texts-{self._seed}-{self.done}")
-        return rng.sample(range(known), min(LABEL_TEXTS, known))
+        return rng.sample(range(known), min(wanted, known))
 
     def _diverged(self, what: str, value: float) -> TrainingError:
         return TrainingError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ ROWS = examples(sentiment_rows(), ("bad", "good"))
 SETTINGS: dict[str, Any] = {"precision": "fp32", "batch_size": 8}
 
 
-def build(kind: str, request: pytest.FixtureRequest) -> DownstreamModel:
+def build(kind: str, request: pytest.FixtureRequest, classes: int = 2) -> DownstreamModel:
     torch.manual_seed(0)
     folder = request.getfixturevalue(kind)
-    return (SentenceClassifier if kind == "backbone" else SequenceClassifier)(folder, 2, None)
+    return (SentenceClassifier if kind == "backbone" else SequenceClassifier)(folder, classes, None)
 
 
 @pytest.fixture
@@ -279,6 +280,43 @@ class TestLabelTexts:
     def test_losses_are_those_of_the_models_own_head(self, request: pytest.FixtureRequest) -> None:
         without = self.train(self.anchored(request), 1, label_texts=False).run("", 1)
         assert self.train(self.anchored(request), 1).run("", 1) == pytest.approx(without, rel=1e-5)
+
+    @pytest.mark.parametrize(("classes", "texts"), [(2, 4), (8, 4), (9, 3), (40, 1)])
+    def test_many_classes_have_fewer_texts_in_a_step(
+        self, request: pytest.FixtureRequest, classes: int, texts: int
+    ) -> None:
+        model = build("backbone", request, classes=classes)
+        assert isinstance(model, SentenceClassifier)
+        model.start_from_label_texts([[f"class {c}, text {t}" for t in range(5)] for c in range(classes)], scale=10.0)
+        seen: list[int] = []
+        weights_of = model.label_weights
+
+        def heard(chosen: Sequence[int] | None = None) -> torch.Tensor:
+            if chosen is not None:
+                seen.append(len(chosen))
+            return weights_of(chosen)
+
+        model.label_weights = heard  # type: ignore[method-assign]
+        self.train(model, 1).run("", 1)
+        assert seen == [texts]
+
+    def test_model_between_two_steps_can_be_seen_as_if_they_were_the_last(self, request: pytest.FixtureRequest) -> None:
+        model = self.anchored(request)
+        training = self.train(model, 4)
+        with training.as_if_ended():
+            torch.testing.assert_close(model.head.weight, model.label_weights(), msg="nothing is learnt yet")
+        training.run("", 2)
+        before = weights(model)
+        with training.as_if_ended():
+            torch.testing.assert_close(model.head.weight, (before["head.weight"] + model.label_weights()) / 2)
+        assert all(torch.equal(weights(model)[name], before[name]) for name in before)
+        training.run("", 2)
+        whole = self.anchored(request)
+        self.train(whole, 4).run("", 4)
+        ended = weights(model)
+        with training.as_if_ended():
+            assert torch.equal(model.head.weight, ended["head.weight"])
+        assert all(torch.equal(weights(whole)[name], ended[name]) for name in ended)
 
     def test_model_without_label_texts_is_trained_as_ever(self, request: pytest.FixtureRequest) -> None:
         one, other = build("backbone", request), build("backbone", request)
