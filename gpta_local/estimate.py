@@ -13,8 +13,7 @@ from gpta_local.dialogues import build_dialogues
 from gpta_local.prefix import FIRST_HEAT, templated
 from gpta_local.prompts import prefix_request
 from gpta_local.schema import ScoredPrefix
-from gpta_local.trainer import Run
-from gpta_local.training import Training
+from gpta_local.trainer import Run, open_training
 
 MEASURED_STEPS = 3
 
@@ -32,8 +31,7 @@ def estimate(run: Run) -> dict[str, float]:
     heats = 1 if rows <= 2 * FIRST_HEAT else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
     one_row = _seconds(lambda: run.task.evaluate(model, sample, "Text:")) / len(sample)
-    label_texts = run.config.training.label_text_loss and not run.online
-    training = Training(model, splits.train, run.config.training, steps=run.steps, seed=0, label_texts=label_texts)
+    training = open_training(run.config, splits, model)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
     request = prefix_request(run.card, [])
@@ -41,7 +39,7 @@ def estimate(run: Run) -> dict[str, float]:
     dialogue_gradients = _dialogue_gradients(run)
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
     trainings = 1 + finalists + (run.online or len(templates) > 0) + run.config.finish.plain_control
-    contestants = 1 + run.config.finish.finalists + 2 * (len(templates) > 0)
+    contestants = 1 + run.config.finish.finalists + (len(templates) > 0)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),

@@ -29,6 +29,16 @@ class Selection:
     chosen: int
 
 
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The prefixes that are put before the label texts; and what those that were tried gained on the validation rows,
+    where there are any: the loss without less the loss with them, in nats."""
+
+    texts: tuple[str, ...]
+    gain: float | None = None
+    standard_error: float | None = None
+
+
 def arm(
     evaluation: Evaluation, fitted: Evaluation, evaluation_seconds: float, prefix: str, training_seconds: float
 ) -> dict[str, Any]:
@@ -64,27 +74,32 @@ def describe_run(
     card: DatasetCard,
     regime: str,
     label_texts: Sequence[Mapping[str, str]],
-    templates: Sequence[str],
+    templates: Templates,
     selection: Selection,
 ) -> dict[str, Any]:
-    """The part of the summary that holds before anything is evaluated; `templates`: the prefixes that are put
-    before the label texts."""
+    """The part of the summary that holds before anything is evaluated."""
     chosen = selection.gains[selection.chosen]
     return {
         "gpta_local": __version__,
         "card": asdict(card),
         "regime": regime,
         "label_texts": [dict(texts) for texts in label_texts],
-        "templates": list(templates),
+        "templates": list(templates.texts),
+        "templates_on_validation": None
+        if templates.gain is None
+        else {"gain": templates.gain, "standard_error": _finite(templates.standard_error)},
         "prefix": chosen.text,
         "selection": {"rows": selection.rows, "contestants": [_contestant(gain) for gain in selection.gains]},
     }
 
 
 def _contestant(gain: ScoredPrefix) -> dict[str, Any]:
+    return asdict(gain) | {"standard_error": _finite(gain.standard_error)}
+
+
+def _finite(standard_error: float | None) -> float | None:
     """JSON has no infinity, which is the error of a gain on a single row."""
-    known = math.isfinite(gain.standard_error)
-    return asdict(gain) | {"standard_error": gain.standard_error if known else None}
+    return standard_error if standard_error is not None and math.isfinite(standard_error) else None
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
@@ -116,7 +131,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if not summary["arms"]:
         lines.append("There is no data.test and no data.validation: what was gained is not measured.")
     elif summary["evaluated_on"] == "validation":
-        lines.append("Measured on the validation rows that also chose the prefix: too good. Give data.test.")
+        lines.append("Measured on the validation rows that the choice was made on: too good. Give data.test.")
     return lines
 
 

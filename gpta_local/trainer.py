@@ -23,7 +23,7 @@ from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.checkpoints import KEPT, Checkpoints
 from gpta_local.config import Config, dump
-from gpta_local.data import Example, Splits
+from gpta_local.data import Splits
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
@@ -48,9 +48,9 @@ from gpta_local.schema import (
     StepVerdict,
 )
 from gpta_local.storage import explained
-from gpta_local.summary import Selection
+from gpta_local.summary import Selection, Templates
 from gpta_local.tasks import open_task
-from gpta_local.tasks.base import Evaluation
+from gpta_local.tasks.base import Evaluation, Task
 from gpta_local.training import Training, total_steps
 from gpta_local.tuner import Tuner
 
@@ -60,11 +60,12 @@ FITTED_ROWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model after all its training steps, and the prefix it is used with."""
+    """A model after all its training steps, and the prefix it is used with. `slot`: of the training's checkpoints."""
 
     model: DownstreamModel
     prefix: str
     seconds: float
+    slot: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,11 @@ class Run:
     """One run of `gpta-local train`. Making it reads and checks the data, builds the untrained
     model and asks the assistant whether it can answer; nothing is written before `run`."""
 
-    def __init__(self, config: Config, observer: Observer, interrupt: Interrupt | None = None) -> None:
+    def __init__(
+        self, config: Config, observer: Observer, interrupt: Interrupt | None = None, task: Task | None = None
+    ) -> None:
         self.config, self.observer, self.interrupt = config, observer, interrupt or Interrupt()
-        self.task = open_task(config)
+        self.task = task or open_task(config)
         self.splits, self.card = self.task.splits(), self.task.card()
         for warning in self.splits.warnings:
             observer.warn(warning)
@@ -142,7 +145,7 @@ class Run:
                 first = self.steps * (number - 1) // self.config.search.rounds
                 self.take_steps(training, current, self.steps, "training to the end", "search", first)
             self.assistant.close()
-            searched = Trained(model, current, self.history.search_seconds())
+            searched = Trained(model, current, self.history.search_seconds(), "search")
             control, templates, contestants = self.contestants(label_texts, searched)
             selection = self.select(contestants)
             result = self.evaluate(contestants, selection, control, label_texts, templates)
@@ -368,46 +371,51 @@ class Run:
 
     def contestants(
         self, label_texts: Sequence[dict[str, str]], searched: Trained
-    ) -> tuple[Trained, list[str], list[Trained]]:
-        """The same training without prefixes; the templates that are used; and the trained models to choose from,
-        of which the first has no prefix in front of its inputs."""
-        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
-        templates, bare = self.with_templates(label_texts, control)
+    ) -> tuple[Trained | None, Templates, list[Trained]]:
+        """The same training without prefixes, if anything is to be measured; the templates; and the trained models to
+        choose from, of which the first has no prefix in front of its inputs."""
+        control = bare = None
+        templates = Templates(tuple(self.best_prefixes()))
+        if not templates.texts or self.splits.validation or self.splits.test:
+            control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+        if templates.texts:
+            head = self.task.build(prefix.templated(label_texts, templates.texts))
+            bare = self.fine_tune(head, "", "with templates", "templates")
+            if control and self.splits.validation:
+                templates = self.judge_templates(templates, control, bare)
+                bare = bare if templates.texts else control
+        assert bare is not None  # one of the two
         return control, templates, [bare, *self.with_prefixes(label_texts, templates, searched)]
 
-    def with_templates(self, label_texts: Sequence[dict[str, str]], control: Trained) -> tuple[list[str], Trained]:
-        """The prefixes with the highest gains, of those that ran longest in their races, as templates of the label
-        texts, and the model trained from both, without a prefix in front. Where validation rows speak against
-        templates: none, and the control. Online θ has left its head's start behind when they are known."""
+    def best_prefixes(self) -> list[str]:
+        """Those with the highest gains of those that ran longest in their races, for templates. Online θ has left its
+        head's start behind when they are known."""
+        if self.online or not self.task.uses_label_texts:
+            return []
         ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
-        templates = [s.text for s in ranked[: self.config.finish.templates]]
-        if self.online or not self.task.uses_label_texts or not templates:
-            return [], control
-        head = self.task.build(prefix.templated(label_texts, templates))
-        trained = self.fine_tune(head, "", "with templates", "templates")
-        if self.splits.validation:
-            without, with_them = (
-                self.measure(model, self.splits.validation, f"templates-{i}")[0].losses
-                for i, model in enumerate((control, trained))
-            )
-            rise, standard_error = paired_mean(with_them - without)
-            if rise > standard_error:
-                self.observer.note(
-                    f"no templates: the best {len(templates)} prefixes before the label texts raise the loss of the "
-                    f"validation rows, by {rise:.3f} ± {standard_error:.3f} nats"
-                )
-                return [], control
-        return templates, trained
+        return [s.text for s in ranked[: self.config.finish.templates]]
+
+    def judge_templates(self, templates: Templates, without: Trained, with_them: Trained) -> Templates:
+        """The templates with their gain on the validation rows; none of them, where that is clearly below 0."""
+        losses = [self.measure(trained, "validation")[0].losses for trained in (without, with_them)]
+        gain, standard_error = paired_mean(losses[0] - losses[1])
+        if gain >= -standard_error:
+            return Templates(templates.texts, gain, standard_error)
+        self.observer.note(
+            f"no templates: the best {len(templates.texts)} prefixes before the label texts raise the loss of the "
+            f"validation rows, by {-gain:.3f} ± {standard_error:.3f} nats"
+        )
+        return Templates((), gain, standard_error)
 
     def with_prefixes(
-        self, label_texts: Sequence[dict[str, str]], templates: Sequence[str], searched: Trained
+        self, label_texts: Sequence[dict[str, str]], templates: Templates, searched: Trained
     ) -> list[Trained]:
         """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
         low-resource runs each finalist gets a fine-tuning of its own."""
         if self.online:
             texts = dict.fromkeys([searched.prefix, *self.finalists(), ""])
-            return [Trained(searched.model, text, searched.seconds) for text in texts]
-        head = prefix.templated(label_texts, templates)
+            return [replace(searched, prefix=text) for text in texts]
+        head = prefix.templated(label_texts, templates.texts)
         return [
             self.fine_tune(self.task.build(head), text, f'with "{text}"', f"finalist-{hex_digest(text.encode())[:8]}")
             for text in self.finalists()
@@ -427,7 +435,7 @@ class Run:
     def select(self, contestants: Sequence[Trained]) -> Selection:
         """Choose on the validation rows; without any, by the cross-validated gains of the search."""
         if self.splits.validation:
-            results = [self.measure(c, self.splits.validation, f"validation-{i}")[0] for i, c in enumerate(contestants)]
+            results = [self.measure(contestant, "validation")[0] for contestant in contestants]
             gains = [
                 ScoredPrefix(
                     c.prefix, *paired_mean(results[0].losses - r.losses), float(r.losses.mean()), len(r.losses)
@@ -451,33 +459,30 @@ class Run:
         self,
         contestants: Sequence[Trained],
         selection: Selection,
-        control: Trained,
+        control: Trained | None,
         label_texts: Sequence[dict[str, str]],
-        templates: Sequence[str],
+        templates: Templates,
     ) -> dict[str, Any]:
         """The product and its controls, once, on the test rows."""
         split = "test" if self.splits.test else "validation" if self.splits.validation else ""
-        rows = self.splits.test or self.splits.validation
-        arms = {"gpta": contestants[selection.chosen], "no_prefix": control}
-        if rows and self.config.finish.plain_control and self.task.uses_label_texts:
-            arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
-        models = list(dict.fromkeys(arms.values()) if rows else ())  # the product can be its own control
+        arms = {}
+        if control is not None and split:
+            arms = {"gpta": contestants[selection.chosen], "no_prefix": control}
+            if self.config.finish.plain_control and self.task.uses_label_texts:
+                arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
+        models = list(dict.fromkeys(arms.values()))  # the product can be its own control
         self.observer.stage("evaluating", len(models))
-        fitted = self.splits.train[:: -(-len(self.splits.train) // FITTED_ROWS)]
         measured = {}
-        for number, trained in enumerate(models):
-            result, seconds = self.measure(trained, rows, f"evaluation-{number}")
-            of_fitted, more = self.measure(trained, fitted, f"fitted-{number}")
+        for trained in models:
+            (result, seconds), (of_fitted, more) = self.measure(trained, split), self.measure(trained, "fitted")
             measured[trained] = result, of_fitted, seconds + more
             self.observer.advance()
-        results = {name: measured[trained][0] for name, trained in arms.items() if rows}
+        results = {name: measured[trained][0] for name, trained in arms.items()}
         return {
             **summary.describe_run(self.card, self.regime, label_texts, templates, selection),
             "evaluated_on": split,
             "arms": {
-                name: summary.arm(*measured[trained], trained.prefix, trained.seconds)
-                for name, trained in arms.items()
-                if rows
+                name: summary.arm(*measured[trained], trained.prefix, trained.seconds) for name, trained in arms.items()
             },
             "differences": {
                 name: summary.difference(results["gpta"], results[name])
@@ -487,10 +492,16 @@ class Run:
             "cost": self.history.cost(),
         }
 
-    def measure(self, trained: Trained, rows: Sequence[Example], slot: str) -> tuple[Evaluation, float]:
-        """The results of a trained model and its prefix, row by row, and the seconds that took."""
-        slot += f"-{hex_digest(trained.prefix.encode())[:8]}"
+    def measure(self, trained: Trained, split: str) -> tuple[Evaluation, float]:
+        """The results of a trained model and its prefix, row by row, and the seconds that took.
+
+        Args:
+            split: `test`, `validation`, or `fitted`: some rows of the training.
+        """
+        slot = f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}"
         if (known := self.checkpoints.newest(slot)) is None:
+            train = self.splits.train
+            rows = train[:: -(-len(train) // FITTED_ROWS)] if split == "fitted" else getattr(self.splits, split)
             started = time.monotonic()
             found = self.task.evaluate(trained.model, rows, trained.prefix)
             seconds = time.monotonic() - started
@@ -504,18 +515,11 @@ class Run:
         """All steps with one prefix."""
         training = self.training(model, slot)
         self.take_steps(training, text, self.steps, f"training {name}", slot)
-        return Trained(model, text, training.seconds)
+        return Trained(model, text, training.seconds, slot)
 
     def training(self, model: DownstreamModel, slot: str) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        training = Training(
-            model,
-            self.splits.train,
-            self.config.training,
-            steps=self.steps,
-            seed=self.config.seed,
-            label_texts=self.config.training.label_text_loss and not self.online,
-        )
+        training = open_training(self.config, self.splits, model)
         if checkpoint := self.checkpoints.newest(slot):
             training.load(checkpoint)
         return training
@@ -660,6 +664,19 @@ class Run:
         draft.replace(self.folder / run_folder.SUMMARY)
         flush(self.folder)
         return result
+
+
+def open_training(config: Config, splits: Splits, model: DownstreamModel, steps: int | None = None) -> Training:
+    """A model's fine-tuning on the training rows as the configuration says, or with another number of steps. Label
+    texts go along in a low-resource search only."""
+    return Training(
+        model,
+        splits.train,
+        config.training,
+        steps=steps or total_steps(config.training, len(splits.train)),
+        seed=config.seed,
+        label_texts=config.training.label_text_loss and regime_of(config, splits) == "low-resource",
+    )
 
 
 def regime_of(config: Config, splits: Splits) -> Regime:

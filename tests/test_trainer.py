@@ -16,13 +16,16 @@ from samples import Silent
 
 from gpta_local import config, trainer
 from gpta_local.assistant.replay import ReplayAssistant
-from gpta_local.downstream import SentenceClassifier
+from gpta_local.data import Example
+from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import EndpointError, PrivacyError
 from gpta_local.export import open_product
 from gpta_local.history import open_existing
 from gpta_local.inference import evaluate
 from gpta_local.privacy.audit_verification import verify
 from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.tasks.base import Evaluation
+from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tuner import Tuner
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
@@ -151,12 +154,19 @@ def test_head_starts_from_the_label_texts_behind_the_templates(tmp_path: Path, m
         start(self, label_texts, scale)
 
     monkeypatch.setattr(SentenceClassifier, "start_from_label_texts", heard)
+    train_contestants = trainer.Run.contestants
+
+    def contestants(self: trainer.Run, *arguments: Any) -> Any:
+        starts.clear()  # those of the search
+        return train_contestants(self, *arguments)
+
+    monkeypatch.setattr(trainer.Run, "contestants", contestants)
     result, _, _ = train(tmp_path / "run", "finish.templates=2", "data.validation=null", assistant=Scripted())
     own = [[texts[name] for texts in result["label_texts"]] for name in result["label_texts"][0]]
     templates = result["templates"]
     assert len(templates) == 2
-    assert [*own[0], *(f"{t} {text}" for t in templates for text in own[0])] in [start[0] for start in starts]
-    assert own in starts, "the control has none"
+    assert starts[0] == own, "the control has none"
+    assert starts[1][0] == [*own[0], *(f"{t} {text}" for t in templates for text in own[0])]
 
 
 def test_templates_that_validation_rows_speak_against_are_left_out(tmp_path: Path) -> None:
@@ -166,12 +176,36 @@ def test_templates_that_validation_rows_speak_against_are_left_out(tmp_path: Pat
     assert [note for note in observer.notes if note.startswith("no templates: the best 1 prefixes")]
     assert result["selection"]["contestants"][0]["text"] == "" and result["prefix"] == ""
     assert "no_prefix" not in result["differences"], "the product is the control"
+    tried = result["templates_on_validation"]
+    assert tried["gain"] < -tried["standard_error"] < 0
 
 
 def test_without_validation_rows_templates_are_kept(tmp_path: Path) -> None:
     text = "the weather in spring is nice and the birds sing in the trees"
     result, _, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted([text]))
     assert result["templates"] == [text] and "no_prefix" in result["differences"]
+    assert result["templates_on_validation"] is None
+
+
+def test_control_that_nothing_would_be_measured_on_is_not_trained(tmp_path: Path) -> None:
+    nothing = ("data.validation=null", "data.test=null")
+    result, _, run = train(tmp_path / "run", *nothing, assistant=Scripted())
+    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert titles[0] == "training with templates" and "training without a prefix" not in titles
+    assert result["templates"] and result["arms"] == {} == result["differences"]
+
+
+def test_no_model_is_measured_twice_on_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[int, str, int]] = []
+    measure = ClassificationTask.evaluate
+
+    def heard(self: ClassificationTask, model: DownstreamModel, rows: Sequence[Example], prefix: str) -> Evaluation:
+        measured.append((id(model), prefix, id(rows[0])))
+        return measure(self, model, rows, prefix)
+
+    monkeypatch.setattr(ClassificationTask, "evaluate", heard)
+    train(tmp_path / "run", "data.test=null", assistant=Scripted())
+    assert len(measured) == len(set(measured)) >= 4
 
 
 def test_no_templates_are_used_where_none_are_wanted(tmp_path: Path) -> None:

@@ -30,11 +30,13 @@ from gpta_local.summary import Selection
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tokenization import EncodedRow
-from gpta_local.trainer import FITTED_ROWS, Run, regime_of
+from gpta_local.trainer import FITTED_ROWS, Run, open_training
 from gpta_local.training import Training, total_steps
 
 RANDOM_WORDS = 4
 """Words of a random prefix."""
+LONGER = 5
+"""Times the steps of `plain_longer`: as many as a soft prompt has, with few rows."""
 
 COST = ("completions", "prompt_tokens", "completion_tokens")
 
@@ -65,6 +67,9 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
         return [setfit(job.config, bench.splits.train, bench.splits.test, len(bench.task.label_names))]
     if trial.arm == "soft_prompt":
         return [Bench(job).soft_prompt()]
+    if trial.arm == "plain_longer":
+        bench = Bench(job)
+        return [bench.fine_tune(bench.task.build_plain(), "", LONGER)]
     if trial.arm == "best_prefix":
         return [Bench(job).with_prefix(needed[0], needed[0]["best_prefix"])]
     if trial.arm == "fixed_prefix":
@@ -85,17 +90,6 @@ class Bench:
         self.job, self.config, self.task = job, job.config, MeasuredTask(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
         self.steps = total_steps(self.config.training, len(self.splits.train))
-        self.regime = regime_of(self.config, self.splits)
-
-    def training(self, model: DownstreamModel) -> Training:
-        return Training(
-            model,
-            self.splits.train,
-            self.config.training,
-            steps=self.steps,
-            seed=self.config.seed,
-            label_texts=self.config.training.label_text_loss and self.regime == "low-resource",
-        )
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
@@ -106,7 +100,7 @@ class Bench:
     def with_templates(self, found: Record, templates: Sequence[str]) -> Figures:
         """As `found`, and other templates of its label texts."""
         if list(templates) == found["templates"]:
-            return figures_of(found)  # without any, as in an online search
+            return figures_of(found)  # without any
         head = self.task.build(prefix.templated(found["label_texts"], templates))
         return self.fine_tune(head, found["prefix"])
 
@@ -125,10 +119,10 @@ class Bench:
         figures = self.fine_tune(head, other["best_prefix"])
         return {**figures, "with_label_texts": fits}
 
-    def fine_tune(self, model: DownstreamModel, text: str) -> Figures:
-        """All steps with one prefix, then measured."""
-        started = time.monotonic()
-        self.training(model).run(text, self.steps)
+    def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
+        """All steps with one prefix, or so many times as many, then measured."""
+        started, steps = time.monotonic(), times * self.steps
+        open_training(self.config, self.splits, model, steps).run(text, steps)
         return self.measure(model, text, time.monotonic() - started)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
@@ -152,30 +146,32 @@ class Bench:
         """Accuracy and loss on training and test rows before, while and after all steps are taken."""
         model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
-        training, splits = self.training(model), (fitted_rows(self.splits.train), self.splits.test)
+        training = open_training(self.config, self.splits, model)
+        splits = fitted_rows(self.splits.train), self.splits.test
         count = min(self.job.settings["points"], self.steps + 1)
         points = []
         for at in (self.steps * place // (count - 1) for place in range(count)):
             if at > training.done:
                 training.run(text, at - training.done)
-            fitted, tested = (self.task.evaluate(model, rows, text).summary for rows in splits)
+            with training.as_if_ended():
+                fitted, tested = (self.task.evaluate(model, rows, text).summary for rows in splits)
             epoch = at * self.config.training.batch_size / len(self.splits.train)
             points.append({"epoch": epoch, "train": fitted, "test": tested})
         return {"prefix": text, "points": points, "rows": len(self.splits.test)}
 
     def random_words(self, count: int) -> list[str]:
-        """So many prefixes of whole words of the backbone's vocabulary, drawn with the seed."""
-        tokenizer = self.task.build_plain().tokenizer.tokenizer
+        """So many prefixes of whole words of the backbone's vocabulary, others for each arm, set and seed."""
+        trial, tokenizer = self.job.trials[0], self.task.build_plain().tokenizer.tokenizer
         vocabulary = sorted(tokenizer.get_vocab())
         whole = [token for token in vocabulary if token.isascii() and token.isalpha() and token.islower()]
         whole = [token for token in whole if len(token) > 2]
-        rng = random.Random(f"words-{self.config.seed}")
+        rng = random.Random(f"{trial.arm}-{trial.set}-{self.config.seed}")
         return [" ".join(rng.sample(whole, RANDOM_WORDS)) for _ in range(count)]
 
 
 class MeasuredTask(ClassificationTask):
     """The task with its features in bfloat16 also when a model is measured, where training has them so: a third of the
-    time. Of 7,031 test rows of four sets 8 predictions were others, and no accuracy changed by more than 0.0001."""
+    time, and about one prediction in a thousand is another (docs/LOG.md)."""
 
     @torch.inference_mode()
     def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
@@ -236,9 +232,8 @@ def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -
     """A run as by `gpta-local train`. Its weights are removed; what it found stays in the folder."""
     shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
     listener = Listener()
-    run = Run(job.config, listener)
+    run = Run(job.config, listener, task=task or MeasuredTask(job.config))
     run.splits = with_test_rows(run.splits, job.settings["test_rows"])
-    run.task = task or MeasuredTask(job.config)
     with closing(run.assistant):
         result = run.run(folder)
     result["warnings"] = listener.warnings
@@ -254,7 +249,8 @@ def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
     own_control = "no_prefix" not in result["differences"]
     measured = {name: a for name, a in result["arms"].items() if not (own_control and name == "no_prefix")}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
-    controls = {"plain", "no_prefix"} if result["templates"] else {"plain"}  # else it is one to choose from
+    choice = run.splits.validation or not result["templates"]  # it is one to choose from
+    controls = {"plain"} if choice else {"plain", "no_prefix"}
     beside += sum(a["training_seconds"] for name, a in measured.items() if name in controls)
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}

@@ -31,7 +31,7 @@ class SoftPromptClassifier(SentenceClassifier):
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # which words of the vocabulary the vectors start from
             self.network = get_peft_model(model.network, config)
-        self.head, self.label_rows = model.head, []
+        self.head = model.head
         self.tokenizer = PrefixTokenizer(model.tokenizer.tokenizer, model.tokenizer.max_length - tokens)
         self._tokens = tokens
         self.to(model.device)
