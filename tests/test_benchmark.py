@@ -29,11 +29,14 @@ from gpta_local.benchmark.trials import Results, Trial, plan
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import SentenceClassifier
 from gpta_local.tasks.classification import ClassificationTask
+from gpta_local.trainer import open_training
+from gpta_local.training import Training
 
 ARMS = [
     "gpta",
     "label_texts",
     "plain",
+    "plain_longer",
     "best_prefix",
     "fixed_prefix",
     "random_prefix",
@@ -139,6 +142,30 @@ class TestWholeSuite:
             )
             assert [point["epoch"] for point in points] == [0, 2, 4]
 
+    def test_curve_of_the_product_shows_the_models_that_it_would_be(
+        self, folder: Path, finished: tuple[Path, Result]
+    ) -> None:
+        job = next(job for job in plan(load(folder / "suite.yaml")) if job.trials[0] == arm("guests", "gpta", shots=4))
+        bench, found = Bench(job), records(finished[0])
+        product, between = found[arm("guests", "gpta", shots=4)], found[Trial("curve", "guests", 4, 0, "gpta")]
+        model = bench.head_of(product)
+        training = open_training(bench.config, bench.splits, model)
+        training.run(product["prefix"], bench.steps // 2)
+        alone = bench.measure(model, product["prefix"], 0.0)["loss"]
+        with training.as_if_ended():
+            joined = bench.measure(model, product["prefix"], 0.0)["loss"]
+        assert between["points"][1]["test"]["loss"] == pytest.approx(joined, abs=1e-6)
+        assert joined != pytest.approx(alone, abs=1e-6)
+
+    def test_longer_training_fits_its_rows_closer(self, finished: tuple[Path, Result]) -> None:
+        found = records(finished[0])
+        longer, plain = (found[arm("guests", of, shots=4)]["train"]["loss"] for of in ("plain_longer", "plain"))
+        assert longer < plain - 0.01
+
+    def test_random_words_are_others_in_each_set(self, finished: tuple[Path, Result]) -> None:
+        found = records(finished[0])
+        assert len({found[arm(name, "random_prefix", shots=4)]["prefix"] for name in ("guests", "scenes")}) == 2
+
     def test_product_starts_from_its_templates_and_a_control_from_random_words(
         self, folder: Path, finished: tuple[Path, Result]
     ) -> None:
@@ -147,12 +174,13 @@ class TestWholeSuite:
         product = found[arm("guests", "gpta", shots=4)]
         again = bench.fine_tune(bench.head_of(product), product["prefix"])
         assert again["loss"] == pytest.approx(product["loss"], abs=1e-6)
+        control = arm("guests", "random_templates", shots=4)
+        bench = Bench(next(job for job in plan(load(folder / "suite.yaml")) if job.trials[0] == control))
         words = bench.random_words(len(product["templates"]))
         assert len(words) == len(set(words)) >= 1 and all(len(text.split()) == 4 for text in words)
         again = bench.with_templates(product, words)
-        control = found[arm("guests", "random_templates", shots=4)]
-        assert again["loss"] == pytest.approx(control["loss"], abs=1e-6)
-        assert control["loss"] != pytest.approx(product["loss"], abs=1e-6)
+        assert again["loss"] == pytest.approx(found[control]["loss"], abs=1e-6)
+        assert found[control]["loss"] != pytest.approx(product["loss"], abs=1e-6)
 
     def test_prefixes_are_the_arms_own(self, finished: tuple[Path, Result]) -> None:
         found = records(finished[0])
@@ -411,7 +439,7 @@ def test_backbone_of_a_soft_prompt_is_frozen_and_its_vectors_learn(small: Path) 
     assert isinstance(model, SentenceClassifier)
     soft = SoftPromptClassifier(model, 3, seed=0)
     before = {name: value.clone() for name, value in soft.state_dict().items()}
-    bench.training(soft).run("", 2)
+    Training(soft, bench.splits.train, bench.config.training, steps=2, seed=0).run("", 2)
     changed = {name for name, value in soft.state_dict().items() if not value.equal(before[name])}
     assert {name.split(".")[0] for name in changed} == {"head", "network"}
     assert all("prompt_encoder" in name for name in changed if name.startswith("network"))

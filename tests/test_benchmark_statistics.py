@@ -14,6 +14,7 @@ from gpta_local.benchmark import report
 from gpta_local.benchmark.statistics import Comparison, gap, judge, mean_difference, points
 from gpta_local.benchmark.suite import GoalEntry, Suite, SuiteFile
 from gpta_local.benchmark.trials import Record, Trial
+from gpta_local.config import Config
 from gpta_local.metrics import Interval
 
 SETS = ("guests", "scenes")
@@ -106,6 +107,16 @@ class TestGoals:
         assert verdict(results(), measure="seconds", at_most=3)[0] is True
         assert verdict(results(), measure="fine_tuning", at_most=0.4)[0] is True
 
+    def test_set_with_the_highest_ratio_of_seconds_is_named(self) -> None:
+        found = results()
+        for sample in range(10):
+            found[arm("scenes", "plain", sample)] = record(0.5, seconds={"total": 5.0, "training": 5.0})
+        assert "30.0 s against 7.5 s, 4.00; most on scenes, 6.00" in verdict(found, measure="seconds", at_most=9)[1]
+
+    def test_gap_is_told_with_the_training_accuracies(self) -> None:
+        text = verdict(results(), measure="gap", at_least=2)[1]
+        assert "on at least 2 sets" in text and "training accuracy 100.0 against 100.0" in text
+
     def test_gap_is_counted_by_sets(self) -> None:
         assert verdict(results((10, 4)), measure="gap", at_least=2)[0] is True
         assert verdict(results((10, -4)), measure="gap", at_least=2)[0] is False
@@ -134,6 +145,17 @@ class TestGoals:
         assert verdict({}, **goal)[0] is None
 
 
+def test_cells_of_one_row_are_averaged_before_the_interval() -> None:
+    cells = {("a", "b"): {0: 1.0, 1: 3.0}, ("a", "c"): {1: 5.0, 0: 3.0, 2: 9.0}, ("b", "a"): {0: 2.0}}
+    rows = report._by_receiving_set(cells)
+    assert {name: of.tolist() for name, of in rows.items()} == {"a": [2.0, 4.0], "b": [2.0]}
+
+
+def suite(file: SuiteFile) -> Suite:
+    given = {"data": {"train": "train.jsonl"}, "card": {"description": "What guests said."}}
+    return Suite(Path("small.yaml"), file, {(name, "gpta"): Config.model_validate(given) for name in SETS})
+
+
 class TestReport:
     @pytest.fixture(scope="class")
     @staticmethod
@@ -155,7 +177,7 @@ class TestReport:
         found[arm("guests", "gpta", 0)] = {**found[arm("guests", "gpta", 0)], "prefix": "a <b> | c", **said}
         found[arm("guests", "gpta", 9)] = {"error": "no memory", "digest": "d"}
         file = suite_file(goals=goals, curves=part, transfer=part)
-        return folder, report.write(Suite(Path("small.yaml"), file, {}), found, folder)
+        return folder, report.write(suite(file), found, folder)
 
     def test_lines_tell_differences_and_goals(self, written: tuple[Path, list[str]]) -> None:
         lines = written[1]
@@ -202,8 +224,27 @@ class TestReport:
         assert {path.stat().st_mode & 0o777 for path in written[0].iterdir()} == {0o600}
 
     def test_without_results_there_is_a_report_all_the_same(self, tmp_path: Path) -> None:
-        lines = report.write(Suite(Path("small.yaml"), suite_file(), {}), {}, tmp_path)
+        lines = report.write(suite(suite_file()), {}, tmp_path)
         assert lines == [f"report: {tmp_path / 'report.html'}"]
+        assert "Nothing measured yet." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    def test_caption_of_a_part_says_how_much_of_the_whole_it_is(self, tmp_path: Path) -> None:
+        report.write(suite(suite_file()), results(samples=3), tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert "n = 3 of 10 samples a set" in text and "(n = 3)" not in text
+
+    def test_cost_of_an_arm_that_borrows_is_left_open(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        assert re.search(r"\| label_texts \| – \| – \| 5.0 \|", text)
+        assert re.search(r"\| gpta \| 30.0 \| 20.0 \| 4.0 \|", text)
+
+    def test_page_names_rows_columns_and_pictures(self, written: tuple[Path, list[str]]) -> None:
+        page = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert page.count('<svg role="img" aria-label="') == page.count("<svg")
+        assert page.count('<th scope="row">') + page.count("<thead>") == page.count("<tr>")
+        ids = re.findall(r'\bid="([^"]+)"', page)
+        assert len(ids) == len(set(ids))
+        assert "<code>gpta</code>" in page
 
     def test_interval_without_ends_is_not_printed_as_one(self) -> None:
         assert points(Interval(1.0, -np.inf, np.inf)) == "+1.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,5 +83,5 @@ def _svg(figure: Figure, name: str) -> str:
     out = io.StringIO()
     with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
+    text = re.sub(r'<g id="[^"]*"', "<g", out.getvalue())  # the same in all pictures, and nothing refers to them
     return text[text.index("<svg") :]

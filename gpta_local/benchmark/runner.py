@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import time
@@ -161,11 +162,11 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
             for worker in [worker for worker in running if worker.connection in ready]:
                 job, started = running.pop(worker)
                 outcome, seconds = worker.outcome(), time.monotonic() - started
-                if worker.spent:
-                    worker.end()
-                else:
-                    idle.append(worker)
+                idle.append(worker)
                 record(job, outcome, seconds)
+                if worker.spent:
+                    idle.remove(worker)
+                    worker.end()
     finally:
         for worker in idle:
             worker.end()
@@ -201,11 +202,16 @@ def _told(figures: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What measures: this package with a digest of its code, and the libraries that could change a figure."""
+    """What measures: this package with a digest of its code, the libraries that could change a figure, and the
+    processor with its cores."""
     code = hashlib.sha256()
     for path in sorted(Path(gpta_local.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     found = {"gpta-local": f"{gpta_local.__version__} ({code.hexdigest()[:12]})", "python": platform.python_version()}
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        found["processor"] = f"{name} × {os.cpu_count()}"
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

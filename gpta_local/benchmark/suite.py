@@ -17,16 +17,17 @@ from gpta_local.config import Config, Section
 from gpta_local.errors import ConfigError
 
 CONTROLS = {
-    "plain": "random head, no prefix",
+    "plain": "random head, no label texts, no prefix",
+    "plain_longer": "as `plain`, with five times the steps",
     "label_texts": "the label texts of `gpta`, no prefix in front of them or of the inputs",
     "best_prefix": "as `gpta`, with the prefix that ranked best whether or not it is clearly better than none",
     "fixed_prefix": "as `gpta`, with a prefix written by hand",
     "random_prefix": "as `gpta`, with a prefix of random words",
-    "random_templates": "as `gpta`, with random words instead of the best prefixes before the label texts",
+    "random_templates": "as `gpta`, with random words as templates in place of the best prefixes",
     "plain_with_prefix": "random head, the prefix of a search with a random head, if clearly better than none",
     "plain_with_best_prefix": "the same, with the prefix that ranked best in any case",
-    "soft_prompt": "random head, a tuned soft prompt before a frozen backbone",
-    "setfit": "SetFit with its own defaults",
+    "soft_prompt": "random head, a tuned soft prompt before a frozen backbone, at least 200 steps",
+    "setfit": "SetFit with its own defaults: its own number of steps, float32, no label texts",
 }
 """Arms that are built in, besides `gpta` and the suite's variants of it."""
 GPTA = "gpta"
