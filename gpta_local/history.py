@@ -174,21 +174,29 @@ class History:
         try:
             self._connection = sqlite3.connect(path)
             self._connection.execute("PRAGMA foreign_keys = ON")
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version > len(MIGRATIONS):
-                raise InputError(
-                    f"the history is of version {version}, this gpta-local knows up to {len(MIGRATIONS)}",
-                    where=str(path),
-                    fix="Install the newer gpta-local",
-                )
-            tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")]
-            if (version or tables) and "completions" not in tables:
-                raise InputError("not a history of gpta-local", where=str(path))
-            for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-                self._connection.executescript(f"BEGIN;{migration}PRAGMA user_version = {number};COMMIT;")
+            if self._version(path) < len(MIGRATIONS):
+                with self._connection as db:
+                    db.execute("BEGIN IMMEDIATE")  # two processes can open a new file at once: one waits here
+                    for migration in MIGRATIONS[self._version(path) :]:
+                        for statement in migration.split(";"):
+                            db.execute(statement)
+                    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         except sqlite3.DatabaseError as exc:
             kind = OutputError if isinstance(exc, sqlite3.OperationalError) else InputError
             raise kind(f"the history cannot be opened ({exc})", where=str(path)) from exc
+
+    def _version(self, path: Path) -> int:
+        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise InputError(
+                f"the history is of version {version}, this gpta-local knows up to {len(MIGRATIONS)}",
+                where=str(path),
+                fix="Install the newer gpta-local",
+            )
+        tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")]
+        if (version or tables) and "completions" not in tables:
+            raise InputError("not a history of gpta-local", where=str(path))
+        return version
 
     def add_request(
         self,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -230,6 +233,19 @@ class TestDialogueGradient:
         history.add_step(2, STEP, "on trial", [scored("found", 0.3)])
         assert history.scored_by_round() == {1: [scored("a", 0.1)], 2: [scored("b", 0.2), scored("found", 0.3)]}
         assert [entry.text for entry in history.scored()] == ["a", "b", "found"]
+
+
+def test_two_can_open_a_new_file_at_once(tmp_path: Path) -> None:
+    def opened(path: Path, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        with closing(History(path)) as history:
+            assert history.rounds() == []
+
+    for attempt in range(20):
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(opened, tmp_path / f"{attempt}.sqlite", barrier) for _ in range(4)]:
+                future.result()
 
 
 def test_file_of_a_later_version_is_refused(path: Path) -> None:
