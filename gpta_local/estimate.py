@@ -38,15 +38,17 @@ def estimate(run: Run) -> dict[str, float]:
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
     finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
-    trainings = 1 + finalists + (run.online or len(templates) > 0) + run.config.finish.plain_control
+    measured = bool(splits.validation or splits.test)
+    control = measured or not templates
+    plain = measured and run.config.finish.plain_control and run.task.uses_label_texts
+    trainings = control + finalists + (run.online or len(templates) > 0) + plain
     contestants = 1 + run.config.finish.finalists + (len(templates) > 0)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
         "training": one_step * run.steps * trainings,
-        "evaluating": one_row
-        * (len(splits.validation) * contestants + len(splits.test) * (2 + run.config.finish.plain_control)),
+        "evaluating": one_row * (len(splits.validation) * contestants + len(splits.test) * (2 + plain)),
     }
 
 

@@ -228,6 +228,17 @@ class TestReport:
         assert lines == [f"report: {tmp_path / 'report.html'}"]
         assert "Nothing measured yet." in (tmp_path / "report.md").read_text(encoding="utf-8")
 
+    def test_samples_of_two_tables_are_one_row_of_prefixes(self, tmp_path: Path) -> None:
+        tables = {name: {"shots": [8], "samples": n, "arms": ARMS} for name, n in (("few", 3), ("main", 10))}
+        report.write(suite(suite_file(tables=tables)), results(), tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert text.count("| gpta | guests | 8 shots |") == 1
+        assert "| gpta | guests | 8 shots | 10 of 10 | Mood: |" in text
+
+    def test_set_without_results_leaves_the_gap_of_the_others(self, tmp_path: Path) -> None:
+        found = {trial: figures for trial, figures in results().items() if trial.set == "guests"}
+        assert "training accuracy 100.0 against 100.0" in verdict(found, measure="gap", at_least=1)[1]
+
     def test_caption_of_a_part_says_how_much_of_the_whole_it_is(self, tmp_path: Path) -> None:
         report.write(suite(suite_file()), results(samples=3), tmp_path)
         text = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from benchmarks import arm, record, write_sets, write_suite
 from commands import ROOT, assert_refused, invoke
 from samples import write_jsonl
@@ -108,6 +109,14 @@ class TestFile:
         few, all_rows = suite.config("guests", "gpta", 2, 3), suite.config("guests", "gpta", None, 3)
         assert few.data.validation is None and few.data.shots == 2 and few.seed == 3
         assert all_rows.data.validation and all_rows.data.shots is None
+
+    def test_variant_without_meanings_keeps_the_order_in_which_shots_are_drawn(self, folder: Path) -> None:
+        path = folder / "guests.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content["card"]["labels"] = {"good": "a happy guest", "bad": "an unhappy guest"}
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        suite = load(write_suite(folder, {"variants": {"bare": {"card.labels": None}}}))
+        assert suite.config("guests", "bare", 2, 0).card.labels == ["good", "bad"]
 
 
 class TestPlan:

@@ -5,6 +5,7 @@ The page holds its pictures and its style: it asks for nothing else.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,7 @@ def _blocks(suite: Suite, records: Records) -> Iterator[Block]:
     yield Paragraph(
         "Intervals are 95 % percentile bootstrap intervals over the samples, paired between arms. They say nothing of "
         "other sets or other test rows, and are a little narrow: of normal differences on six sets they hold the "
-        "truth in 93 % of cases with ten samples, 90 % with five, 86 % with three; on a single set in 90, 83 and 73 %."
+        "truth in 93 % of cases with ten samples, 90 % with five, 86 % with three; on a single set in 90, 83 and 75 %."
     )
     if file.goals:
         yield Heading("Goals")
@@ -253,7 +254,7 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[Table]:
         "gap to test": (gap, 1),
     }
     searching = ("whole, s", "search, s", "completions", "tokens")
-    online = " In an online search (all rows) the steps of the product are part of the search." * (not compared.shots)
+    online = " Online, a product that is the model of the search has its last fine-tuning there." * (not compared.shots)
     yield Table(
         "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
         f"fine-tunings, controls and measuring left out.{online} A dash: the arm takes label texts or prefixes out of "
@@ -279,19 +280,22 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[Table]:
 
 
 def _prefixes(file: SuiteFile, records: Records) -> Iterator[Block]:
-    rows: dict[tuple[str, ...], None] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
     for _, arms, compared in _comparisons(file, records):
         for arm in arms:
             for name in compared.sets:
                 texts = [record["prefix"] for record in compared.of(name, arm).values()]
-                used = Counter(text for text in texts if text)
-                if used:
-                    shown = "; ".join(text for text, _ in used.most_common(3))
-                    rows[arm, name, shots_name(compared.shots), f"{used.total()} of {len(texts)}", shown] = None
+                key = (arm, name, shots_name(compared.shots))
+                found[key] = max(texts, found.get(key, []), key=len)  # the samples of one table begin another's
+    rows = []
+    for key, texts in found.items():
+        used = Counter(text for text in texts if text)
+        if used:
+            rows.append((*key, f"{used.total()} of {len(texts)}", "; ".join(text for text, _ in used.most_common(3))))
     if rows:
         yield Heading("Prefixes")
         caption = "Samples in which a prefix was put in front of the inputs, and up to three of them."
-        yield Table(caption, ("arm", "set", "shots", "used", "such as"), list(rows), wide=4)
+        yield Table(caption, ("arm", "set", "shots", "used", "such as"), rows, wide=4)
 
 
 # ── curves and transfer ─────────────────────────────────────────────────────────────────────────
@@ -379,7 +383,8 @@ def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]
             rows.append((group, str(len(members)), points(mean_difference(per_set))))
     yield Table(
         "Mean over the cells of a group, with its interval over samples. Cells of one row are measured against the "
-        "same training, so they are averaged first.",
+        "same training, so they are averaged first. Those of one column share what was found, which the interval "
+        "leaves out: it is narrower than it should be.",
         ("prefix and templates", "cells", "difference"),
         rows,
     )
@@ -430,7 +435,7 @@ def _provenance(records: Records) -> Iterator[Block]:
 
 
 def _settings(overrides: dict[str, object]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in overrides.items()) or "nothing changed"
+    return ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in overrides.items()) or "nothing changed"
 
 
 def _number(value: float, digits: int = 1) -> str:

@@ -127,7 +127,8 @@ def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> Verdict:
         smaller = [name for name, d in per_set.items() if d.mean() < 0]
         if not per_set:
             return Verdict(text, "", None)
-        fitted = [compared.mean(arm, lambda record: accuracy(record["train"])) for arm in (goal.ours, goal.theirs)]
+        there = Comparison(records, list(per_set), goal.shots, table.samples)
+        fitted = [there.mean(arm, lambda record: accuracy(record["train"])) for arm in (goal.ours, goal.theirs)]
         measured = f"{len(smaller)} of {len(per_set)} sets, {points(mean_difference(per_set))} points"
         measured += f"; training accuracy {fitted[0]:.1f} against {fitted[1]:.1f}"
         return Verdict(text, measured, len(smaller) >= (goal.at_least or 0) if complete else None)

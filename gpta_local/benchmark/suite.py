@@ -80,9 +80,9 @@ class CurveEntry(Part):
 class GoalEntry(Section):
     """What is hoped for. Figures are means over the sets of a table; accuracies in points.
 
-    accuracy: ours − theirs ≥ at_least. seconds: of the whole run, ours / theirs ≤ at_most. fine_tuning: the
-    same of the last fine-tuning. gap: training less test accuracy is smaller for ours on at least `at_least`
-    sets. not_worse: on no set does ours lose by more than the interval over its test rows.
+    accuracy: ours − theirs ≥ at_least. seconds: of the whole run, ours / theirs ≤ at_most. fine_tuning: our
+    last fine-tuning / their whole run ≤ at_most. gap: training less test accuracy is smaller for ours on at
+    least `at_least` sets. not_worse: on no set does ours lose by more than the interval over its test rows.
     """
 
     table: str
@@ -188,6 +188,9 @@ def load(path: Path) -> Suite:
                 raise ConfigError(str(exc), where=where) from exc
             if config.data.test is None:
                 raise ConfigError("its configuration has no data.test", where=f"{path}: sets.{name}")
+            if config.card.labels is None and (labels := configs.get((name, GPTA), config).card.labels):
+                # their order is that in which shots are drawn: without it the rows would be others
+                config = config.model_copy(update={"card": config.card.model_copy(update={"labels": list(labels)})})
             configs[name, arm] = config
     return Suite(path, file, configs)
 
