@@ -43,9 +43,9 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1rem; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } tbody th { font-weight: normal; }
+th:first-child { text-align: left; white-space: normal; min-width: 9rem; } tbody th { font-weight: normal; }
 thead th { border-bottom: 2px solid #888; }
-td.wide { white-space: normal; text-align: left; min-width: 18rem; }
+.wide { white-space: normal; text-align: left; min-width: 18rem; }
 caption, figcaption { text-align: left; color: #444; padding: .3rem 0; caption-side: top; }
 figure { margin: 1rem 0 1.5rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
@@ -463,7 +463,7 @@ def _element(block: Block) -> str:
         svg = block.svg.replace("<svg", f'<svg role="img" aria-label="{escape(block.caption)}"', 1)
         return f"<figure>\n<figcaption>{_inline(block.caption)}</figcaption>\n{svg}\n</figure>\n"
     kinds = [' class="wide"' if place == block.wide else "" for place in range(len(block.header))]
-    head = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in block.header)
+    head = "".join(f'<th scope="col"{k}>{_inline(cell)}</th>' for k, cell in zip(kinds, block.header, strict=True))
     body = ""
     for first, *others in block.rows:
         cells = "".join(f"<td{kind}>{_inline(cell)}</td>" for kind, cell in zip(kinds[1:], others, strict=True))
