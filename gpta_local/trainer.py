@@ -23,7 +23,7 @@ from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.checkpoints import KEPT, Checkpoints
 from gpta_local.config import Config, dump
-from gpta_local.data import Splits
+from gpta_local.data import Example, Splits
 from gpta_local.dialogue_gradient import number_of_steps, sampling_temperature
 from gpta_local.dialogues import build_dialogues
 from gpta_local.downstream import DownstreamModel
@@ -500,8 +500,7 @@ class Run:
         """
         slot = f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}"
         if (known := self.checkpoints.newest(slot)) is None:
-            train = self.splits.train
-            rows = train[:: -(-len(train) // FITTED_ROWS)] if split == "fitted" else getattr(self.splits, split)
+            rows = fitted_rows(self.splits.train) if split == "fitted" else getattr(self.splits, split)
             started = time.monotonic()
             found = self.task.evaluate(trained.model, rows, trained.prefix)
             seconds = time.monotonic() - started
@@ -664,6 +663,11 @@ class Run:
         draft.replace(self.folder / run_folder.SUMMARY)
         flush(self.folder)
         return result
+
+
+def fitted_rows(train: Sequence[Example]) -> Sequence[Example]:
+    """Training rows that a trained model is measured on, evenly spread: `FITTED_ROWS` at most."""
+    return train[:: -(-len(train) // FITTED_ROWS)]
 
 
 def open_training(config: Config, splits: Splits, model: DownstreamModel, steps: int | None = None) -> Training:

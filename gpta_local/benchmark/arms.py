@@ -21,7 +21,7 @@ from torch import Tensor
 from gpta_local import prefix
 from gpta_local.benchmark.suite import GPTA
 from gpta_local.benchmark.trials import Job, Record, Trial
-from gpta_local.data import Example, Splits
+from gpta_local.data import Splits
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import open_existing
 from gpta_local.model_files import multiplies_in_bf16
@@ -30,7 +30,7 @@ from gpta_local.summary import Selection
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tokenization import EncodedRow
-from gpta_local.trainer import FITTED_ROWS, Run, open_training
+from gpta_local.trainer import Run, fitted_rows, open_training
 from gpta_local.training import Training, total_steps
 
 RANDOM_WORDS = 4
@@ -305,10 +305,6 @@ def with_test_rows(splits: Splits, size: int | None) -> Splits:
     if size is None or size >= len(splits.test):
         return splits
     return replace(splits, test=random.Random("test-rows").sample(splits.test, size))
-
-
-def fitted_rows(train: Sequence[Example]) -> Sequence[Example]:
-    return train[:: -(-len(train) // FITTED_ROWS)]
 
 
 def fold(label: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from gpta_local import metrics
-from gpta_local.benchmark.arms import Figures, fitted_rows, own_figures
+from gpta_local.benchmark.arms import Figures, own_figures
 from gpta_local.config import Config
 from gpta_local.data import Example
 from gpta_local.model_files import backbone_folder, quiet_transformers
 from gpta_local.tasks.base import Evaluation
+from gpta_local.trainer import fitted_rows
 
 
 def setfit(config: Config, train: Sequence[Example], test: Sequence[Example], classes: int) -> Figures:
