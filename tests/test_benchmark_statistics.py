@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ class TestGoals:
         for sample in range(10):
             found[arm("scenes", "plain", sample)] = record(0.5, seconds={"total": 5.0, "training": 5.0})
         assert "30.0 s against 7.5 s, 4.00; most on scenes, 6.00" in verdict(found, measure="seconds", at_most=9)[1]
+
+    def test_seconds_are_compared_within_a_processor_and_reached_on_all(self) -> None:
+        found = results()
+        for sample in range(5, 10):
+            for name, (one, took) in itertools.product(SETS, {"gpta": 4.0, "plain": 2.0}.items()):
+                at = arm(name, one, sample)
+                found[at] = {**found[at], "seconds": {"total": took}, "versions": {"processor": "slower × 2"}}
+        reached, text = verdict(found, measure="seconds", at_most=2.5)
+        assert "30.0 s against 10.0 s, 3.00" in text and "4.0 s against 2.0 s, 2.00" in text and "(slower × 2)" in text
+        assert reached is False
+        assert verdict(found, measure="seconds", at_most=3)[0] is True
 
     def test_gap_is_told_with_the_training_accuracies(self) -> None:
         text = verdict(results(), measure="gap", at_least=2)[1]

@@ -243,39 +243,40 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[Table]:
         counts = [record.get(name) for name in ("prompt_tokens", "completion_tokens")]
         return np.nan if "completions" in record and None in counts else float(sum(c or 0 for c in counts))
 
+    processor, timed = next(iter(compared.by_processor(arms).items()))
     columns = {
-        "whole, s": (seconds("total"), 1),
-        "search, s": (seconds("search"), 1),
-        "last fine-tuning, s": (seconds("training"), 1),
-        "measuring, s": (seconds("evaluation"), 1),
-        "completions": (lambda record: float(record.get("completions", 0)), 0),
-        "tokens": (tokens, 0),
-        "training accuracy": (lambda record: accuracy(record["train"]), 1),
-        "gap to test": (gap, 1),
+        "whole, s": (timed, seconds("total"), 1),
+        "search, s": (timed, seconds("search"), 1),
+        "last fine-tuning, s": (timed, seconds("training"), 1),
+        "measuring, s": (timed, seconds("evaluation"), 1),
+        "completions": (compared, lambda record: float(record.get("completions", 0)), 0),
+        "tokens": (compared, tokens, 0),
+        "training accuracy": (compared, lambda record: accuracy(record["train"]), 1),
+        "gap to test": (compared, gap, 1),
     }
     searching = ("whole, s", "search, s", "completions", "tokens")
     online = " Online, a product that is the model of the search has its last fine-tuning there." * (not compared.shots)
     yield Table(
         "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
-        f"fine-tunings, controls and measuring left out.{online} A dash: the arm takes label texts or prefixes out of "
-        "the run of gpta, or a set is not measured. Last: accuracy on training rows, and how far that is above the "
-        "test rows.",
+        f"fine-tunings, controls and measuring left out.{online} Seconds are of the trials on the processor that has "
+        f"most of them: {processor}. A dash: the arm takes label texts or prefixes out of the run of gpta, or a set is "
+        "not measured there. Last: accuracy on training rows, and how far that is above the test rows.",
         ("arm", *columns),
         [
             (
                 arm,
                 *(
-                    NONE if title in searching and arm in BORROW else _number(compared.mean(arm, f), digits)
-                    for title, (f, digits) in columns.items()
+                    NONE if title in searching and arm in BORROW else _number(of.mean(arm, f), digits)
+                    for title, (of, f, digits) in columns.items()
                 ),
             )
             for arm in arms
         ],
     )
     yield Table(
-        "Seconds of the whole by set.",
+        f"Seconds of the whole by set, on {processor}.",
         ("arm", *compared.sets),
-        [(arm, *map(_number, compared.means(arm, seconds("total")))) for arm in arms if arm not in BORROW],
+        [(arm, *map(_number, timed.means(arm, seconds("total")))) for arm in arms if arm not in BORROW],
     )
 
 

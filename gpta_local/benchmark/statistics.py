@@ -6,8 +6,9 @@ each set anew (bootstrap, Efron 1979). The sets are those of the suite and are n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ def gap(record: Record) -> float:
 
 def seconds(part: str) -> Figure:
     return lambda record: float(record["seconds"].get(part, 0.0))
+
+
+def processor(record: Record) -> str:
+    """That a trial was measured on, with its cores."""
+    return str(record["versions"].get("processor", "a processor that was not recorded"))
 
 
 def finished(records: Records, name: str, shots: Shots, arm: str, samples: int) -> dict[int, Record]:
@@ -76,6 +82,16 @@ class Comparison:
     def complete(self, *arms: str) -> bool:
         """Whether every sample of these arms is there on every set."""
         return all(len(self.of(name, arm)) == self.samples for name in self.sets for arm in arms)
+
+    def by_processor(self, arms: Sequence[str]) -> dict[str, Comparison]:
+        """The same with the trials of each processor alone, that of most trials of these arms first. Seconds compare
+        within one."""
+        used = Counter(processor(r) for arm in arms for name in self.sets for r in self.of(name, arm).values())
+        done = {trial: record for trial, record in self.records.items() if "error" not in record}
+        return {
+            one: replace(self, records={trial: r for trial, r in done.items() if processor(r) == one})
+            for one, _ in used.most_common()
+        }
 
     def means(self, arm: str, figure: Figure) -> NDArray[np.float64]:
         """By set, over samples; not a number for a set without any."""
@@ -150,15 +166,19 @@ def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
     part = {"seconds": "total", "fine_tuning": "training"}[goal.measure]
     what = {"seconds": "seconds of the whole", "fine_tuning": "seconds of the last fine-tuning"}[goal.measure]
     text = f"{where}: {what} at most {goal.at_most:g} of their whole"
-    theirs = compared.means(goal.theirs, seconds("total"))
-    ours = compared.means(goal.ours, seconds(part))
-    ratio = float(ours.mean() / theirs.mean())
-    if np.isnan(ratio):
-        return Verdict(text, "", None)
-    reached = ratio <= (goal.at_most or 0.0) if compared.complete(goal.ours, goal.theirs) else None
-    most = int((ours / theirs).argmax())
-    told = f"{ours.mean():.1f} s against {theirs.mean():.1f} s, {ratio:.2f}"
-    return Verdict(text, f"{told}; most on {compared.sets[most]}, {ours[most] / theirs[most]:.2f}", reached)
+    told, ratios = [], []
+    for name, alone in compared.by_processor((goal.ours, goal.theirs)).items():
+        ours, theirs = alone.means(goal.ours, seconds(part)), alone.means(goal.theirs, seconds("total"))
+        if np.isnan(ours + theirs).any():
+            continue
+        ratios.append(float(ours.mean() / theirs.mean()))
+        most = int((ours / theirs).argmax())
+        told.append(
+            f"{ours.mean():.1f} s against {theirs.mean():.1f} s, {ratios[-1]:.2f}; most on {compared.sets[most]}, "
+            f"{ours[most] / theirs[most]:.2f} ({name})"
+        )
+    all_there = ratios and compared.complete(goal.ours, goal.theirs)
+    return Verdict(text, "; ".join(told), max(ratios) <= (goal.at_most or 0.0) if all_there else None)
 
 
 def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
