@@ -361,7 +361,7 @@ def install(archive: Path, target: Path, sha256: str | None = None, *, say: Call
     except OSError as exc:
         shutil.rmtree(target, ignore_errors=True)
         raise BundleError(f"{target}: cannot be written ({exc.strerror or exc})") from exc
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves nothing half installed
         shutil.rmtree(target, ignore_errors=True)
         raise
     say(_next_commands(target))

@@ -77,7 +77,7 @@ class Checkpoints:
         content = {key: tensor.contiguous() for key, tensor in tensors.items()}
         try:
             save_file(content, partial, {STATE: json.dumps(state)})
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no half of a file
             partial.unlink(missing_ok=True)
             raise
         flush(partial)

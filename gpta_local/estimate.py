@@ -21,7 +21,7 @@ MEASURED_STEPS = 3
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     search, splits = run.config.search, run.splits
-    templates = [] if run.online or not run.task.uses_label_texts else ["Text:"] * run.config.finish.templates
+    templates = ["Text:"] * number_of_templates(run)
     model = run.task.build(templated(run.task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
@@ -37,19 +37,33 @@ def estimate(run: Run) -> dict[str, float]:
     request = prefix_request(run.card, [])
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
-    finalists = 0 if run.online else run.config.finish.finalists if splits.validation else 1
-    measured = bool(splits.validation or splits.test)
-    control = measured or not templates
-    plain = measured and run.config.finish.plain_control and run.task.uses_label_texts
-    trainings = control + finalists + (run.online or len(templates) > 0) + plain
     contestants = 1 + run.config.finish.finalists + (len(templates) > 0)
+    plain = trains_plainly(run)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
-        "training": one_step * run.steps * trainings,
+        "training": one_step * run.steps * number_of_trainings(run),
         "evaluating": one_row * (len(splits.validation) * contestants + len(splits.test) * (2 + plain)),
     }
+
+
+def number_of_trainings(run: Run) -> int:
+    """Trainings of a run over all its steps, with as many templates and finalists as it may have; that of an online
+    search is one."""
+    finalists = 0 if run.online else run.config.finish.finalists if run.splits.validation else 1
+    with_templates = number_of_templates(run) > 0
+    control = bool(run.splits.validation or run.splits.test) or not with_templates
+    return control + with_templates + finalists + run.online + trains_plainly(run)
+
+
+def number_of_templates(run: Run) -> int:
+    return 0 if run.online or not run.task.uses_label_texts else run.config.finish.templates
+
+
+def trains_plainly(run: Run) -> bool:
+    measured = bool(run.splits.validation or run.splits.test)
+    return measured and run.config.finish.plain_control and run.task.uses_label_texts
 
 
 def _dialogue_gradients(run: Run) -> float:
