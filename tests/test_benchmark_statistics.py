@@ -235,6 +235,19 @@ class TestReport:
     def test_files_are_the_owners_alone(self, written: tuple[Path, list[str]]) -> None:
         assert {path.stat().st_mode & 0o777 for path in written[0].iterdir()} == {0o600}
 
+    def test_cells_of_a_row_of_the_transfer_matrix_have_the_same_samples(self, tmp_path: Path) -> None:
+        found = results(samples=3)
+        for name, source in (SETS, SETS[::-1]):
+            for sample in range(3):
+                better = 0.1 * (sample + 1)
+                found[arm(name, "best_prefix", sample)] = record(
+                    found[arm(name, "label_texts", sample)]["accuracy"] + better
+                )
+            found[Trial("transfer", name, 8, 0, "best_prefix", source)] = record(0.6)
+        report.write(suite(suite_file(transfer={"shots": 8, "samples": 3})), found, tmp_path)
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert "n = 1 of 3 samples" in text and "| a set's own | 2 | +10.0 |" in text
+
     def test_without_results_there_is_a_report_all_the_same(self, tmp_path: Path) -> None:
         lines = report.write(suite(suite_file()), {}, tmp_path)
         assert lines == [f"report: {tmp_path / 'report.html'}"]

@@ -348,23 +348,29 @@ def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]
     texts = set[tuple[str, str]]()
     for name in names:
         base = finished(records, name, entry.shots, "label_texts", entry.samples)
+        row: dict[str, dict[int, Record]] = {}
         for source in names:
             trials = {s: transferred(name, source, entry.shots, s) for s in base}
             found = {s: records[t] for s, t in trials.items() if "error" not in records.get(t, {"error": ""})}
             if found:
-                cells[name, source] = {s: accuracy(r) - accuracy(base[s]) for s, r in found.items()}
+                row[source] = found
                 if any(record.get("with_label_texts") for record in found.values()):
                     texts.add((name, source))
+        # other samples are other differences: the cells of a row have the same
+        if common := sorted(set.intersection(*map(set, row.values()))) if row else []:
+            for source, found in row.items():
+                cells[name, source] = {s: accuracy(found[s]) - accuracy(base[s]) for s in common}
     if not cells:
         return
     yield Heading("Transfer")
     means = {cell: float(np.mean(list(of.values()))) for cell, of in cells.items()}
     matrix = np.array([[means.get((name, source), np.nan) for source in names] for name in names])
-    most = max(map(len, cells.values()))
+    counts = sorted({len(of) for of in cells.values()})
+    n = f"{counts[0]}" + f" to {counts[-1]}" * (len(counts) > 1)
     yield Picture(
         "Accuracy with the best prefix in front and the templates that were found on one set (columns), used on "
         "another (rows), less that with the set's own label texts and no prefix; "
-        f"{shots_name(entry.shots)}, n = {most} samples. On the diagonal each set's own.",
+        f"{shots_name(entry.shots)}, n = {n} of {entry.samples} samples. On the diagonal each set's own.",
         "transfer",
         figures.matrix_plot(matrix, names, "transfer"),
     )
