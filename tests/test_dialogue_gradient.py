@@ -18,6 +18,7 @@ from chat_models import DIALOGUES, TEMPLATE, dialogue, greedy, settings, tiny_ch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
+from gpta_local import dialogue_gradient
 from gpta_local.adapters import check_adapter
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient import REPLY_TOKENS, train_adapter
@@ -196,14 +197,18 @@ class TestWhatIsLearnt:
         assert not any(tensor.any() for name, tensor in learnt.items() if ".lora_B." in name)
 
     @pytest.mark.slow
-    def test_what_is_rewarded_becomes_likelier(self, assistant: LocalAssistant, tmp_path: Path) -> None:
+    def test_what_is_rewarded_becomes_likelier(
+        self, assistant: LocalAssistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # with few tokens each has a large part in the reward: of seeds 3 to 8 all reach 0.78 or less
+        monkeypatch.setattr(dialogue_gradient, "REPLY_TOKENS", 4)
         means: list[float] = []
 
         def few_letters(texts: list[str]) -> list[float]:
             means.append(sum(count_letters(texts)) / len(texts))
             return [-letters for letters in count_letters(texts)]
 
-        config = settings("grpo", steps=30, batch_size=8, learning_rate=3e-2)
+        config = settings("grpo", steps=60, batch_size=16, learning_rate=3e-2)
         train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=few_letters)
         assert sum(means[-10:]) < 0.9 * sum(means[:10])
 
