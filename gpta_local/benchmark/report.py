@@ -356,7 +356,6 @@ def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]
                 row[source] = found
                 if any(record.get("with_label_texts") for record in found.values()):
                     texts.add((name, source))
-        # other samples are other differences: the cells of a row have the same
         if common := sorted(set.intersection(*map(set, row.values()))) if row else []:
             for source, found in row.items():
                 cells[name, source] = {s: accuracy(found[s]) - accuracy(base[s]) for s in common}
@@ -365,8 +364,8 @@ def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]
     yield Heading("Transfer")
     means = {cell: float(np.mean(list(of.values()))) for cell, of in cells.items()}
     matrix = np.array([[means.get((name, source), np.nan) for source in names] for name in names])
-    counts = sorted({len(of) for of in cells.values()})
-    n = f"{counts[0]}" + f" to {counts[-1]}" * (len(counts) > 1)
+    counts = [len(of) for of in cells.values()]
+    n = " to ".join(map(str, sorted({min(counts), max(counts)})))
     yield Picture(
         "Accuracy with the best prefix in front and the templates that were found on one set (columns), used on "
         "another (rows), less that with the set's own label texts and no prefix; "
