@@ -222,6 +222,11 @@ class TestReport:
         assert "n = 10 samples a set" in text and "(n = 9)" in text
         assert "guests, 8 shots, sample 9: gpta" in text
 
+    def test_differences_say_how_many_samples_both_arms_have(self, written: tuple[Path, list[str]]) -> None:
+        text = (written[0] / "report.md").read_text(encoding="utf-8")
+        assert "| gpta less | n | guests |" in text
+        assert re.search(r"\| plain \| 9 to 10 \| \+", text)
+
     def test_warnings_and_refused_connections_are_told(self, written: tuple[Path, list[str]]) -> None:
         text = (written[0] / "report.md").read_text(encoding="utf-8")
         assert "guests: 1 training row is also in test" in text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -211,12 +211,16 @@ def _comparison(arms: Sequence[str], compared: Comparison, name: str) -> Iterato
     if others:
         intervals = {arm: mean_difference(per_set) for arm, per_set in others.items()}
         picture = figures.difference_plot(intervals, f"accuracy of {reference} less that of the arm, points", name)
-        yield Picture(f"{reference} less each other arm, mean over the sets with its interval ({n}).", name, picture)
+        yield Picture(f"{reference} less each other arm, mean over the sets with its interval.", name, picture)
         yield Table(
-            f"Accuracy of {reference} less that of the arm by set, with its interval ({n}).",
-            (f"{reference} less", *sets),
+            f"Accuracy of {reference} less that of the arm by set, with its interval; n: samples a set that both have.",
+            (f"{reference} less", "n", *sets),
             [
-                (arm, *(points(mean_difference({s: per_set[s]})) if s in per_set else NONE for s in sets))
+                (
+                    arm,
+                    _range(map(len, per_set.values())),
+                    *(points(mean_difference({s: per_set[s]})) if s in per_set else NONE for s in sets),
+                )
                 for arm, per_set in others.items()
             ],
         )
@@ -230,6 +234,12 @@ def _spread(compared: Comparison, name: str, arm: str, most: int) -> str:
     of = values(found, accuracy)
     spread = f" ± {of.std(ddof=1):.1f}" if len(of) > 1 else ""
     return f"{of.mean():.1f}{spread}" + (f" (n = {len(of)})" if len(of) < most else "")
+
+
+def _range(counts: Iterable[int]) -> str:
+    known = list(counts)
+    least, most = min(known), max(known)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _mean_of(per_set: PerSet, sets: Sequence[str]) -> str:
@@ -364,12 +374,11 @@ def _transfer(file: SuiteFile, records: Records, entry: Part) -> Iterator[Block]
     yield Heading("Transfer")
     means = {cell: float(np.mean(list(of.values()))) for cell, of in cells.items()}
     matrix = np.array([[means.get((name, source), np.nan) for source in names] for name in names])
-    counts = [len(of) for of in cells.values()]
-    n = " to ".join(map(str, sorted({min(counts), max(counts)})))
     yield Picture(
         "Accuracy with the best prefix in front and the templates that were found on one set (columns), used on "
         "another (rows), less that with the set's own label texts and no prefix; "
-        f"{shots_name(entry.shots)}, n = {n} of {entry.samples} samples. On the diagonal each set's own.",
+        f"{shots_name(entry.shots)}, n = {_range(map(len, cells.values()))} of {entry.samples} samples. On the "
+        "diagonal each set's own.",
         "transfer",
         figures.matrix_plot(matrix, names, "transfer"),
     )
