@@ -176,8 +176,10 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
         table.add_column(f"{result['evaluated_on']} rows", no_wrap=True)
         for title in ("accuracy", "95 % interval", "macro-F1"):
             table.add_column(title, justify="right", no_wrap=True)
+        if result.get("product_is_plain"):
+            names |= {"gpta": "plain fine-tuning", "no_prefix": "training from the label texts"}
         for name, figures in result["arms"].items():
-            if name == "no_prefix" and name not in result["differences"]:
+            if name != "gpta" and name not in result["differences"]:
                 continue  # it is the product itself
             low, high = figures["interval"]
             table.add_row(

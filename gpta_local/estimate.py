@@ -21,7 +21,7 @@ MEASURED_STEPS = 3
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     search, splits = run.config.search, run.splits
-    templates = ["Text:"] * number_of_templates(run)
+    templates = ["Text:"] * run.most_templates
     model = run.task.build(templated(run.task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
@@ -38,7 +38,7 @@ def estimate(run: Run) -> dict[str, float]:
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
     contestants = 1 + run.config.finish.finalists + (len(templates) > 0)
-    plain = trains_plainly(run)
+    plain = run.trains_plainly
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
@@ -52,18 +52,9 @@ def number_of_trainings(run: Run) -> int:
     """Trainings of a run over all its steps, with as many templates and finalists as it may have; that of an online
     search is one."""
     finalists = 0 if run.online else run.config.finish.finalists if run.splits.validation else 1
-    with_templates = number_of_templates(run) > 0
+    with_templates = run.most_templates > 0
     control = bool(run.splits.validation or run.splits.test) or not with_templates
-    return control + with_templates + finalists + run.online + trains_plainly(run)
-
-
-def number_of_templates(run: Run) -> int:
-    return 0 if run.online or not run.task.uses_label_texts else run.config.finish.templates
-
-
-def trains_plainly(run: Run) -> bool:
-    measured = bool(run.splits.validation or run.splits.test)
-    return measured and run.config.finish.plain_control and run.task.uses_label_texts
+    return control + with_templates + finalists + run.online + run.trains_plainly
 
 
 def _dialogue_gradients(run: Run) -> float:

@@ -109,13 +109,13 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if why := summary.get("ended_by"):
         lines.append(f"The search ended before its last round: {why}.")
-    if not prefix:
+    if not prefix and not summary.get("product_is_plain"):
         lines.append(
             "No prefix in front of the inputs: none was clearly better than none. The model is shipped without one."
         )
-    elif not against:
+    elif prefix and not against:
         lines.append(f'The prefix is "{prefix}".')
-    elif not templates:
+    elif prefix and not templates:
         lines.append(f'The prefix "{prefix}" {_against(against, "the same training without it")}')
     if templates and against:
         what = (
@@ -124,6 +124,9 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
             else f"A head that starts from the label texts behind the best {templates} prefixes too"
         )
         lines.append(f"{what} {_against(against, 'the same training without prefixes')}")
+    if summary.get("product_is_plain"):
+        what = "On validation rows plain fine-tuning (random head, no prefix) has the lowest loss: that is the model."
+        lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
     if "plain" in summary["differences"]:
         lines.append(
             f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head, no prefix)')}"

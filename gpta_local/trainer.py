@@ -69,6 +69,15 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Controls:
+    """Trainings without any prefix: with the same label texts, and plainly. None where nothing is measured; the plain
+    one also where it is not wanted or would be the same as the other."""
+
+    no_prefix: Trained | None
+    plain: Trained | None
+
+
+@dataclass(frozen=True, slots=True)
 class Proposals:
     """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
     the verdicts on those of each adapter, the best prefix that it was shown, and whether the server had
@@ -146,12 +155,14 @@ class Run:
                 self.take_steps(training, current, self.steps, "training to the end", "search", first)
             self.assistant.close()
             searched = Trained(model, current, self.history.search_seconds(), "search")
-            control, templates, contestants = self.contestants(label_texts, searched)
+            controls, templates, contestants = self.contestants(label_texts, searched)
             selection = self.select(contestants)
-            result = self.evaluate(contestants, selection, control, label_texts, templates)
+            product = contestants[selection.chosen]
+            result = summary.describe_run(self.card, self.regime, label_texts, templates, selection)
+            result |= self.evaluate(product, controls)
             result["ended_by"] = ended_by or None
             result["seconds"] = {"search": searched.seconds, "total": self.elapsed()}
-            self.write(contestants[selection.chosen], result)
+            self.write(product, result)
             return result
 
     # ── search ──────────────────────────────────────────────────────────────────────────────────
@@ -371,12 +382,13 @@ class Run:
 
     def contestants(
         self, label_texts: Sequence[dict[str, str]], searched: Trained
-    ) -> tuple[Trained | None, Templates, list[Trained]]:
-        """The same training without prefixes, if anything is to be measured; the templates; and the trained models to
-        choose from, of which the first has no prefix in front of its inputs."""
-        control = bare = None
+    ) -> tuple[Controls, Templates, list[Trained]]:
+        """The controls; the templates; and the trained models to choose from, of which the first has no prefix in
+        front of its inputs. Online it may be the plain one: with many rows label texts can be a worse start."""
         templates = Templates(tuple(self.best_prefixes()))
-        if not templates.texts or self.splits.validation or self.splits.test:
+        measured = bool(self.splits.validation or self.splits.test)
+        control = bare = plain = None
+        if measured or not templates.texts:
             control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         if templates.texts:
             head = self.task.build(prefix.templated(label_texts, templates.texts))
@@ -385,15 +397,34 @@ class Run:
                 templates = self.judge_templates(templates, control, bare)
                 bare = bare if templates.texts else control
         assert bare is not None  # one of the two
-        return control, templates, [bare, *self.with_prefixes(label_texts, templates, searched)]
+        if self.trains_plainly:
+            plain = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
+        if plain and self.online and self.loss(plain) < self.loss(bare):
+            self.observer.note("the plain training has the lower loss on the validation rows: a prefix must beat that")
+            bare = plain
+        contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]
+        return Controls(control, plain), templates, contestants
+
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether there is a training with a random head besides: where all heads are random it is the same."""
+        measured = bool(self.splits.validation or self.splits.test)
+        return measured and self.config.finish.plain_control and self.task.uses_label_texts
+
+    def loss(self, trained: Trained) -> float:
+        """The mean loss on the validation rows."""
+        return float(self.measure(trained, "validation")[0].losses.mean())
+
+    @property
+    def most_templates(self) -> int:
+        """How many prefixes may go before the label texts. Online θ has left its head's start behind when they are
+        known."""
+        return 0 if self.online or not self.task.uses_label_texts else self.config.finish.templates
 
     def best_prefixes(self) -> list[str]:
-        """Those with the highest gains of those that ran longest in their races, for templates. Online θ has left its
-        head's start behind when they are known."""
-        if self.online or not self.task.uses_label_texts:
-            return []
+        """Those with the highest gains of those that ran longest in their races, for templates."""
         ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
-        return [s.text for s in ranked[: self.config.finish.templates]]
+        return [s.text for s in ranked[: self.most_templates]]
 
     def judge_templates(self, templates: Templates, without: Trained, with_them: Trained) -> Templates:
         """The templates with their gain on the validation rows; none of them, where that is clearly below 0."""
@@ -455,21 +486,11 @@ class Run:
         self.observer.selection(selection)
         return selection
 
-    def evaluate(
-        self,
-        contestants: Sequence[Trained],
-        selection: Selection,
-        control: Trained | None,
-        label_texts: Sequence[dict[str, str]],
-        templates: Templates,
-    ) -> dict[str, Any]:
+    def evaluate(self, product: Trained, controls: Controls) -> dict[str, Any]:
         """The product and its controls, once, on the test rows."""
         split = "test" if self.splits.test else "validation" if self.splits.validation else ""
-        arms = {}
-        if control is not None and split:
-            arms = {"gpta": contestants[selection.chosen], "no_prefix": control}
-            if self.config.finish.plain_control and self.task.uses_label_texts:
-                arms["plain"] = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
+        candidates = {"gpta": product, "no_prefix": controls.no_prefix, "plain": controls.plain} if split else {}
+        arms = {name: trained for name, trained in candidates.items() if trained is not None}
         models = list(dict.fromkeys(arms.values()))  # the product can be its own control
         self.observer.stage("evaluating", len(models))
         measured = {}
@@ -479,7 +500,7 @@ class Run:
             self.observer.advance()
         results = {name: measured[trained][0] for name, trained in arms.items()}
         return {
-            **summary.describe_run(self.card, self.regime, label_texts, templates, selection),
+            "product_is_plain": product is controls.plain,
             "evaluated_on": split,
             "arms": {
                 name: summary.arm(*measured[trained], trained.prefix, trained.seconds) for name, trained in arms.items()

@@ -28,8 +28,8 @@ from gpta_local.tokenization import EncodedRow
 
 MIN_STEPS = 40
 EPOCHS = 3
-LABEL_TEXTS = 4
-"""Texts of each class in one step: chosen with validation rows of six sets (docs/LOG.md)."""
+LABEL_TEXTS = 2
+"""Texts of each class in one step: four are no better and take longer (docs/LOG.md)."""
 LABEL_TEXTS_OF_A_STEP = 32
 """Of all classes together, twice a usual batch: of more than eight classes each has fewer, at least one."""
 BUCKET = 32

@@ -71,3 +71,22 @@ def test_output_that_nobody_reads_ends_the_command_as_it_ends_others(command: st
     record.close()
     arguments = {"history": ("history", run), "doctor": ("doctor",)}[command]
     assert run_without_a_reader(*arguments) == (-signal.SIGPIPE, "")
+
+
+def test_plain_model_that_is_the_product_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"accuracy": 0.75, "macro_f1": 0.75, "interval": [0.5, 0.9]}
+    better = {"value": 0.1, "low": 0.01, "high": 0.2, "verdict": "gain"}
+    result = {
+        "prefix": "",
+        "product_is_plain": True,
+        "evaluated_on": "test",
+        "seconds": {"total": 1.0},
+        "cost": {"completions": 1},
+        "audit_head": "0",
+        "arms": dict.fromkeys(("gpta", "no_prefix", "plain"), figures),
+        "differences": {"no_prefix": better},
+    }
+    console.show_result(result, "runs/one")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["plain fine-tuning", "training from the label texts"]
+    assert lines[3] == ""

@@ -333,6 +333,21 @@ def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
     assert result["card"]["validation_rows"] > 0, "rows to choose on are carved"
 
 
+@pytest.mark.parametrize(("scale", "plain_wins"), [(10, False), (1000, True)])
+def test_online_the_plain_model_is_the_product_where_its_validation_loss_is_lower(
+    tmp_path: Path, scale: float, plain_wins: bool
+) -> None:
+    changes = ("search.regime=online", f"downstream.label_text_scale={scale}", "finish.plain_control=true")
+    result, _, run = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
+    assert result["product_is_plain"] == plain_wins
+    assert ("plain" in result["differences"]) == (not plain_wins)
+    assert ("no_prefix" in result["differences"]) == plain_wins
+    if plain_wins:
+        assert result["arms"]["gpta"]["loss"] == result["arms"]["plain"]["loss"] < result["arms"]["no_prefix"]["loss"]
+    again = json.loads(evaluate(run.folder, None, as_json=True))
+    assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
+
+
 def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

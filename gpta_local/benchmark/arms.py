@@ -195,12 +195,10 @@ def gpta(job: Job, folder: Path) -> list[Figures]:
     """The run, and its own controls: the same label texts without prefixes, and plain."""
     run, result = outer_loop(job, folder)
     arms = result["arms"]
-    plain = arms.get("plain", arms["no_prefix"])  # without label texts they are the same
+    nearest = "plain" if "plain" in arms else "no_prefix"  # without label texts they are the same
     against = {name: [d["value"], d["low"], d["high"]] for name, d in result["differences"].items()}
-    if "plain" not in against:
-        against["plain"] = against.get("no_prefix", [0.0, 0.0, 0.0])
-    product = {**product_figures(run, result), "against_plain": against["plain"]}
-    return [product, control_figures(arms["no_prefix"]), control_figures(plain)]
+    product = {**product_figures(run, result), "against_plain": against.get(nearest, [0.0, 0.0, 0.0])}
+    return [product, control_figures(arms["no_prefix"]), control_figures(arms[nearest])]
 
 
 def variant(job: Job, folder: Path) -> list[Figures]:
@@ -246,12 +244,10 @@ def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
     """Of a run's product. Its seconds are those of search, choice and training, its controls that no user needs
     and all measuring left out."""
     arm, seconds, cost = result["arms"]["gpta"], result["seconds"], result["cost"]
-    own_control = "no_prefix" not in result["differences"]
-    measured = {name: a for name, a in result["arms"].items() if not (own_control and name == "no_prefix")}
+    measured = {name: a for name, a in result["arms"].items() if name == "gpta" or name in result["differences"]}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
-    choice = run.splits.validation or not result["templates"]  # it is one to choose from
-    controls = {"plain"} if choice else {"plain", "no_prefix"}
-    beside += sum(a["training_seconds"] for name, a in measured.items() if name in controls)
+    chosen_from = {"gpta": True, "no_prefix": run.splits.validation or not result["templates"], "plain": run.online}
+    beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
     found = {name: result[name] for name in ("label_texts", "templates", "warnings")}
