@@ -238,6 +238,7 @@ class TrainingConfig(Section):
     steps: int | None = Field(default=None, ge=1)
     """None: three epochs, at least 40 steps."""
     batch_size: int = Field(default=16, ge=1)
+    """Rows of a step; half as many where label texts go along."""
     encoder_learning_rate: float = Field(default=5e-5, ge=0)
     head_learning_rate: float = Field(default=1e-2, gt=0)
     """For heads that start from label texts; a plain checkpoint's head has the encoder's rate × 10."""

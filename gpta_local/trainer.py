@@ -106,9 +106,10 @@ class Run:
         observer.note(f"leak scan: {self.leak_scan}")
         if weakness := weaker_than_default(config.privacy.leak_scan):
             observer.warn(weakness)
-        self.steps = total_steps(config.training, len(self.splits.train))
         self.regime = regime_of(config, self.splits)
         self.online = self.regime == "online"
+        label_texts = self.task.uses_label_texts and label_texts_go_along(config, self.splits)
+        self.steps = total_steps(config.training, len(self.splits.train), label_texts=label_texts)
         self.weights = sum(p.numel() * p.element_size() for p in self.task.build_plain().parameters())  # bytes
         self.latest: Sequence[ScoredPrefix] = []  # of the latest race
         self.last_asked = 0  # in the history
@@ -534,7 +535,7 @@ class Run:
     def fine_tune(self, model: DownstreamModel, text: str, name: str, slot: str) -> Trained:
         """All steps with one prefix."""
         training = self.training(model, slot)
-        self.take_steps(training, text, self.steps, f"training {name}", slot)
+        self.take_steps(training, text, training.steps, f"training {name}", slot)
         return Trained(model, text, training.seconds, slot)
 
     def training(self, model: DownstreamModel, slot: str) -> Training:
@@ -691,17 +692,15 @@ def fitted_rows(train: Sequence[Example]) -> Sequence[Example]:
     return train[:: -(-len(train) // FITTED_ROWS)]
 
 
-def open_training(config: Config, splits: Splits, model: DownstreamModel, steps: int | None = None) -> Training:
-    """A model's fine-tuning on the training rows as the configuration says, or with another number of steps. Label
+def open_training(config: Config, splits: Splits, model: DownstreamModel, times: int = 1) -> Training:
+    """A model's fine-tuning on the training rows as the configuration says, or with so many times the steps. Label
     texts go along in a low-resource search only."""
-    return Training(
-        model,
-        splits.train,
-        config.training,
-        steps=steps or total_steps(config.training, len(splits.train)),
-        seed=config.seed,
-        label_texts=config.training.label_text_loss and regime_of(config, splits) == "low-resource",
-    )
+    label_texts = label_texts_go_along(config, splits)
+    return Training(model, splits.train, config.training, seed=config.seed, label_texts=label_texts, times=times)
+
+
+def label_texts_go_along(config: Config, splits: Splits) -> bool:
+    return config.training.label_text_loss and regime_of(config, splits) == "low-resource"
 
 
 def regime_of(config: Config, splits: Splits) -> Regime:

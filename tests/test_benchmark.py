@@ -150,7 +150,7 @@ class TestWholeSuite:
         product, between = found[arm("guests", "gpta", shots=4)], found[Trial("curve", "guests", 4, 0, "gpta")]
         model = bench.head_of(product)
         training = open_training(bench.config, bench.splits, model)
-        training.run(product["prefix"], bench.steps // 2)
+        training.run(product["prefix"], training.steps // 2)
         alone = bench.measure(model, product["prefix"], 0.0)["loss"]
         with training.as_if_ended():
             joined = bench.measure(model, product["prefix"], 0.0)["loss"]
@@ -439,7 +439,7 @@ def test_backbone_of_a_soft_prompt_is_frozen_and_its_vectors_learn(small: Path) 
     assert isinstance(model, SentenceClassifier)
     soft = SoftPromptClassifier(model, 3, seed=0)
     before = {name: value.clone() for name, value in soft.state_dict().items()}
-    Training(soft, bench.splits.train, bench.config.training, steps=2, seed=0).run("", 2)
+    Training(soft, bench.splits.train, bench.config.training, seed=0).run("", 2)
     changed = {name for name, value in soft.state_dict().items() if not value.equal(before[name])}
     assert {name.split(".")[0] for name in changed} == {"head", "network"}
     assert all("prompt_encoder" in name for name in changed if name.startswith("network"))

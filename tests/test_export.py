@@ -37,7 +37,7 @@ def make(folder: Path, backbone: Path | None, *, pair: bool, prefix: str) -> tup
     config = config_of(folder, pair_rows() if pair else sentiment_rows(), changes)
     task = ClassificationTask(config)
     model = task.build([{name: name for name in task.label_names}])
-    Training(model, task.splits().train, config.training, steps=2, seed=0).run(prefix, 2)
+    Training(model, task.splits().train, config.training, seed=0).run(prefix, 2)
     write_product(folder / "model", model, prefix, task, config.data)
     return folder / "model", model
 

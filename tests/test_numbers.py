@@ -78,7 +78,7 @@ class TestDivergence:
     def test_gradient_that_is_no_number_ends_the_training(self, bert: Path, factor: float) -> None:
         model = SequenceClassifier(bert, 2, None)
         rows = examples(sentiment_rows(), ("bad", "good"))
-        training = Training(model, rows, TrainingConfig(precision="fp32"), steps=2, seed=0)
+        training = Training(model, rows, TrainingConfig(precision="fp32", steps=2), seed=0)
         model.head.weight.register_hook(lambda gradient: gradient * factor)
         with pytest.raises(TrainingError, match=r"length of the gradient is (inf|nan) at step 1 of 2.*learning rates"):
             training.run("", 2)

@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest) -> DownstreamModel:
 
 
 def training(model: DownstreamModel, steps: int, *, seed: int = 0, **changes: Any) -> Training:
-    return Training(model, ROWS, TrainingConfig(**SETTINGS | changes), steps=steps, seed=seed)
+    return Training(model, ROWS, TrainingConfig(**SETTINGS | {"steps": steps} | changes), seed=seed)
 
 
 def weights(model: DownstreamModel) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ class Batches:
         data = [Example((" ".join(["word"] * (1 + i % 30)),), 0) for i in range(rows)]
         config = TrainingConfig(batch_size=batch_size, precision="fp32")
         self.lengths = [1 + i % 30 for i in range(rows)]
-        self._batches = Training(model, data, config, steps=1, seed=seed)._batches
+        self._batches = Training(model, data, config, seed=seed)._batches
 
     def epoch(self, rows: int) -> list[list[int]]:
         batches: list[list[int]] = []
@@ -198,6 +198,17 @@ class TestSchedule:
     def test_few_rows_get_the_least_steps(self) -> None:
         assert total_steps(TrainingConfig(), 16) == MIN_STEPS
 
+    def test_steps_of_half_the_rows_are_twice_as_many(self) -> None:
+        assert total_steps(TrainingConfig(batch_size=16), 480, label_texts=True) == 3 * 60
+
+    def test_so_many_times_the_steps_are_taken_at_a_rate_that_falls_over_them_all(
+        self, request: pytest.FixtureRequest
+    ) -> None:
+        longer = Training(build("bert", request), ROWS, TrainingConfig(steps=4, warmup=0.0), seed=0, times=3)
+        longer.run("", 6)
+        assert longer.steps == 12
+        assert longer._optimizer.param_groups[0]["lr"] == pytest.approx(5e-5 / 2)
+
 
 class TestLoss:
     @pytest.mark.parametrize("model", ["backbone"], indirect=True)
@@ -254,16 +265,23 @@ class TestLabelTexts:
         return model
 
     def train(self, model: DownstreamModel, steps: int, *, label_texts: bool = True, **changes: Any) -> Training:
-        config = TrainingConfig(**SETTINGS | changes)
-        return Training(model, ROWS, config, steps=steps, seed=0, label_texts=label_texts)
+        config = TrainingConfig(**SETTINGS | {"steps": steps} | changes)
+        return Training(model, ROWS, config, seed=0, label_texts=label_texts)
 
     def test_head_ends_as_the_mean_of_its_own_and_the_label_texts(self, request: pytest.FixtureRequest) -> None:
         still = {"encoder_learning_rate": 0.0, "max_grad_norm": 1e9}
         alone, joined = self.anchored(request), self.anchored(request)
-        self.train(alone, 1, label_texts=False, **still).run("", 1)
+        self.train(alone, 1, label_texts=False, batch_size=4, **still).run("", 1)  # the rows of the other's step
         self.train(joined, 1, **still).run("", 1)
         torch.testing.assert_close(joined.head.weight, (alone.head.weight + joined.label_weights()) / 2)
         torch.testing.assert_close(joined.head.bias, alone.head.bias / 2)
+
+    @pytest.mark.parametrize(("label_texts", "batch_size", "rows"), [(True, 8, 4), (True, 1, 1), (False, 8, 8)])
+    def test_they_take_the_place_of_half_the_rows_of_a_step(
+        self, label_texts: bool, batch_size: int, rows: int, request: pytest.FixtureRequest
+    ) -> None:
+        training = self.train(self.anchored(request), 1, label_texts=label_texts, batch_size=batch_size)
+        assert len(next(training._batches)) == rows
 
     def test_encoder_learns_to_embed_them_near_their_rows(self, request: pytest.FixtureRequest) -> None:
         def loss(model: SentenceClassifier) -> float:
@@ -278,10 +296,10 @@ class TestLabelTexts:
         assert loss(with_texts) < loss(without) < loss(self.anchored(request))
 
     def test_losses_are_those_of_the_models_own_head(self, request: pytest.FixtureRequest) -> None:
-        without = self.train(self.anchored(request), 1, label_texts=False).run("", 1)
+        without = self.train(self.anchored(request), 1, label_texts=False, batch_size=4).run("", 1)
         assert self.train(self.anchored(request), 1).run("", 1) == pytest.approx(without, rel=1e-5)
 
-    @pytest.mark.parametrize(("classes", "texts"), [(2, 4), (8, 4), (9, 3), (40, 1)])
+    @pytest.mark.parametrize(("classes", "texts"), [(2, 2), (16, 2), (17, 1), (40, 1)])
     def test_many_classes_have_fewer_texts_in_a_step(
         self, request: pytest.FixtureRequest, classes: int, texts: int
     ) -> None:

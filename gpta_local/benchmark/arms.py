@@ -31,7 +31,7 @@ from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tokenization import EncodedRow
 from gpta_local.trainer import Run, fitted_rows, open_training
-from gpta_local.training import Training, total_steps
+from gpta_local.training import Training
 
 RANDOM_WORDS = 4
 """Words of a random prefix."""
@@ -89,7 +89,6 @@ class Bench:
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.task = job, job.config, MeasuredTask(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
-        self.steps = total_steps(self.config.training, len(self.splits.train))
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
@@ -121,8 +120,9 @@ class Bench:
 
     def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
         """All steps with one prefix, or so many times as many, then measured."""
-        started, steps = time.monotonic(), times * self.steps
-        open_training(self.config, self.splits, model, steps).run(text, steps)
+        started = time.monotonic()
+        training = open_training(self.config, self.splits, model, times)
+        training.run(text, training.steps)
         return self.measure(model, text, time.monotonic() - started)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
@@ -137,9 +137,8 @@ class Bench:
 
         started = time.monotonic()
         model = SoftPromptClassifier(self.task.build_plain(), self.config.search.max_prefix_tokens, self.config.seed)
-        training = settings(self.config.training)
-        steps = total_steps(training, len(self.splits.train))
-        Training(model, self.splits.train, training, steps=steps, seed=self.config.seed).run("", steps)
+        training = Training(model, self.splits.train, settings(self.config.training), seed=self.config.seed)
+        training.run("", training.steps)
         return self.measure(model, "", time.monotonic() - started)
 
     def curve(self, arm: str, found: Record | None = None) -> Figures:
@@ -148,14 +147,14 @@ class Bench:
         text = found["prefix"] if found else ""
         training = open_training(self.config, self.splits, model)
         splits = fitted_rows(self.splits.train), self.splits.test
-        count = min(self.job.settings["points"], self.steps + 1)
+        count = min(self.job.settings["points"], training.steps + 1)
         points = []
-        for at in (self.steps * place // (count - 1) for place in range(count)):
+        for at in (training.steps * place // (count - 1) for place in range(count)):
             if at > training.done:
                 training.run(text, at - training.done)
             with training.as_if_ended():
                 fitted, tested = (self.task.evaluate(model, rows, text).summary for rows in splits)
-            epoch = at * self.config.training.batch_size / len(self.splits.train)
+            epoch = at * training.batch_size / len(self.splits.train)
             points.append({"epoch": epoch, "train": fitted, "test": tested})
         return {"prefix": text, "points": points, "rows": len(self.splits.test)}
 
