@@ -28,6 +28,8 @@ ENDING_SECONDS = 20
 """For a process that has nothing left to do."""
 JOBS_PER_PROCESS = 16
 """Then a fresh one takes its place: a process that did SetFit's jobs for 40 minutes had grown from 0.5 to 5 GB."""
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+"""Of a processor, from the widest to the narrowest that a matrix product uses."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
 
 
@@ -203,15 +205,16 @@ def _told(figures: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """What measures: this package with a digest of its code, the libraries that could change a figure, and the
-    processor with its cores."""
+    processor with its cores and its widest instructions, as one name can stand for several generations."""
     code = hashlib.sha256()
     for path in sorted(Path(gpta_local.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     found = {"gpta-local": f"{gpta_local.__version__} ({code.hexdigest()[:12]})", "python": platform.python_version()}
-    with suppress(OSError, StopIteration):
+    with suppress(OSError, KeyError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        found["processor"] = f"{name} × {os.cpu_count()}"
+        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        widest = next((flag for flag in INSTRUCTIONS if flag in about.get("flags", "").split()), "")
+        found["processor"] = f"{about['model name']} × {os.cpu_count()} {widest}".strip()
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
