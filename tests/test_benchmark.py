@@ -134,13 +134,13 @@ class TestWholeSuite:
 
     def test_curve_ends_where_the_training_does(self, finished: tuple[Path, Result]) -> None:
         found = records(finished[0])
-        for of in ("plain", "gpta"):
+        for of, epochs in (("plain", [0, 2, 4]), ("gpta", [0, 1, 2])):  # half the rows a step, with label texts
             points = found[Trial("curve", "guests", 4, 0, of)]["points"]
             assert points[-1]["test"]["loss"] == pytest.approx(found[arm("guests", of, shots=4)]["loss"], abs=1e-6)
             assert points[-1]["train"]["loss"] == pytest.approx(
                 found[arm("guests", of, shots=4)]["train"]["loss"], abs=1e-6
             )
-            assert [point["epoch"] for point in points] == [0, 2, 4]
+            assert [point["epoch"] for point in points] == epochs
 
     def test_curve_of_the_product_shows_the_models_that_it_would_be(
         self, folder: Path, finished: tuple[Path, Result]
