@@ -278,8 +278,8 @@ class FinishConfig(Section):
     """The best prefixes, so many, are also put before the label texts that the head starts from (low-resource
     search), unless validation rows speak against it. 0: the head starts from the label texts alone."""
     plain_control: bool = True
-    """Also train with a random head and no prefix, as without this tool. In an online search it is the product where
-    it has the lower loss on the validation rows and no prefix beats it."""
+    """Also train with a random head and no prefix, as without this tool. In an online search it is the product
+    where nothing is clearly better on the validation rows."""
 
 
 class LeakScanConfig(Section):

@@ -125,7 +125,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"{what} {_against(against, 'the same training without prefixes')}")
     if summary.get("product_is_plain"):
-        what = "On validation rows plain fine-tuning (random head, no prefix) has the lowest loss: that is the model."
+        what = "On validation rows nothing is clearly better than plain fine-tuning (random head): that is the model."
         lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
     if "plain" in summary["differences"]:
         lines.append(

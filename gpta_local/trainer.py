@@ -385,7 +385,8 @@ class Run:
         self, label_texts: Sequence[dict[str, str]], searched: Trained
     ) -> tuple[Controls, Templates, list[Trained]]:
         """The controls; the templates; and the trained models to choose from, of which the first has no prefix in
-        front of its inputs. Online it may be the plain one: with many rows label texts can be a worse start."""
+        front of its inputs. Online it is the plain one unless label texts are clearly better as a start: with many rows
+        they can be worse."""
         templates = Templates(tuple(self.best_prefixes()))
         measured = bool(self.splits.validation or self.splits.test)
         control = bare = plain = None
@@ -400,8 +401,8 @@ class Run:
         assert bare is not None  # one of the two
         if self.trains_plainly:
             plain = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
-        if plain and self.online and self.loss(plain) < self.loss(bare):
-            self.observer.note("the plain training has the lower loss on the validation rows: a prefix must beat that")
+        if plain and self.online and not self.clearly_better(bare, plain):
+            self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
             bare = plain
         contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]
         return Controls(control, plain), templates, contestants
@@ -412,9 +413,11 @@ class Run:
         measured = bool(self.splits.validation or self.splits.test)
         return measured and self.config.finish.plain_control and self.task.uses_label_texts
 
-    def loss(self, trained: Trained) -> float:
-        """The mean loss on the validation rows."""
-        return float(self.measure(trained, "validation")[0].losses.mean())
+    def clearly_better(self, ours: Trained, theirs: Trained) -> bool:
+        """Whether the loss on the validation rows is lower by more than its standard error."""
+        losses = [self.measure(trained, "validation")[0].losses for trained in (theirs, ours)]
+        gain, standard_error = paired_mean(losses[0] - losses[1])
+        return gain > standard_error
 
     @property
     def most_templates(self) -> int:

@@ -55,7 +55,7 @@ def test_no_prefix_is_told_as_no_gain() -> None:
 
 def test_plain_model_that_is_the_product_is_told_as_that() -> None:
     (line,) = summary.verdict(result(prefix="", differences={"no_prefix": GAIN}, product_is_plain=True))
-    assert "plain fine-tuning (random head, no prefix) has the lowest loss: that is the model" in line
+    assert "nothing is clearly better than plain fine-tuning (random head): that is the model" in line
     assert "gains +5.0 points of accuracy against the training that starts from the label texts" in line
 
 

@@ -334,7 +334,7 @@ def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("scale", "plain_wins"), [(10, False), (1000, True)])
-def test_online_the_plain_model_is_the_product_where_its_validation_loss_is_lower(
+def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     tmp_path: Path, scale: float, plain_wins: bool
 ) -> None:
     changes = ("search.regime=online", f"downstream.label_text_scale={scale}", "finish.plain_control=true")
@@ -343,7 +343,7 @@ def test_online_the_plain_model_is_the_product_where_its_validation_loss_is_lowe
     assert ("plain" in result["differences"]) == (not plain_wins)
     assert ("no_prefix" in result["differences"]) == plain_wins
     if plain_wins:
-        assert result["arms"]["gpta"]["loss"] == result["arms"]["plain"]["loss"] < result["arms"]["no_prefix"]["loss"]
+        assert result["arms"]["gpta"]["loss"] == result["arms"]["plain"]["loss"]
     again = json.loads(evaluate(run.folder, None, as_json=True))
     assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
 
