@@ -53,7 +53,7 @@ def number_of_trainings(run: Run) -> int:
     search is one."""
     finalists = 0 if run.online else run.config.finish.finalists if run.splits.validation else 1
     with_templates = run.most_templates > 0
-    control = bool(run.splits.validation or run.splits.test) or not with_templates
+    control = run.measured or not with_templates
     return control + with_templates + finalists + run.online + run.trains_plainly
 
 

@@ -388,9 +388,8 @@ class Run:
         front of its inputs. Online it is the plain one unless label texts are clearly better as a start: with many rows
         they can be worse."""
         templates = Templates(tuple(self.best_prefixes()))
-        measured = bool(self.splits.validation or self.splits.test)
         control = bare = plain = None
-        if measured or not templates.texts:
+        if self.measured or not templates.texts:
             control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         if templates.texts:
             head = self.task.build(prefix.templated(label_texts, templates.texts))
@@ -408,10 +407,14 @@ class Run:
         return Controls(control, plain), templates, contestants
 
     @property
+    def measured(self) -> bool:
+        """Whether there are rows besides those of the training."""
+        return bool(self.splits.validation or self.splits.test)
+
+    @property
     def trains_plainly(self) -> bool:
         """Whether there is a training with a random head besides: where all heads are random it is the same."""
-        measured = bool(self.splits.validation or self.splits.test)
-        return measured and self.config.finish.plain_control and self.task.uses_label_texts
+        return self.measured and self.config.finish.plain_control and self.task.uses_label_texts
 
     def clearly_better(self, ours: Trained, theirs: Trained) -> bool:
         """Whether the loss on the validation rows is lower by more than its standard error."""
