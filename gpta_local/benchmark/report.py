@@ -43,10 +43,12 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1rem; }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; white-space: normal; min-width: 9rem; } tbody th { font-weight: normal; }
+th:first-child { text-align: left; white-space: normal; min-width: 9rem; position: sticky; left: 0; background: #fff; }
+tbody th { font-weight: normal; }
 thead th { border-bottom: 2px solid #888; }
 .wide { white-space: normal; text-align: left; min-width: 18rem; }
 caption, figcaption { text-align: left; color: #444; padding: .3rem 0; caption-side: top; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: min(66rem, 100vw - 4rem); }
 figure { margin: 1rem 0 1.5rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 """
@@ -484,7 +486,7 @@ def _element(block: Block) -> str:
         cells = "".join(f"<td{kind}>{_inline(cell)}</td>" for kind, cell in zip(kinds[1:], others, strict=True))
         body += f'<tr><th scope="row">{_inline(first)}</th>{cells}</tr>\n'
     return (
-        f'<div class="scroll"><table>\n<caption>{_inline(block.caption)}</caption>\n'
+        f'<div class="scroll"><table>\n<caption><span>{_inline(block.caption)}</span></caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
     )
 
