@@ -132,7 +132,7 @@ def _linear_layers(base: Path) -> dict[str, tuple[int, int]]:
     try:
         config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]  # no types
     except Exception as exc:  # a config can be wrong in any way: ValueError, KeyError, TypeError, RuntimeError …
         what = f"config.json describes no language model known here: {' '.join(str(exc).split())[:200]}"
         raise ModelError(what, where=where, fix="Is it the folder of the model's weights?") from exc
