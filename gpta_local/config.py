@@ -54,11 +54,11 @@ S = TypeVar("S", bound=Section)
 
 
 class DataConfig(Section):
-    """Where the rows are. Formats: .jsonl, .csv, .parquet, or a folder saved by `datasets`."""
+    """Where the rows are. Formats: .jsonl, .csv, .tsv, .parquet, or a folder saved by `datasets`."""
 
     train: str
     validation: str | None = None
-    """Rows to choose the prefix on. None: a tenth is carved from the training rows where the search
+    """Rows to choose the prefix on. None: a tenth is carved from 500 training rows or more, and wherever the search
     is online; otherwise prefixes are chosen by cross-validation on the training rows."""
     test: str | None = None
     """Rows for the one evaluation at the end. Nothing is chosen on them."""
@@ -184,7 +184,7 @@ class DownstreamConfig(Section):
     max_length: int | None = Field(default=None, ge=16)
     """Input tokens, prefix and special tokens included. None: the backbone's own limit."""
     label_text_scale: float = Field(default=10.0, gt=0)
-    """The head starts as this factor × the embedding of each label's texts (DESIGN: measured)."""
+    """The head starts as this factor × the embedding of each label's texts."""
 
 
 class SearchConfig(Section):
@@ -241,10 +241,10 @@ class TrainingConfig(Section):
     """Rows of a step; half as many where label texts go along."""
     encoder_learning_rate: float = Field(default=5e-5, ge=0)
     head_learning_rate: float = Field(default=1e-2, gt=0)
-    """For heads that start from label texts; a plain checkpoint's head has the encoder's rate × 10."""
+    """For heads of sentence-transformers backbones; a plain checkpoint's head has the encoder's rate × 10."""
     label_text_loss: bool = True
-    """In a low-resource search the label texts that the head started from also go along in training: embedded anew
-    at each step, they make a second head, whose loss is added, and the model's head ends as the mean of both."""
+    """In a low-resource search some of the label texts that the head started from go along in each step of training:
+    embedded anew, they make a second head, whose loss is added, and the model's head ends as the mean of both."""
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; it falls linearly to 0 after."""

@@ -11,7 +11,7 @@ import errno
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -129,7 +129,8 @@ class TerminalObserver:
         if not scored:
             self.warn(f"round {entry.number} brought no new prefix")
         if scored:
-            self.console.print(_gains(scored if self._verbose else scored[:SHOWN], entry.chosen))
+            shown = scored if self._verbose else scored[:SHOWN]
+            self.console.print(_gains([(s, s.text) for s in shown], entry.chosen))
         if entry.training_loss is not None:
             self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
 
@@ -149,7 +150,8 @@ class TerminalObserver:
 
     def selection(self, selection: Selection) -> None:
         self._print(f"choice of the prefix, on {selection.rows} rows:")
-        self.console.print(_gains(selection.gains, selection.gains[selection.chosen]))
+        named = zip(selection.gains, selection.names, strict=True)
+        self.console.print(_gains(named, selection.gains[selection.chosen]))
 
     def _tell_what_is_waited_for(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS / 10):
@@ -240,12 +242,12 @@ def _figures(figures: ProposalFigures) -> str:
     return f"{figures.hits} hits among {figures.fresh} new of {figures.asked} proposals{gain}"
 
 
-def _gains(scored: Sequence[ScoredPrefix], chosen: ScoredPrefix) -> str:
-    """A line for each prefix; long ones are not cut."""
+def _gains(named: Iterable[tuple[ScoredPrefix, str]], chosen: ScoredPrefix) -> str:
+    """A line for each; long names are not cut."""
     lines = []
-    for s in scored:
+    for s, name in named:
         error = f" ± {s.standard_error:.3f}" if s.standard_error else " " * 8
-        line = escape(f"  {s.gain:+.3f}{error}  {_name(s.text)}")
+        line = escape(f"  {s.gain:+.3f}{error}  {name}")
         lines.append(f"[green]{line}  ← chosen[/green]" if s is chosen else line)
     return "\n".join(lines)
 

@@ -37,8 +37,9 @@ def estimate(run: Run) -> dict[str, float]:
     request = prefix_request(run.card, [])
     one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
-    contestants = 1 + run.config.finish.finalists + (len(templates) > 0)
     plain = run.trains_plainly
+    # online besides: plain fine-tuning, the model of the search with its prefix, and without
+    contestants = 1 + run.config.finish.finalists + (len(templates) > 0) + run.online * (plain + 2)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),

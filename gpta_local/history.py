@@ -114,7 +114,7 @@ MIGRATIONS = (
 )
 """Numbered by position; PRAGMA user_version says how many a file has seen."""
 
-FORMAT = 3
+FORMAT = 4
 """Of what a run is resumed from: this file and the checkpoints. 0: of versions that could not resume."""
 
 NUMBERS = (

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 class Selection:
     """How the product was chosen among trained contestants; the first has no prefix in front.
 
-    `gains` are against that one, on `rows`; `chosen` is the position of the winner.
+    `gains` are against that one, on `rows`; `names` are for the user; `chosen` is the position of the winner.
     """
 
     rows: str
     gains: tuple[ScoredPrefix, ...]
+    names: tuple[str, ...]
     chosen: int
 
 
@@ -89,7 +90,11 @@ def describe_run(
         if templates.gain is None
         else {"gain": templates.gain, "standard_error": _finite(templates.standard_error)},
         "prefix": chosen.text,
-        "selection": {"rows": selection.rows, "contestants": [_contestant(gain) for gain in selection.gains]},
+        "selection": {
+            "rows": selection.rows,
+            "against": selection.names[0],
+            "contestants": [_contestant(gain) for gain in selection.gains],
+        },
     }
 
 

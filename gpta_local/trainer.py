@@ -67,6 +67,13 @@ class Trained:
     seconds: float
     slot: str
 
+    @property
+    def name(self) -> str:
+        """For the user, among the contestants."""
+        if self.slot == "plain":
+            return "plain fine-tuning"
+        return self.prefix or ("(no prefix), model of the search" if self.slot == "search" else "(no prefix)")
+
 
 @dataclass(frozen=True, slots=True)
 class Controls:
@@ -399,7 +406,9 @@ class Run:
                 bare = bare if templates.texts else control
         assert bare is not None  # one of the two
         if self.trains_plainly:
-            plain = self.fine_tune(self.task.build_plain(), "", "plainly (control)", "plain")
+            plain = self.fine_tune(
+                self.task.build_plain(), "", "plainly" if self.online else "plainly (control)", "plain"
+            )
         if plain and self.online and not self.clearly_better(bare, plain):
             self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
             bare = plain
@@ -489,7 +498,9 @@ class Run:
             "", 0.0, 0.0, gains[0].loss + gains[0].gain if gains else 0.0, gains[0].rows if gains else 0
         )
         tried = len(gains) if self.splits.validation else len(self.history.scored())
-        selection = Selection(rows, (none, *gains), prefix.best([none, *gains], tried))
+        selection = Selection(
+            rows, (none, *gains), tuple(c.name for c in contestants), prefix.best([none, *gains], tried)
+        )
         self.observer.selection(selection)
         return selection
 

@@ -37,8 +37,8 @@ BUCKET = 32
 
 
 def rows_of_a_step(config: TrainingConfig, *, label_texts: bool) -> int:
-    """`batch_size` of the configuration; half of it where label texts make up the other half of a step: as good as
-    all of it, in 0.6 of the time (docs/LOG.md)."""
+    """`batch_size` of the configuration; half of it where label texts go along: as good as all of it, in 0.6 of the
+    time (docs/LOG.md)."""
     return max(1, config.batch_size // 2) if label_texts else config.batch_size
 
 
@@ -50,7 +50,7 @@ def total_steps(config: TrainingConfig, rows: int, *, label_texts: bool = False)
 class Training:
     """One model's fine-tuning: a fixed number of steps, taken in one go or in parts.
 
-    Two trainings with the same seed, rows and number of steps draw the same batches and dropout
+    Two trainings with the same seed, rows, number of steps and rows of a step draw the same batches and dropout
     seeds whatever the prefix, so that their results are paired. The random generator is its own: what
     else draws random numbers in the process changes nothing, nor does a pause of days (`state`, `load`).
 

@@ -9,23 +9,25 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from benchmarks import PAIR_ROWS, arm, write_sets, write_suite
 from click.testing import Result
 from commands import PROGRAM, ROOT, assert_refused, invoke
-from samples import QUICKSTART, sentiment_rows
+from samples import QUICKSTART, merge, sentiment_rows
 from test_interrupt import hears_ctrl_c
 
 from gpta_local import config
 from gpta_local.benchmark import runner
-from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, with_test_rows
+from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, perform, with_test_rows
 from gpta_local.benchmark.suite import load
-from gpta_local.benchmark.trials import Results, Trial, plan
+from gpta_local.benchmark.trials import Job, Results, Trial, plan
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import SentenceClassifier
 from gpta_local.tasks.classification import ClassificationTask
@@ -452,6 +454,46 @@ def test_long_rows_leave_room_for_a_soft_prompt(small: Path) -> None:
     soft = SoftPromptClassifier(bench.task.build_plain(), 5, seed=0)
     rows = [Example((" ".join(["soup"] * 300),), 0)]
     assert bench.task.evaluate(soft, rows, "").losses.shape == (1,)
+
+
+@pytest.mark.slow
+class TestPlainFineTuningInTheChoice:
+    """With all rows in an online search, whose first contestant it is unless label texts are clearly better."""
+
+    @pytest.fixture
+    def jobs(self, sentence: Path, tmp_path: Path) -> dict[str, Job]:
+        changes = {
+            "variants": {"one proposal": {"search.proposals": 1}},
+            "tables": {"main": {"shots": [None], "samples": 1, "arms": ["gpta", "one proposal", "best_prefix"]}},
+        }
+        write_sets(tmp_path, sentence)
+        online = {"search": {"regime": "online"}, "finish": {"plain_control": False}}
+        config = yaml.safe_load((tmp_path / "guests.yaml").read_text())
+        (tmp_path / "guests.yaml").write_text(yaml.safe_dump(merge(config, online)))
+        suite = load(write_suite(tmp_path, changes))
+        return {job.trials[0].arm: job for job in plan(suite) if job.trials[0].set == "guests"}
+
+    def test_plain_arm_is_plain_though_the_configuration_wants_no_control(
+        self, jobs: dict[str, Job], tmp_path: Path
+    ) -> None:
+        product, _, plain = perform(jobs["gpta"], {}, tmp_path / "run")
+        bench = Bench(jobs["gpta"])
+        assert plain["loss"] == bench.fine_tune(bench.task.build_plain(), "")["loss"]
+        assert product["product_is_plain"] in (True, False)
+
+    def test_variant_chooses_by_the_same_rule(self, jobs: dict[str, Job], tmp_path: Path) -> None:
+        finish = jobs["one proposal"].config.finish.model_copy(update={"plain_control": True})
+        job = replace(jobs["one proposal"], config=jobs["one proposal"].config.model_copy(update={"finish": finish}))
+        perform(job, {}, tmp_path / "run")
+        titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert "training plainly" in titles
+
+    def test_prefix_goes_before_the_plain_model_where_that_is_the_product(self, jobs: dict[str, Job]) -> None:
+        bench = Bench(jobs["gpta"])
+        found = {"product_is_plain": True, "label_texts": bench.task.own_label_texts(), "templates": []}
+        plain, other = bench.head_of(found).head, bench.head_of({**found, "product_is_plain": False}).head
+        assert torch.equal(plain.weight, bench.task.build_plain().head.weight)
+        assert not torch.equal(plain.weight, other.weight)
 
 
 def test_same_test_rows_for_every_arm() -> None:

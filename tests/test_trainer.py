@@ -338,8 +338,11 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     tmp_path: Path, scale: float, plain_wins: bool
 ) -> None:
     changes = ("search.regime=online", f"downstream.label_text_scale={scale}", "finish.plain_control=true")
-    result, _, run = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
+    result, observer, run = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
     assert result["product_is_plain"] == plain_wins
+    first, *others = observer.selections[0].names
+    assert first == result["selection"]["against"] == ("plain fine-tuning" if plain_wins else "(no prefix)")
+    assert "(no prefix), model of the search" in others
     assert ("plain" in result["differences"]) == (not plain_wins)
     assert ("no_prefix" in result["differences"]) == plain_wins
     if plain_wins:

@@ -30,7 +30,7 @@ from gpta_local.summary import Selection
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tokenization import EncodedRow
-from gpta_local.trainer import Run, fitted_rows, open_training
+from gpta_local.trainer import Run, fitted_rows, open_training, regime_of
 from gpta_local.training import Training
 
 RANDOM_WORDS = 4
@@ -105,6 +105,8 @@ class Bench:
 
     def head_of(self, found: Record) -> DownstreamModel:
         """The model before training as the run of a record had it."""
+        if found["product_is_plain"]:
+            return self.task.build_plain()
         return self.task.build(prefix.templated(found["label_texts"], found["templates"]))
 
     def transferred(self, own: Record, other: Record) -> Figures:
@@ -192,7 +194,7 @@ class PlainHead(MeasuredTask):
 
 def gpta(job: Job, folder: Path) -> list[Figures]:
     """The run, and its own controls: the same label texts without prefixes, and plain."""
-    run, result = outer_loop(job, folder)
+    run, result = outer_loop(with_plain(job, True), folder)
     arms = result["arms"]
     nearest = "plain" if "plain" in arms else "no_prefix"  # without label texts they are the same
     against = {name: [d["value"], d["low"], d["high"]] for name, d in result["differences"].items()}
@@ -201,14 +203,16 @@ def gpta(job: Job, folder: Path) -> list[Figures]:
 
 
 def variant(job: Job, folder: Path) -> list[Figures]:
-    """The run with other settings."""
-    return [product_figures(*outer_loop(without_plain(job), folder))]
+    """The run with other settings. Its plain control would be that of `gpta`; it is trained where it takes part in the
+    choice."""
+    online = regime_of(job.config, Bench(job).splits) == "online"
+    return [product_figures(*outer_loop(job if online else with_plain(job, False), folder))]
 
 
 def plain_search(job: Job, folder: Path) -> list[Figures]:
     """The run where every model has a random head and no label texts, the paper's setting: what its rule chose, and
     the prefix that ranked best in any case."""
-    run, result = outer_loop(without_plain(job), folder, PlainHead(job.config))
+    run, result = outer_loop(job, folder, PlainHead(job.config))
     chosen = product_figures(run, result)
     if chosen["best_prefix"] == chosen["prefix"]:
         best = figures_of(chosen)
@@ -220,8 +224,9 @@ def plain_search(job: Job, folder: Path) -> list[Figures]:
     return [chosen, {**best, **{name: chosen[name] for name in COST}}]
 
 
-def without_plain(job: Job) -> Job:
-    finish = job.config.finish.model_copy(update={"plain_control": False})
+def with_plain(job: Job, wanted: bool) -> Job:
+    """With plain fine-tuning as a control, or without."""
+    finish = job.config.finish.model_copy(update={"plain_control": wanted})
     return replace(job, config=job.config.model_copy(update={"finish": finish}))
 
 
@@ -249,7 +254,7 @@ def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
     beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
-    found = {name: result[name] for name in ("label_texts", "templates", "warnings")}
+    found = {name: result[name] for name in ("label_texts", "templates", "product_is_plain", "warnings")}
     return {**figures, **cost, "best_prefix": best_ranked(run), **found}
 
 

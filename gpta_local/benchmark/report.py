@@ -267,7 +267,10 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[Table]:
         "gap to test": (compared, gap, 1),
     }
     searching = ("whole, s", "search, s", "completions", "tokens")
-    online = " Online, a product that is the model of the search has its last fine-tuning there." * (not compared.shots)
+    online = (
+        " With all rows the controls count, for the product is chosen from them too; one that is the model of the "
+        "search has its last fine-tuning there."
+    ) * (not compared.shots)
     yield Table(
         "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
         f"fine-tunings, controls and measuring left out.{online} Seconds are of the trials on the processor that has "

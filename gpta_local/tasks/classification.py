@@ -27,7 +27,7 @@ from gpta_local.tokenization import EncodedRow
 
 FOLDS = 4
 PROBE_L2 = 1e-4
-"""Weight of the squared distance to the model's own head (DESIGN §4: measured)."""
+"""Weight of the squared distance to the model's own head."""
 PROBE_ITERATIONS = 40
 LOWER = "Lower the learning rates of `training`, or set training.precision to fp32"
 LONG_NAME = 6
