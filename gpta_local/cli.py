@@ -148,10 +148,11 @@ def train(
         from gpta_local.trainer import Run
 
         run = Run(settings, observer, interrupt)
+        card = run.plan.card
         observer.note(
-            f"{settings.card.name}: {run.card.task}, {len(run.card.labels)} labels; {run.card.training_rows} training, "
-            f"{run.card.validation_rows} validation, {run.card.test_rows} test rows; "
-            f"{'online' if run.online else 'low-resource'} search, {run.steps} training steps"
+            f"{settings.card.name}: {card.task}, {len(card.labels)} labels; {card.training_rows} training, "
+            f"{card.validation_rows} validation, {card.test_rows} test rows; "
+            f"{run.plan.regime} search, {run.plan.steps} training steps"
         )
         with closing(run.assistant):  # whatever happens, no adapter stays in a server
             if dry_run:

@@ -21,6 +21,8 @@ from gpta_local.errors import DataError
 MANY_ROWS = 500
 """From this many training rows on, validation rows are carved and the search is online."""
 CARVED_SHARE = 0.1
+FITTED_ROWS = 1000
+"""Training rows at most on which a trained model is measured, for the gap to the test rows."""
 
 FORMATS = "a .jsonl, .csv, .tsv or .parquet file, or a folder saved by `datasets`"
 
@@ -54,6 +56,11 @@ class Splits:
     test: list[Example]
     many: bool
     warnings: tuple[str, ...]
+
+    @property
+    def fitted(self) -> list[Example]:
+        """Training rows that a trained model is measured on, evenly spread: `FITTED_ROWS` at most."""
+        return self.train[:: -(-len(self.train) // FITTED_ROWS)]
 
 
 def read_records(path: str) -> list[Record]:

@@ -1,7 +1,7 @@
 """Dialogues → one fine-tuning of the assistant → a LoRA adapter in a folder of its own.
 
 Knows TRL, peft and how each method reads a dialogue. Does not know where dialogues come from, who
-serves the adapter, nor whether it is any good: the guard is `trainer`'s.
+serves the adapter, nor whether it is any good: the guard is `tuner`'s.
 
 The base model is never changed: an adapter is put on it, trained, written and taken off.
 """

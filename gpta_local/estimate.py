@@ -10,64 +10,71 @@ from pathlib import Path
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient import number_of_steps, train_adapter
 from gpta_local.dialogues import build_dialogues
+from gpta_local.plan import Plan
 from gpta_local.prefix import FIRST_HEAT, templated
 from gpta_local.prompts import prefix_request
 from gpta_local.schema import ScoredPrefix
-from gpta_local.trainer import Run, open_training
+from gpta_local.trainer import Run
 
 MEASURED_STEPS = 3
 
 
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
-    search, splits = run.config.search, run.splits
-    templates = ["Text:"] * run.most_templates
-    model = run.task.build(templated(run.task.own_label_texts(), templates))
+    plan, task, search, splits = run.plan, run.plan.task, run.plan.config.search, run.plan.splits
+    templates = ["Text:"] * plan.most_templates
+    model = task.build(templated(task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
-    scorer = run.task.scorer(model, splits.train)
+    scorer = task.scorer(model, splits.train)
     scorer.losses("", heat)  # the first call also warms up
     one_prefix = _seconds(lambda: scorer.losses("Text:", heat))
     heats = 1 if rows <= 2 * FIRST_HEAT else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
-    one_row = _seconds(lambda: run.task.evaluate(model, sample, "Text:")) / len(sample)
-    training = open_training(run.config, splits, model)
+    one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample)
+    training = plan.training(model)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
-    request = prefix_request(run.card, [])
-    one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), run.sampling(1, request)))
+    request = prefix_request(plan.card, [])
+    one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), plan.sampling(1, request)))
     dialogue_gradients = _dialogue_gradients(run)
-    plain = run.trains_plainly
+    plain = plan.trains_plainly
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
-    contestants = 1 + run.config.finish.finalists + (len(templates) > 0) + run.online * (plain + 2)
+    contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
     return {
         "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
-        "training": one_step * run.steps * number_of_trainings(run),
+        "training": one_step * plan.steps * number_of_trainings(plan),
         "evaluating": one_row * (len(splits.validation) * contestants + len(splits.test) * (2 + plain)),
     }
 
 
-def number_of_trainings(run: Run) -> int:
+def number_of_trainings(plan: Plan) -> int:
     """Trainings of a run over all its steps, with as many templates and finalists as it may have; that of an online
     search is one."""
-    finalists = 0 if run.online else run.config.finish.finalists if run.splits.validation else 1
-    with_templates = run.most_templates > 0
-    control = run.measured or not with_templates
-    return control + with_templates + finalists + run.online + run.trains_plainly
+    finalists = 0 if plan.online else plan.config.finish.finalists if plan.splits.validation else 1
+    with_templates = plan.most_templates > 0
+    control = plan.measured or not with_templates
+    return control + with_templates + finalists + plan.online + plan.trains_plainly
 
 
 def _dialogue_gradients(run: Run) -> float:
     """Seconds for all of them, from a short one; 0 where another process would train (that takes as long
     as loading the weights there, and longer)."""
-    config = run.config.dialogue_gradient
+    config, search = run.plan.config.dialogue_gradient, run.plan.config.search
     if config is None or not isinstance(run.assistant, LocalAssistant) or config.method == "grpo":
         return 0.0
-    history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(run.config.search.proposals)]
-    shown = run.config.search.history_shown
+    history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(search.proposals)]
+    shown = search.history_shown
     dialogues = build_dialogues(
-        run.card, [history], [], winners=config.winners, per_winner=config.dialogues_per_winner, shown=shown, seed=0
+        run.plan.card,
+        [history],
+        [],
+        winners=config.winners,
+        per_winner=config.dialogues_per_winner,
+        shown=shown,
+        seed=0,
     )
     if not dialogues:
         return 0.0
@@ -76,7 +83,7 @@ def _dialogue_gradients(run: Run) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         train_adapter(model, tokenizer, dialogues, short, Path(scratch, "first"), seed=0)  # also imports
         seconds = _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, Path(scratch, "second"), seed=0))
-    rounds = range(config.every, run.config.search.rounds, config.every)
+    rounds = range(config.every, search.rounds, config.every)
     steps = sum(number_of_steps(config, len(dialogues) * number) for number in rounds)  # the history grows
     return seconds / MEASURED_STEPS * steps
 

@@ -425,6 +425,14 @@ class History:
         rows stay; those of one round of an online run."""
         return list(self.scored_by_round().values()) if regime == "online" else [self.scored()]
 
+    def comparable(self, regime: Regime) -> list[ScoredPrefix]:
+        """Scored prefixes whose gains compare with what is found now: all of a low-resource run, of an online one those
+        of the latest round. "" is left out."""
+        if regime == "low-resource":
+            return self.scored()
+        (latest,) = self._connection.execute("SELECT max(number) FROM rounds").fetchone()
+        return self.scored_by_round().get(latest, [])
+
     def label_text_scores(self) -> list[ScoredLabelTexts]:
         rows = self._connection.execute("SELECT texts, loss FROM label_text_scores ORDER BY id")
         return [ScoredLabelTexts(json.loads(texts), loss) for texts, loss in rows]

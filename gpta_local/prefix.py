@@ -241,6 +241,17 @@ def best(gains: Sequence[ScoredPrefix], candidates: int) -> int:
     return max(range(len(gains)), key=lambda i: gains[i].bound(margin(candidates)))
 
 
+def ranked(scored: Sequence[ScoredPrefix], margin: float) -> list[ScoredPrefix]:
+    """Those that were measured on the most rows, from the highest lower bound to the lowest; "" is left out.
+
+    Args:
+        scored: prefixes whose gains compare.
+        margin: standard errors that are taken off a gain.
+    """
+    most = max((s.rows for s in scored if s.text), default=0)
+    return sorted((s for s in scored if s.text and s.rows == most), key=lambda s: s.bound(margin), reverse=True)
+
+
 def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list[ScoredPrefix]:
     """What the assistant sees: half of `size` the best prefixes, the rest drawn from the others."""
     ranked = sorted(history, key=lambda s: s.gain, reverse=True)

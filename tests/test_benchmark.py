@@ -31,7 +31,6 @@ from gpta_local.benchmark.trials import Job, Results, Trial, plan
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import SentenceClassifier
 from gpta_local.tasks.classification import ClassificationTask
-from gpta_local.trainer import open_training
 from gpta_local.training import Training
 
 ARMS = [
@@ -151,7 +150,7 @@ class TestWholeSuite:
         bench, found = Bench(job), records(finished[0])
         product, between = found[arm("guests", "gpta", shots=4)], found[Trial("curve", "guests", 4, 0, "gpta")]
         model = bench.head_of(product)
-        training = open_training(bench.config, bench.splits, model)
+        training = bench.plan.training(model)
         training.run(product["prefix"], training.steps // 2)
         alone = bench.measure(model, product["prefix"], 0.0)["loss"]
         with training.as_if_ended():
@@ -429,7 +428,7 @@ def test_setfit_reads_both_texts_of_a_pair(small: Path) -> None:
     words = ("soup", "cake", "fork", "garden")
     pairs = [Example((first, second), int(first == second)) for first in words for second in words]
     halves = [Example((example.texts[0],), example.label) for example in pairs]
-    both, first_only = setfit(config, pairs, pairs, 2), setfit(config, halves, pairs, 2)
+    both, first_only = (setfit(config, Splits(train, [], pairs, False, ()), 2) for train in (pairs, halves))
     assert both["rows"] == 16 and both["loss"] != first_only["loss"]
 
 

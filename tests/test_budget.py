@@ -11,7 +11,9 @@ import pytest
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows
 
 from gpta_local.export import open_product
+from gpta_local.finish import Finish
 from gpta_local.history import open_existing
+from gpta_local.search import Search
 from gpta_local.trainer import Run
 
 REPLIES = tuple(
@@ -99,7 +101,7 @@ def test_seconds_before_a_pause_are_spent(tmp_path: Path, sentence: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "teach", stop)
+        patch.setattr(Search, "teach", stop)
         train(tmp_path, sentence, {"seconds": 600})
     with sqlite3.connect(tmp_path / "run" / "history.sqlite") as db:
         db.execute("UPDATE runs SET seconds = 601")
@@ -118,7 +120,7 @@ def test_run_that_is_resumed_with_a_reached_budget_keeps_its_rounds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "contestants", stop)
+        patch.setattr(Finish, "contestants", stop)
         train(tmp_path, sentence, {"calls": 5})
     from gpta_local.config import load
 

@@ -229,7 +229,7 @@ class TestFailureWhileRunning:
         def fail(*_: object, **__: object) -> None:
             raise problem
 
-        monkeypatch.setattr("gpta_local.trainer.Run.contestants", fail)
+        monkeypatch.setattr("gpta_local.finish.Finish.contestants", fail)
 
     def test_loss_that_is_no_number_ends_with_code_1(self, config: Path) -> None:
         changes = ("encoder_learning_rate=1e37", "max_grad_norm=1e9", "warmup=0", "steps=20")

@@ -16,7 +16,7 @@ import pytest
 from samples import config_of, pair_rows, read_rows, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.config import load
-from gpta_local.data import Example, carve, make_splits, read_records, sample_shots
+from gpta_local.data import Example, Splits, carve, make_splits, read_records, sample_shots
 from gpta_local.errors import ConfigError, DataError
 from gpta_local.tasks.classification import ClassificationTask, read_examples
 
@@ -359,6 +359,14 @@ class TestOverlaps:
 
     def test_warning_shows_no_row(self) -> None:
         assert CANARY not in "".join(self.splits([CANARY, "b"], ["c"], [CANARY]))
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(1, 1), (1000, 1000), (1001, 501), (2500, 834)])
+def test_training_rows_to_measure_on_are_spread_over_all(rows: int, measured: int) -> None:
+    train = [Example((str(number),), 0) for number in range(rows)]
+    fitted = Splits(train, [], [], False, ()).fitted
+    assert len(fitted) == measured
+    assert fitted[0] is train[0] and int(fitted[-1].texts[0]) >= rows - rows // measured - 1
 
 
 def test_repr_of_an_example_hides_its_text() -> None:

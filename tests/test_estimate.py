@@ -68,4 +68,4 @@ def test_trainings_of_a_run_are_counted(
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
     assert set(trainings) - set(found) <= {"finalist"}  # no prefix need be clearly better than none
-    assert number_of_trainings(run) == len(trainings)
+    assert number_of_trainings(run.plan) == len(trainings)

@@ -179,6 +179,14 @@ class TestDialogueGradient:
         assert history.comparable_groups("low-resource") == [[scored("a", 0.1), scored("b", 0.2)]]
         assert history.comparable_groups("online") == [[scored("a", 0.1)], [scored("b", 0.2)]]
 
+    def test_gains_of_the_latest_round_compare_online(self, history: History) -> None:
+        assert history.comparable("online") == history.comparable("low-resource") == []
+        for number, texts in ((1, "ab"), (2, "c"), (3, "")):
+            entries = [scored("", 0.0), *(scored(text, number / 10) for text in texts)]
+            history.add_round(Round(number, {}, (), tuple(entries), entries[0], None, 1.0))
+            assert [s.text for s in history.comparable("online")] == list(texts)
+        assert [s.text for s in history.comparable("low-resource")] == ["a", "b", "c"]
+
     def test_completions_of_each_adapter_are_kept_apart(self, history: History) -> None:
         for adapter, text in (("", "x"), ("001", "y"), ("", "z")):
             asking = history.add_request(1, request("prefix"), SAMPLING, adapter)

@@ -19,6 +19,7 @@ from gpta_local.prefix import (
     clean,
     figures,
     race,
+    ranked,
     read_label_text_sets,
     scoring_order,
     templated,
@@ -276,6 +277,23 @@ class TestChoose:
 
     def test_error_of_a_single_row_is_never_cleared(self) -> None:
         assert choose([scored("", 0.0, rows=1), scored("a", 9.0, float("inf"), rows=1)]).text == ""
+
+
+class TestRanked:
+    def test_highest_lower_bound_is_first(self) -> None:
+        noisy, sure = scored("noisy", 0.5, 0.3), scored("sure", 0.3, 0.01)
+        assert ranked([noisy, sure], 1.0) == [sure, noisy]
+        assert ranked([noisy, sure], 0.0) == [noisy, sure]
+
+    def test_only_those_of_the_last_heat_are_ranked(self) -> None:
+        lucky, finisher = scored("lucky", 0.9, rows=64), scored("finisher", 0.1, rows=128)
+        assert ranked([lucky, finisher, scored("", 0.0, rows=256)], 1.0) == [finisher]
+
+    def test_of_equals_the_first_is_first(self) -> None:
+        assert [s.text for s in ranked([scored("a", 0.1), scored("b", 0.1)], 1.0)] == ["a", "b"]
+
+    def test_nothing_scored_is_nothing_ranked(self) -> None:
+        assert ranked([scored("", 0.0)], 1.0) == ranked([], 1.0) == []
 
 
 class TestTemplated:

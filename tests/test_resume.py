@@ -16,13 +16,16 @@ from commands import ROOT, assert_refused, invoke
 from killing import outcome
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
 
-from gpta_local import trainer
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.errors import InputError
+from gpta_local.fine_tuner import FineTuner
+from gpta_local.finish import Finish
 from gpta_local.history import open_existing
 from gpta_local.privacy.audit_verification import verify
 from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.search import Search
 from gpta_local.trainer import Run
+from gpta_local.training import Training
 
 REPLIES = ("Guest note:", "Said of the meal:", "The visit was", "Menu", "Table talk:", "Kitchen:")
 NEEDS_MOUNTS = pytest.mark.skipif(
@@ -50,7 +53,7 @@ def config(tmp_path: Path, sentence: Path) -> Path:
 
 
 class Stop:
-    """Stops a run with its n-th call of a method: of `Run` before, of the assistant instead of that."""
+    """Stops a run instead of the n-th call of a method."""
 
     def __init__(self, patch: pytest.MonkeyPatch, owner: type, method: str, at: int = 1) -> None:
         original, self.calls = getattr(owner, method), 0
@@ -68,7 +71,7 @@ def train(config: Path, *options: object, folder: str = "run") -> Result:
     return invoke("train", config, "--output", config.parent / folder, *options)
 
 
-def stopped(config: Path, method: str = "contestants", owner: type = Run, at: int = 1) -> Result:
+def stopped(config: Path, method: str = "contestants", owner: type = Finish, at: int = 1) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         Stop(patch, owner, method, at)
         result = train(config)
@@ -82,19 +85,19 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("method", "at"),
+    ("owner", "method", "at"),
     [
-        ("choose_label_texts", 1),
-        ("propose", 2),
-        ("score", 1),
-        ("judge", 2),
-        ("fine_tune", 2),
-        ("measure", 3),
-        ("write", 1),
+        (Search, "choose_label_texts", 1),
+        (Search, "propose", 2),
+        (Search, "score", 1),
+        (Search, "judge", 2),
+        (FineTuner, "fine_tune", 2),
+        (FineTuner, "measure", 3),
+        (Run, "write", 1),
     ],
 )
-def test_run_that_was_stopped_ends_as_one_that_was_not(config: Path, method: str, at: int) -> None:
-    stopped(config, method, at=at)
+def test_run_that_was_stopped_ends_as_one_that_was_not(config: Path, owner: type, method: str, at: int) -> None:
+    stopped(config, method, owner, at)
     result = train(config, "--resume")
     assert result.exit_code == 0, result.output
     assert train(config, folder="whole").exit_code == 0
@@ -122,23 +125,23 @@ class TestNothingIsDoneTwice:
         assert "request 2 is sent once more" in invoke("audit", "show", config.parent / "run").stdout
 
     def test_rounds_on_record_are_not_scored_again(self, config: Path) -> None:
-        stopped(config, "propose", at=2)
+        stopped(config, "propose", Search, at=2)
         with pytest.MonkeyPatch.context() as patch:
-            scored = Stop(patch, Run, "score", at=0)
+            scored = Stop(patch, Search, "score", at=0)
             assert train(config, "--resume").exit_code == 0
         assert scored.calls == 1
 
     def test_finished_fine_tunings_are_not_taken_again(self, config: Path) -> None:
         stopped(config, "evaluate")
         with pytest.MonkeyPatch.context() as patch:
-            steps = Stop(patch, trainer.Training, "_step", at=0)
+            steps = Stop(patch, Training, "_step", at=0)
             assert train(config, "--resume").exit_code == 0
         assert steps.calls == 0
 
     def test_training_goes_on_from_its_checkpoint(self, config: Path) -> None:
-        stopped(config, "_step", trainer.Training, at=3)
+        stopped(config, "_step", Training, at=3)
         with pytest.MonkeyPatch.context() as patch:
-            steps = Stop(patch, trainer.Training, "_step", at=0)
+            steps = Stop(patch, Training, "_step", at=0)
             assert train(config, "--resume").exit_code == 0
             first = steps.calls
             assert train(config, folder="whole").exit_code == 0
@@ -146,7 +149,7 @@ class TestNothingIsDoneTwice:
         assert outcome(config.parent / "run") == outcome(config.parent / "whole")
 
     def test_damaged_checkpoint_is_named_and_the_one_before_used(self, config: Path) -> None:
-        stopped(config, "_step", trainer.Training, at=4)
+        stopped(config, "_step", Training, at=4)
         newest = max((config.parent / "run" / "checkpoints").iterdir())
         newest.write_bytes(newest.read_bytes()[:-1])
         result = train(config, "--resume")
@@ -240,7 +243,7 @@ class TestWhatTheUserIsTold:
         assert_refused(train(config, "--resume"), "another format", words)
 
     def test_request_that_would_be_another_is_refused(self, config: Path) -> None:
-        stopped(config, "score")
+        stopped(config, "score", Search)
         with sqlite3.connect(config.parent / "run" / "history.sqlite") as db:
             db.execute("UPDATE requests SET messages = '[]' WHERE kind = 'prefix'")
         assert_refused(train(config, "--resume"), "in round 1 the run had asked something else")
@@ -248,7 +251,7 @@ class TestWhatTheUserIsTold:
     def test_stopped_run_below_runs_is_offered_and_found(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(config.parent)
         with monkeypatch.context() as patch:
-            Stop(patch, Run, "contestants")
+            Stop(patch, Finish, "contestants")
             assert invoke("train", config).exit_code == 3
         (folder,) = Path("runs").iterdir()
         offered = invoke("train", config, "--dry-run")
@@ -315,7 +318,7 @@ class TestDisks:
 
     def test_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(self, config: Path) -> None:
         """Wherever the disk fills up, from room for hardly anything to room for half of the run."""
-        stopped(config, "choose_label_texts")
+        stopped(config, "choose_label_texts", Search)
         done = self.run(
             config,
             """
@@ -364,8 +367,8 @@ def test_error_of_the_endpoint_names_the_command_to_go_on_with(config: Path, mon
 
 
 def test_wrong_input_names_no_command_to_go_on_with(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Run, number: int) -> str:
+    def refuse(self: Search, number: int) -> str:
         raise InputError("no")
 
-    monkeypatch.setattr(Run, "budget_reached", refuse)
+    monkeypatch.setattr(Search, "budget_reached", refuse)
     assert "to go on" not in train(config).stderr

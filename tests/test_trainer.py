@@ -20,6 +20,7 @@ from gpta_local.data import Example
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import EndpointError, PrivacyError
 from gpta_local.export import open_product
+from gpta_local.finish import Finish
 from gpta_local.history import open_existing
 from gpta_local.inference import evaluate
 from gpta_local.privacy.audit_verification import verify
@@ -74,22 +75,20 @@ class Scripted:
     def close(self) -> None: ...
 
 
-def train(
-    folder: Path, *overrides: str, assistant: Scripted | None = None
-) -> tuple[dict[str, Any], Silent, trainer.Run]:
+def train(folder: Path, *overrides: str, assistant: Scripted | None = None) -> tuple[dict[str, Any], Silent]:
     observer = Silent()
     with pytest.MonkeyPatch.context() as patch:
         if assistant is not None:
             patch.setattr(trainer, "open_assistant", lambda settings: assistant)
         run = trainer.Run(config.load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
-    return run.run(folder), observer, run
+    return run.run(folder), observer
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Silent]:
     """A small run with the embedded assistant."""
     folder = tmp_path_factory.mktemp("runs") / "embedded"
-    result, observer, _ = train(folder)
+    result, observer = train(folder)
     return folder, result, observer
 
 
@@ -154,14 +153,14 @@ def test_head_starts_from_the_label_texts_behind_the_templates(tmp_path: Path, m
         start(self, label_texts, scale)
 
     monkeypatch.setattr(SentenceClassifier, "start_from_label_texts", heard)
-    train_contestants = trainer.Run.contestants
+    train_contestants = Finish.contestants
 
-    def contestants(self: trainer.Run, *arguments: Any) -> Any:
+    def contestants(self: Finish, *arguments: Any) -> Any:
         starts.clear()  # those of the search
         return train_contestants(self, *arguments)
 
-    monkeypatch.setattr(trainer.Run, "contestants", contestants)
-    result, _, _ = train(tmp_path / "run", "finish.templates=2", "data.validation=null", assistant=Scripted())
+    monkeypatch.setattr(Finish, "contestants", contestants)
+    result, _ = train(tmp_path / "run", "finish.templates=2", "data.validation=null", assistant=Scripted())
     own = [[texts[name] for texts in result["label_texts"]] for name in result["label_texts"][0]]
     templates = result["templates"]
     assert len(templates) == 2
@@ -171,7 +170,7 @@ def test_head_starts_from_the_label_texts_behind_the_templates(tmp_path: Path, m
 
 def test_templates_that_validation_rows_speak_against_are_left_out(tmp_path: Path) -> None:
     assistant = Scripted(["the weather in spring is nice and the birds sing in the trees"])
-    result, observer, _ = train(tmp_path / "run", assistant=assistant)
+    result, observer = train(tmp_path / "run", assistant=assistant)
     assert result["templates"] == []
     assert [note for note in observer.notes if note.startswith("no templates: the best 1 prefixes")]
     assert result["selection"]["contestants"][0]["text"] == "" and result["prefix"] == ""
@@ -182,15 +181,15 @@ def test_templates_that_validation_rows_speak_against_are_left_out(tmp_path: Pat
 
 def test_without_validation_rows_templates_are_kept(tmp_path: Path) -> None:
     text = "the weather in spring is nice and the birds sing in the trees"
-    result, _, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted([text]))
+    result, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted([text]))
     assert result["templates"] == [text] and "no_prefix" in result["differences"]
     assert result["templates_on_validation"] is None
 
 
 def test_control_that_nothing_would_be_measured_on_is_not_trained(tmp_path: Path) -> None:
     nothing = ("data.validation=null", "data.test=null")
-    result, _, run = train(tmp_path / "run", *nothing, assistant=Scripted())
-    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    result, _ = train(tmp_path / "run", *nothing, assistant=Scripted())
+    titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert titles[0] == "training with templates" and "training without a prefix" not in titles
     assert result["templates"] and result["arms"] == {} == result["differences"]
 
@@ -209,15 +208,15 @@ def test_no_model_is_measured_twice_on_the_same_rows(tmp_path: Path, monkeypatch
 
 
 def test_no_templates_are_used_where_none_are_wanted(tmp_path: Path) -> None:
-    result, _, run = train(tmp_path / "run", "finish.templates=0", assistant=Scripted())
-    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    result, _ = train(tmp_path / "run", "finish.templates=0", assistant=Scripted())
+    titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert result["templates"] == [] and titles[0] == "training without a prefix"
     assert titles.count("training without a prefix") == 1
 
 
 def test_same_seed_gives_the_same_run(finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path) -> None:
     folder, result, _ = finished
-    again, _, _ = train(tmp_path / "again")
+    again, _ = train(tmp_path / "again")
     ignored = ("seconds", "audit_head")
     for run in (result, again):
         for arm in run["arms"].values():
@@ -231,17 +230,17 @@ def test_replay_of_a_run_scores_the_same_prefixes(
     finished: tuple[Path, dict[str, Any], Silent], tmp_path: Path
 ) -> None:
     folder, result, _ = finished
-    again, _, _ = train(tmp_path / "replay", f"assistant={{backend: replay, run: {folder}}}")
+    again, _ = train(tmp_path / "replay", f"assistant={{backend: replay, run: {folder}}}")
     assert again["label_texts"] == result["label_texts"]
     scores = [open_existing(path / "history.sqlite").scored() for path in (folder, tmp_path / "replay")]
     assert scores[0] == scores[1]
 
 
 def test_every_completion_is_recorded_with_what_became_of_it(tmp_path: Path) -> None:
-    _, observer, run = train(tmp_path / "run", "search.proposals=7", assistant=Scripted())
+    _, observer = train(tmp_path / "run", "search.proposals=7", assistant=Scripted())
     first = observer.rounds[0].proposals
     assert first == {"accepted": 4, "repeated": 1, "unusable": 2}
-    with sqlite3.connect(run.folder / "history.sqlite") as db:
+    with sqlite3.connect(tmp_path / "run" / "history.sqlite") as db:
         counts = db.execute("SELECT outcome, count(*) FROM completions GROUP BY outcome").fetchall()
     assert dict(counts) == {"accepted": 5, "repeated": 7, "unusable": 4}
 
@@ -290,7 +289,8 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
     assistant = Scripted()
     monkeypatch.setattr(trainer, "open_assistant", lambda settings: assistant)
     run = trainer.Run(config.load(QUICKSTART, [*SMALL, *FEWER]), Silent())
-    run.card = replace(run.card, description=run.splits.test[0].texts[0])
+    leaking = replace(run.plan.card, description=run.plan.splits.test[0].texts[0])
+    run.plan = replace(run.plan, card=leaking)
     with pytest.raises(PrivacyError) as raised:
         run.run(tmp_path / "run")
     assert raised.value.where == "card.description"
@@ -299,36 +299,36 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
 
 
 def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:
-    result, observer, _ = train(tmp_path / "run", assistant=Scripted(label_texts="I cannot do that."))
+    result, observer = train(tmp_path / "run", assistant=Scripted(label_texts="I cannot do that."))
     assert observer.usable == 0
     assert result["label_texts"][0]["test_results"] == "test results"
 
 
 def test_no_usable_prefix_ships_the_model_without_one(tmp_path: Path) -> None:
-    result, observer, run = train(tmp_path / "run", assistant=Scripted(prefixes=("!?",)))
+    result, observer = train(tmp_path / "run", assistant=Scripted(prefixes=("!?",)))
     assert result["prefix"] == ""
     assert [entry.chosen.text for entry in observer.rounds] == ["", ""]
-    assert open_product(run.folder).record["prefix"] == ""
+    assert open_product(tmp_path / "run").record["prefix"] == ""
 
 
 def test_without_validation_the_choice_is_cross_validated(tmp_path: Path) -> None:
-    result, _, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted())
+    result, _ = train(tmp_path / "run", "data.validation=null", assistant=Scripted())
     assert result["selection"]["rows"] == "training, cross-validated"
     assert result["card"]["validation_rows"] == 0
 
 
 def test_without_test_rows_nothing_is_claimed(tmp_path: Path) -> None:
-    result, _, _ = train(tmp_path / "run", "data.validation=null", "data.test=null", assistant=Scripted())
+    result, _ = train(tmp_path / "run", "data.validation=null", "data.test=null", assistant=Scripted())
     assert result["arms"] == {} and result["differences"] == {} and result["evaluated_on"] == ""
 
 
 def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
-    result, observer, run = train(
+    result, observer = train(
         tmp_path / "run", "search.regime=online", "data.validation=null", "data.shots=null", assistant=Scripted()
     )
     assert result["regime"] == "online" and result["templates"] == []
     assert all(entry.training_loss is not None for entry in observer.rounds)
-    titles = [json.loads(line)["title"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert titles[:2] == ["round 1: training", "round 2: training"]
     assert result["card"]["validation_rows"] > 0, "rows to choose on are carved"
 
@@ -338,7 +338,7 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     tmp_path: Path, scale: float, plain_wins: bool
 ) -> None:
     changes = ("search.regime=online", f"downstream.label_text_scale={scale}", "finish.plain_control=true")
-    result, observer, run = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
+    result, observer = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
     assert result["product_is_plain"] == plain_wins
     first, *others = observer.selections[0].names
     assert first == result["selection"]["against"] == ("plain fine-tuning" if plain_wins else "(no prefix)")
@@ -347,7 +347,7 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     assert ("no_prefix" in result["differences"]) == plain_wins
     if plain_wins:
         assert result["arms"]["gpta"]["loss"] == result["arms"]["plain"]["loss"]
-    again = json.loads(evaluate(run.folder, None, as_json=True))
+    again = json.loads(evaluate(tmp_path / "run", None, as_json=True))
     assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
 
 
@@ -360,9 +360,9 @@ def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_p
     encoder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         (encoder / name).symlink_to(backbone_folder("all-MiniLM-L6-v2") / name)
-    result, _, run = train(tmp_path / "run", f"downstream.backbone={encoder}", assistant=Scripted())
-    model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    result, _ = train(tmp_path / "run", f"downstream.backbone={encoder}", assistant=Scripted())
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert model(**tokenizer("my bill is wrong", return_tensors="pt")).logits.shape == (1, 7)
     assert set(result["arms"]) == {"gpta", "no_prefix"} and result["arms"]["gpta"]["rows"] == 70
-    assert not open_existing(run.folder / "history.sqlite").completions("label-texts"), "they could start no head"
+    assert not open_existing(tmp_path / "run" / "history.sqlite").completions("label-texts"), "they could start no head"

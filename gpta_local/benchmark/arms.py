@@ -25,12 +25,13 @@ from gpta_local.data import Splits
 from gpta_local.downstream import DownstreamModel
 from gpta_local.history import open_existing
 from gpta_local.model_files import multiplies_in_bf16
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
+from gpta_local.plan import Plan
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, StepVerdict
 from gpta_local.summary import Selection
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 from gpta_local.tokenization import EncodedRow
-from gpta_local.trainer import Run, fitted_rows, open_training, regime_of
+from gpta_local.trainer import Run
 from gpta_local.training import Training
 
 RANDOM_WORDS = 4
@@ -64,7 +65,7 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
         from gpta_local.benchmark.setfit_arm import setfit
 
         bench = Bench(job)
-        return [setfit(job.config, bench.splits.train, bench.splits.test, len(bench.task.label_names))]
+        return [setfit(bench.config, bench.splits, len(bench.task.label_names))]
     if trial.arm == "soft_prompt":
         return [Bench(job).soft_prompt()]
     if trial.arm == "plain_longer":
@@ -89,6 +90,7 @@ class Bench:
     def __init__(self, job: Job) -> None:
         self.job, self.config, self.task = job, job.config, MeasuredTask(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
+        self.plan = Plan(self.config, self.task, self.splits, self.task.card())
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
@@ -123,15 +125,13 @@ class Bench:
     def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
         """All steps with one prefix, or so many times as many, then measured."""
         started = time.monotonic()
-        training = open_training(self.config, self.splits, model, times)
+        training = self.plan.training(model, times)
         training.run(text, training.steps)
         return self.measure(model, text, time.monotonic() - started)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
         started = time.monotonic()
-        evaluation, fitted = (
-            self.task.evaluate(model, rows, text) for rows in (self.splits.test, fitted_rows(self.splits.train))
-        )
+        evaluation, fitted = (self.task.evaluate(model, rows, text) for rows in (self.splits.test, self.splits.fitted))
         return own_figures(evaluation, fitted, text, training_seconds, time.monotonic() - started)
 
     def soft_prompt(self) -> Figures:
@@ -147,8 +147,8 @@ class Bench:
         """Accuracy and loss on training and test rows before, while and after all steps are taken."""
         model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
-        training = open_training(self.config, self.splits, model)
-        splits = fitted_rows(self.splits.train), self.splits.test
+        training = self.plan.training(model)
+        splits = self.splits.fitted, self.splits.test
         count = min(self.job.settings["points"], training.steps + 1)
         points = []
         for at in (training.steps * place // (count - 1) for place in range(count)):
@@ -194,26 +194,25 @@ class PlainHead(MeasuredTask):
 
 def gpta(job: Job, folder: Path) -> list[Figures]:
     """The run, and its own controls: the same label texts without prefixes, and plain."""
-    run, result = outer_loop(with_plain(job, True), folder)
+    plan, result = outer_loop(with_plain(job, True), folder)
     arms = result["arms"]
     nearest = "plain" if "plain" in arms else "no_prefix"  # without label texts they are the same
     against = {name: [d["value"], d["low"], d["high"]] for name, d in result["differences"].items()}
-    product = {**product_figures(run, result), "against_plain": against.get(nearest, [0.0, 0.0, 0.0])}
+    product = {**product_figures(plan, result), "against_plain": against.get(nearest, [0.0, 0.0, 0.0])}
     return [product, control_figures(arms["no_prefix"]), control_figures(arms[nearest])]
 
 
 def variant(job: Job, folder: Path) -> list[Figures]:
     """The run with other settings. Its plain control would be that of `gpta`; it is trained where it takes part in the
     choice."""
-    online = regime_of(job.config, Bench(job).splits) == "online"
-    return [product_figures(*outer_loop(job if online else with_plain(job, False), folder))]
+    job = job if Bench(job).plan.online else with_plain(job, False)
+    return [product_figures(*outer_loop(job, folder))]
 
 
 def plain_search(job: Job, folder: Path) -> list[Figures]:
     """The run where every model has a random head and no label texts, the paper's setting: what its rule chose, and
     the prefix that ranked best in any case."""
-    run, result = outer_loop(job, folder, PlainHead(job.config))
-    chosen = product_figures(run, result)
+    chosen = product_figures(*outer_loop(job, folder, PlainHead(job.config)))
     if chosen["best_prefix"] == chosen["prefix"]:
         best = figures_of(chosen)
     else:
@@ -230,32 +229,33 @@ def with_plain(job: Job, wanted: bool) -> Job:
     return replace(job, config=job.config.model_copy(update={"finish": finish}))
 
 
-def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -> tuple[Run, dict[str, Any]]:
-    """A run as by `gpta-local train`. Its weights are removed; what it found stays in the folder."""
+def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -> tuple[Plan, dict[str, Any]]:
+    """A run as by `gpta-local train`: its plan, and its summary with its warnings and the prefix that ranked best. Its
+    weights are removed; what it found stays in the folder."""
     shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
     listener = Listener()
     run = Run(job.config, listener, task=task or MeasuredTask(job.config))
-    run.splits = with_test_rows(run.splits, job.settings["test_rows"])
+    run.plan = replace(run.plan, splits=with_test_rows(run.plan.splits, job.settings["test_rows"]))
     with closing(run.assistant):
         result = run.run(folder)
-    result["warnings"] = listener.warnings
+    result |= {"warnings": listener.warnings, "best_prefix": best_ranked(run.plan, folder)}
     for weights in ("model", "adapters"):
         shutil.rmtree(folder / weights, ignore_errors=True)
-    return run, result
+    return run.plan, result
 
 
-def product_figures(run: Run, result: Mapping[str, Any]) -> Figures:
+def product_figures(plan: Plan, result: Mapping[str, Any]) -> Figures:
     """Of a run's product. Its seconds are those of search, choice and training, its controls that no user needs
     and all measuring left out."""
     arm, seconds, cost = result["arms"]["gpta"], result["seconds"], result["cost"]
     measured = {name: a for name, a in result["arms"].items() if name == "gpta" or name in result["differences"]}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
-    chosen_from = {"gpta": True, "no_prefix": run.splits.validation or not result["templates"], "plain": run.online}
+    chosen_from = {"gpta": True, "no_prefix": plan.splits.validation or not result["templates"], "plain": plan.online}
     beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
     figures = control_figures(arm)
     figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
-    found = {name: result[name] for name in ("label_texts", "templates", "product_is_plain", "warnings")}
-    return {**figures, **cost, "best_prefix": best_ranked(run), **found}
+    names = ("best_prefix", "label_texts", "templates", "product_is_plain", "warnings")
+    return {**figures, **cost, **{name: result[name] for name in names}}
 
 
 def control_figures(arm: Mapping[str, Any]) -> Figures:
@@ -287,17 +287,12 @@ def figures_of(record: Record) -> Figures:
     return {**{name: record[name] for name in names}, "seconds": seconds}
 
 
-def best_ranked(run: Run) -> str:
+def best_ranked(plan: Plan, folder: Path) -> str:
     """The prefix with the best lower bound, whether or not that is above 0; "" if none was scored."""
-    if run.online:
-        scored = run.latest
-    else:
-        with closing(open_existing(run.folder / "history.sqlite")) as history:
-            scored = history.scored()
-    scored = [s for s in scored if s.text]
-    most, margin = max((s.rows for s in scored), default=0), prefix.margin(len(scored))
-    best: ScoredPrefix | None = max((s for s in scored if s.rows == most), key=lambda s: s.bound(margin), default=None)
-    return best.text if best else ""
+    with closing(open_existing(folder / "history.sqlite")) as history:
+        scored = history.comparable(plan.regime)
+    ranked = prefix.ranked(scored, prefix.margin(len(scored)))
+    return ranked[0].text if ranked else ""
 
 
 def with_test_rows(splits: Splits, size: int | None) -> Splits:

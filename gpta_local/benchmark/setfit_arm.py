@@ -16,14 +16,13 @@ import numpy as np
 from gpta_local import metrics
 from gpta_local.benchmark.arms import Figures, own_figures
 from gpta_local.config import Config
-from gpta_local.data import Example
+from gpta_local.data import Example, Splits
 from gpta_local.model_files import backbone_folder, quiet_transformers
 from gpta_local.tasks.base import Evaluation
-from gpta_local.trainer import fitted_rows
 
 
-def setfit(config: Config, train: Sequence[Example], test: Sequence[Example], classes: int) -> Figures:
-    """Train on the rows and measure. The seconds of the training are those of loading, pairs, backbone and head."""
+def setfit(config: Config, splits: Splits, classes: int) -> Figures:
+    """Train and measure. The seconds of the training are those of loading, pairs, backbone and head."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from setfit import SetFitModel, Trainer, TrainingArguments
@@ -53,7 +52,7 @@ def setfit(config: Config, train: Sequence[Example], test: Sequence[Example], cl
             save_strategy="no",
             show_progress_bar=False,
         )
-        rows = Dataset.from_dict({"text": texts(train), "label": [example.label for example in train]})
+        rows = Dataset.from_dict({"text": texts(splits.train), "label": [example.label for example in splits.train]})
         Trainer(model=model, args=arguments, train_dataset=rows).train()
     seconds = time.monotonic() - started
 
@@ -68,5 +67,5 @@ def setfit(config: Config, train: Sequence[Example], test: Sequence[Example], cl
         return Evaluation(scores, losses, figures)
 
     started = time.monotonic()
-    tested, fitted = evaluate(test), evaluate(fitted_rows(train))
+    tested, fitted = evaluate(splits.test), evaluate(splits.fitted)
     return own_figures(tested, fitted, "", seconds, time.monotonic() - started)

@@ -1,0 +1,77 @@
+"""What follows from a configuration and its rows before a run begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import config_of, scored, sentiment_rows
+
+from gpta_local.plan import Plan
+from gpta_local.schema import Regime
+from gpta_local.tasks import open_task
+
+
+def planned(folder: Path, sentence: Path, changes: dict[str, Any], many: bool = False) -> Plan:
+    config = config_of(folder, sentiment_rows(), {"downstream": {"backbone": str(sentence)}} | changes)
+    task = open_task(config)
+    return Plan(config, task, replace(task.splits(), many=many), task.card())
+
+
+@pytest.fixture
+def plan(tmp_path: Path, sentence: Path) -> Plan:
+    return planned(tmp_path, sentence, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "many", "regime"),
+    [
+        ("auto", False, "low-resource"),
+        ("auto", True, "online"),
+        ("low-resource", True, "low-resource"),
+        ("online", False, "online"),
+    ],
+)
+def test_regime_follows_the_rows_unless_it_is_given(
+    tmp_path: Path, sentence: Path, asked: str, many: bool, regime: Regime
+) -> None:
+    plan = planned(tmp_path, sentence, {"search": {"regime": asked}}, many)
+    assert plan.regime == regime and plan.online == (regime == "online")
+
+
+def test_scoring_rows_are_new_in_each_round_where_the_model_moves(plan: Plan) -> None:
+    online = replace(plan, splits=replace(plan.splits, many=True))
+    assert plan.scoring_rows(1) == plan.scoring_rows(2)
+    assert online.scoring_rows(1) != online.scoring_rows(2)
+
+
+def test_steps_are_those_of_the_training(tmp_path: Path, sentence: Path) -> None:
+    plan = planned(tmp_path, sentence, {"training": {"steps": None}})
+    model = plan.task.build(plan.task.own_label_texts())
+    assert plan.training(model).steps == plan.steps
+    assert plan.training(model, times=3).steps == 3 * plan.steps
+
+
+def test_nothing_is_measured_or_trained_plainly_without_other_rows(plan: Plan) -> None:
+    assert not plan.splits.validation and not plan.splits.test
+    assert not plan.measured and not plan.trains_plainly
+    tested = replace(plan, splits=replace(plan.splits, test=plan.splits.train))
+    assert tested.measured and tested.trains_plainly
+
+
+class TestFinalists:
+    def test_with_validation_rows_several_are_compared(self, plan: Plan) -> None:
+        prefixes = [scored(text, gain, 0.01) for text, gain in (("a", 0.1), ("b", 0.4), ("c", 0.3), ("d", 0.2))]
+        compared = replace(plan, splits=replace(plan.splits, validation=plan.splits.train))
+        assert compared.config.finish.finalists == 3
+        assert compared.finalists(prefixes) == ["b", "c", "d"]
+
+    def test_without_any_the_best_must_be_clear_by_itself(self, plan: Plan) -> None:
+        others = [scored(f"other {number}", -0.1, 0.1) for number in range(30)]
+        assert plan.finalists([scored("clear", 0.3, 0.1), *others]) == ["clear"]
+        assert plan.finalists([scored("lucky", 0.2, 0.1), *others]) == []
+
+    def test_none_that_loses_is_one(self, plan: Plan) -> None:
+        assert plan.finalists([scored("worse", -0.1, 0.01)]) == plan.finalists([]) == []
