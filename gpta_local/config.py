@@ -189,7 +189,7 @@ class DownstreamConfig(Section):
 
 class SearchConfig(Section):
     rounds: int = Field(default=4, ge=1, le=1000)
-    proposals: int = Field(default=16, ge=1, le=4096)
+    proposals: int = Field(default=8, ge=1, le=4096)
     """Prefixes asked of the assistant per round."""
     label_text_samples: int = Field(default=8, ge=0, le=256)
     """Completions asked for the label texts. 0: the head starts from the card's own label names and

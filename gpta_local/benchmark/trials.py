@@ -29,6 +29,8 @@ SAME_RUN = {
 """Arms that one run brings: its product and its own controls. Nothing is trained twice."""
 WITH_LABEL_TEXTS = ("best_prefix", "fixed_prefix", "random_prefix", "random_templates")
 """Arms that begin with the label texts that `gpta` found."""
+SETFIT_SEES = {"task", "data", "downstream", "seed"}
+"""What of a configuration is left where everything else is SetFit's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +131,17 @@ def _job(suite: Suite, trial: Trial, digests: dict[str, str]) -> Job:
         needs.append(Trial("arm", trial.source, *cell[1:], GPTA))
     config = suite.config(trial.set, trial.arm, *cell[1:])
     others = [suite.config(need.set, GPTA, *cell[1:]) for need in needs]
-    parts = [arms, settings, *(_content(c, digests) for c in (config, *others))]
+    seen = SETFIT_SEES if trial.arm == "setfit" else None
+    parts = [arms, settings, *(_content(c, digests, seen) for c in (config, *others))]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Job(
         tuple(Trial(trial.kind, *cell, arm, trial.source) for arm in arms), config, tuple(needs), settings, digest
     )
 
 
-def _content(config: Config, digests: dict[str, str]) -> dict[str, Any]:
-    """The configuration with the digests of its files of rows in place of their paths."""
-    content = config.model_dump(mode="json")
+def _content(config: Config, digests: dict[str, str], sections: set[str] | None) -> dict[str, Any]:
+    """The configuration, or these sections of it, with the digests of its files of rows in place of their paths."""
+    content = config.model_dump(mode="json", include=sections)
     for split in ("train", "validation", "test"):
         if path := content["data"][split]:
             if path not in digests:
