@@ -177,12 +177,23 @@ class TestPlan:
         path.write_text(path.read_text().replace("rounds: 1", "rounds: 2"), encoding="utf-8")
         assert digest_of(folder, trial, changes) != first
 
-    @pytest.mark.parametrize(("of", "same"), [("setfit", True), ("plain_with_best_prefix", False)])
-    def test_setfit_does_not_depend_on_the_search(self, folder: Path, of: str, same: bool) -> None:
+    @pytest.mark.parametrize(
+        ("of", "search", "same"),
+        [
+            ("setfit", "rounds: 2", True),
+            ("setfit", "regime: online", False),  # which can set training rows aside
+            ("plain_with_best_prefix", "rounds: 2", False),
+        ],
+    )
+    def test_setfit_depends_on_nothing_of_the_search_but_its_regime(
+        self, folder: Path, of: str, search: str, same: bool
+    ) -> None:
         trial, changes = arm("guests", of, shots=2), main_table(arms=[of])
         first = digest_of(folder, trial, changes)
         path = folder / "guests.yaml"
-        path.write_text(path.read_text().replace("rounds: 1", "rounds: 2"), encoding="utf-8")
+        before = path.read_text()
+        path.write_text(before.replace("rounds: 1", search), encoding="utf-8")
+        assert path.read_text() != before
         assert (digest_of(folder, trial, changes) == first) is same
 
     def test_fixed_prefix_is_part_of_its_own_digest_only(self, folder: Path) -> None:

@@ -29,8 +29,9 @@ SAME_RUN = {
 """Arms that one run brings: its product and its own controls. Nothing is trained twice."""
 WITH_LABEL_TEXTS = ("best_prefix", "fixed_prefix", "random_prefix", "random_templates")
 """Arms that begin with the label texts that `gpta` found."""
-SETFIT_SEES = {"task", "data", "downstream", "seed"}
-"""What of a configuration is left where everything else is SetFit's own."""
+SETFIT_SEES: dict[str, Any] = dict.fromkeys(("task", "data", "downstream", "seed"), True) | {"search": {"regime"}}
+"""What of a configuration the arm `setfit` depends on; everything else is its own. The regime decides whether
+validation rows are set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,9 @@ def _job(suite: Suite, trial: Trial, digests: dict[str, str]) -> Job:
     )
 
 
-def _content(config: Config, digests: dict[str, str], sections: set[str] | None) -> dict[str, Any]:
-    """The configuration, or these sections of it, with the digests of its files of rows in place of their paths."""
-    content = config.model_dump(mode="json", include=sections)
+def _content(config: Config, digests: dict[str, str], seen: dict[str, Any] | None) -> dict[str, Any]:
+    """The configuration, or what is seen of it, with the digests of its files of rows in place of their paths."""
+    content = config.model_dump(mode="json", include=seen)
     for split in ("train", "validation", "test"):
         if path := content["data"][split]:
             if path not in digests:
