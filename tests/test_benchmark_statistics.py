@@ -121,9 +121,17 @@ class TestGoals:
                 at = arm(name, one, sample)
                 found[at] = {**found[at], "seconds": {"total": took}, "versions": {"processor": "slower × 2"}}
         reached, text = verdict(found, measure="seconds", at_most=2.5)
-        assert "30.0 s against 10.0 s, 3.00" in text and "4.0 s against 2.0 s, 2.00" in text and "(slower × 2)" in text
+        assert "30.0 s against 10.0 s, 3.00" in text and "4.0 s against 2.0 s, 2.00" in text and "slower × 2)" in text
         assert reached is False
         assert verdict(found, measure="seconds", at_most=3)[0] is True
+
+    def test_seconds_are_those_of_samples_that_both_have_on_the_processor(self) -> None:
+        found = results()
+        at = arm("guests", "gpta", 0)
+        found[at] = {**found[at], "seconds": {"total": 1000.0}}
+        del found[arm("guests", "plain", 0)]
+        assert "30.0 s against 10.0 s, 3.00" in verdict(found, measure="seconds", at_most=3)[1]
+        assert "(19 pairs of trials, " in verdict(found, measure="seconds", at_most=3)[1]
 
     def test_gap_is_told_with_the_training_accuracies(self) -> None:
         text = verdict(results(), measure="gap", at_least=2)[1]

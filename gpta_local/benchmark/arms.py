@@ -54,7 +54,7 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
     """
     trial, needed = job.trials[0], [given[need] for need in job.needs]
     if trial.kind == "curve":
-        return [Bench(job).curve(trial.arm, *needed)]
+        return [Bench(job).curve(*needed)]
     if trial.kind == "transfer":
         return [Bench(job).transferred(*needed)]
     if trial.arm == GPTA:
@@ -124,10 +124,9 @@ class Bench:
 
     def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
         """All steps with one prefix, or so many times as many, then measured."""
-        started = time.monotonic()
         training = self.plan.training(model, times)
         training.run(text, training.steps)
-        return self.measure(model, text, time.monotonic() - started)
+        return self.measure(model, text, training.seconds)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
         started = time.monotonic()
@@ -137,13 +136,12 @@ class Bench:
     def soft_prompt(self) -> Figures:
         from gpta_local.benchmark.soft_prompt import SoftPromptClassifier, settings
 
-        started = time.monotonic()
         model = SoftPromptClassifier(self.task.build_plain(), self.config.search.max_prefix_tokens, self.config.seed)
         training = Training(model, self.splits.train, settings(self.config.training), seed=self.config.seed)
         training.run("", training.steps)
-        return self.measure(model, "", time.monotonic() - started)
+        return self.measure(model, "", training.seconds)
 
-    def curve(self, arm: str, found: Record | None = None) -> Figures:
+    def curve(self, found: Record | None = None) -> Figures:
         """Accuracy and loss on training and test rows before, while and after all steps are taken."""
         model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
@@ -218,8 +216,8 @@ def plain_search(job: Job, folder: Path) -> list[Figures]:
     else:
         bench = Bench(job)
         best = bench.fine_tune(bench.task.build_plain(), chosen["best_prefix"])
-    search = chosen["seconds"]["search"]
-    best["seconds"] |= {"search": search, "total": search + best["seconds"]["training"]}
+    before = chosen["seconds"]["total"] - chosen["seconds"]["training"]
+    best["seconds"] |= {"search": chosen["seconds"]["search"], "total": before + best["seconds"]["training"]}
     return [chosen, {**best, **{name: chosen[name] for name in COST}}]
 
 

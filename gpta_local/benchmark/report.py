@@ -127,8 +127,9 @@ def _blocks(suite: Suite, records: Records) -> Iterator[Block]:
     )
     yield Paragraph(
         "Intervals are 95 % percentile bootstrap intervals over the samples, paired between arms. They say nothing of "
-        "other sets or other test rows, and are a little narrow: of normal differences on six sets they hold the "
-        "truth in 93 % of cases with ten samples, 90 % with five, 86 % with three; on a single set in 90, 83 and 75 %."
+        "other sets or other test rows, and are narrow where samples are few: of normal differences, the mean over six "
+        "sets lies in them in 93 % of cases with ten samples, 90 % with five, 86 % with three, 77 % with two; that of "
+        "a single set in 90, 83, 75 and 50 %."
     )
     if file.goals:
         yield Heading("Goals")
@@ -273,9 +274,10 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[Table]:
     ) * (not compared.shots)
     yield Table(
         "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
-        f"fine-tunings, controls and measuring left out.{online} Seconds are of the trials on the processor that has "
-        f"most of them: {processor}. A dash: the arm takes label texts or prefixes out of the run of gpta, or a set is "
-        "not measured there. Last: accuracy on training rows, and how far that is above the test rows.",
+        f"fine-tunings; reading rows, loading models, controls and measuring are left out.{online} The search is that "
+        "of prefixes, without the label texts before it. Seconds are of the trials on the processor that has most of "
+        f"them: {processor}. A dash: the arm takes label texts or prefixes out of the run of gpta, or a set is not "
+        "measured there. Last: accuracy on training rows, and how far that is above the test rows.",
         ("arm", *columns),
         [
             (

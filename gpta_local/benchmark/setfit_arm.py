@@ -22,14 +22,13 @@ from gpta_local.tasks.base import Evaluation
 
 
 def setfit(config: Config, splits: Splits, classes: int) -> Figures:
-    """Train and measure. The seconds of the training are those of loading, pairs, backbone and head."""
+    """Train and measure. The seconds of the training are those of pairs, backbone and head."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
 
     quiet_transformers()
-    started = time.monotonic()
     body = SentenceTransformer(
         str(backbone_folder(config.downstream.backbone)),
         local_files_only=True,
@@ -38,6 +37,7 @@ def setfit(config: Config, splits: Splits, classes: int) -> Figures:
     )
     # made here, since SetFit's own way to load a model would unpickle a head that lies beside it
     model = SetFitModel(body, LogisticRegression())
+    started = time.monotonic()
     separator = f" {body.tokenizer.sep_token} "
 
     def texts(examples: Sequence[Example]) -> list[str]:

@@ -70,14 +70,19 @@ class Comparison:
     def of(self, name: str, arm: str) -> dict[int, Record]:
         return finished(self.records, name, self.shots, arm, self.samples)
 
-    def differences(self, ours: str, theirs: str, figure: Figure = accuracy) -> PerSet:
-        """Ours less theirs on each set where both have a sample in common."""
-        per_set: PerSet = {}
+    def pairs(self, ours: str, theirs: str) -> dict[str, tuple[dict[int, Record], dict[int, Record]]]:
+        """The records of two arms on the samples that both have, of each set where there are some."""
+        found: dict[str, tuple[dict[int, Record], dict[int, Record]]] = {}
         for name in self.sets:
             first, second = self.of(name, ours), self.of(name, theirs)
             if both := sorted(first.keys() & second.keys()):
-                per_set[name] = np.array([figure(first[s]) - figure(second[s]) for s in both])
-        return per_set
+                found[name] = {s: first[s] for s in both}, {s: second[s] for s in both}
+        return found
+
+    def differences(self, ours: str, theirs: str, figure: Figure = accuracy) -> PerSet:
+        """Ours less theirs on each set where both have a sample in common."""
+        pairs = self.pairs(ours, theirs)
+        return {name: values(first, figure) - values(second, figure) for name, (first, second) in pairs.items()}
 
     def complete(self, *arms: str) -> bool:
         """Whether every sample of these arms is there on every set."""
@@ -168,21 +173,24 @@ def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
     text = f"{where}: {what} at most {goal.at_most:g} of their whole"
     told, ratios = [], []
     for name, alone in compared.by_processor((goal.ours, goal.theirs)).items():
-        ours, theirs = alone.means(goal.ours, seconds(part)), alone.means(goal.theirs, seconds("total"))
-        if np.isnan(ours + theirs).any():
+        pairs = alone.pairs(goal.ours, goal.theirs)
+        if len(pairs) < len(compared.sets):
             continue
+        ours = np.array([values(first, seconds(part)).mean() for first, _ in pairs.values()])
+        theirs = np.array([values(second, seconds("total")).mean() for _, second in pairs.values()])
         ratios.append(float(ours.mean() / theirs.mean()))
-        most = int((ours / theirs).argmax())
+        most, paired = int((ours / theirs).argmax()), sum(len(first) for first, _ in pairs.values())
         told.append(
             f"{ours.mean():.1f} s against {theirs.mean():.1f} s, {ratios[-1]:.2f}; most on {compared.sets[most]}, "
-            f"{ours[most] / theirs[most]:.2f} ({name})"
+            f"{ours[most] / theirs[most]:.2f} ({paired} pairs of trials, {name})"
         )
     all_there = ratios and compared.complete(goal.ours, goal.theirs)
     return Verdict(text, "; ".join(told), max(ratios) <= (goal.at_most or 0.0) if all_there else None)
 
 
 def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
-    """By the intervals over test rows that a run gives of itself, their means over samples."""
+    """By the intervals over test rows that a run gives of itself. Of several samples the mean of their ends: they share
+    the test rows, so that no more is certain."""
     text = f"{where}: on no set worse by more than its interval over test rows"
     ends = {
         name: np.mean([record["against_plain"] for record in found.values()], axis=0) * 100

@@ -37,7 +37,7 @@ validation rows are set aside."""
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One measurement: an arm on a sample of a set. `kind`: arm: the end of a training; curve: its course;
-    transfer: prefix and label texts of the set `source`."""
+    transfer: with the prefix and templates of the set `source`."""
 
     kind: Literal["arm", "curve", "transfer"]
     set: str
