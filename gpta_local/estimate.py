@@ -1,4 +1,4 @@
-"""How long a run would take, from a few measured steps. Writes nothing; asks for prefixes once."""
+"""How long a run would take, from a few measured steps. Writes nothing; asks for label texts and for prefixes once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient import number_of_steps, train_adapter
 from gpta_local.dialogues import build_dialogues
 from gpta_local.plan import Plan
-from gpta_local.prefix import FIRST_HEAT, templated
-from gpta_local.prompts import prefix_request
-from gpta_local.schema import ScoredPrefix
+from gpta_local.prefix import templated
+from gpta_local.prompts import label_texts_request, prefix_request
+from gpta_local.schema import Request, ScoredPrefix
 from gpta_local.trainer import Run
 
 MEASURED_STEPS = 3
@@ -25,24 +25,30 @@ def estimate(run: Run) -> dict[str, float]:
     templates = ["Text:"] * plan.most_templates
     model = task.build(templated(task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
-    heat = list(range(rows if rows <= 2 * FIRST_HEAT else FIRST_HEAT))
+    heat = list(range(rows if rows <= 2 * plan.first_heat else plan.first_heat))
     scorer = task.scorer(model, splits.train)
     scorer.losses("", heat)  # the first call also warms up
     one_prefix = _seconds(lambda: scorer.losses("Text:", heat))
-    heats = 1 if rows <= 2 * FIRST_HEAT else 2.5  # later heats: half the prefixes, twice the rows
+    heats = 1 if rows <= 2 * plan.first_heat else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
     one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample)
     training = plan.training(model)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
-    request = prefix_request(plan.card, [])
-    one_request = _seconds(lambda: run.assistant.complete(request, min(8, search.proposals), plan.sampling(1, request)))
+    label_texts, prefixes = label_texts_request(plan.card), prefix_request(plan.card, [])
+    wanted = search.label_text_samples if task.uses_label_texts else 0
+
+    def request(texts: Request, n: int, number: int) -> float:
+        return _seconds(lambda: run.assistant.complete(texts, n, plan.sampling(number, texts)))
+
+    asking = request(label_texts, wanted, 0) if wanted else 0.0
+    asking += request(prefixes, search.proposals, 1) * search.rounds
     dialogue_gradients = _dialogue_gradients(run)
     plain = plan.trains_plainly
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
     contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
     return {
-        "asking the assistant": one_request * (1 + search.rounds * max(1, search.proposals / 8)),
+        "asking the assistant": asking,
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
         "training": one_step * plan.steps * number_of_trainings(plan),
