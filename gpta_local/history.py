@@ -464,17 +464,6 @@ class History:
         )
         return [Completion(*row) for row in rows]
 
-    def completions_by_adapter(self, kind: RequestKind) -> dict[str, list[Completion]]:
-        """The same by the adapter that answered; "" is the base model."""
-        found: dict[str, list[Completion]] = {}
-        for adapter, *fields in self._connection.execute(
-            "SELECT r.adapter, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens"
-            " FROM completions c JOIN requests r ON r.id = c.request_id WHERE r.kind = ? ORDER BY c.id",
-            (kind,),
-        ):
-            found.setdefault(adapter, []).append(Completion(*fields))
-        return found
-
     def requests(self) -> list[tuple[int, int, str, str, str]]:
         """(number, round, kind, adapter, messages as JSON) of each request, in order."""
         return list(self._connection.execute("SELECT id, round, kind, adapter, messages FROM requests ORDER BY id"))

@@ -150,7 +150,8 @@ def test_run_can_begin_with_an_adapter(adapter: Path, tmp_path: Path) -> None:
     words = [word for key in overrides for word in ("--set", key)]
     result = invoke("train", QUICKSTART, "--output", tmp_path / "run", *words)
     assert result.exit_code == 0, result.output
-    assert set(open_existing(tmp_path / "run" / "history.sqlite").completions_by_adapter("prefix")) == {"adapter"}
+    asked = open_existing(tmp_path / "run" / "history.sqlite").requests()
+    assert {adapter for _, _, kind, adapter, _ in asked if kind == "prefix"} == {"adapter"}
 
 
 def test_adapter_of_another_model_is_refused_before_anything_is_written(adapter: Path, tmp_path: Path) -> None:

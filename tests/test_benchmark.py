@@ -380,7 +380,7 @@ def test_quickstarts_suite_runs_with_the_embedded_assistant(sentence: Path, tmp_
     suite = yaml.safe_load((QUICKSTART / "benchmark.yaml").read_text(encoding="utf-8"))
     suite["tables"]["main"]["samples"] = suite["curves"]["samples"] = 1
     del suite["variants"]
-    suite["tables"]["main"]["arms"].remove("gpta, dialogue gradient")
+    suite["tables"]["main"]["arms"].remove("gpta, 16 proposals, dialogue gradient")
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({**suite, "test_rows": 50}), encoding="utf-8")
     result = benchmark(tmp_path, tmp_path / "out")
     assert result.exit_code == 0, result.output

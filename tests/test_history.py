@@ -187,14 +187,12 @@ class TestDialogueGradient:
             assert [s.text for s in history.comparable("online")] == list(texts)
         assert [s.text for s in history.comparable("low-resource")] == ["a", "b", "c"]
 
-    def test_completions_of_each_adapter_are_kept_apart(self, history: History) -> None:
+    def test_requests_say_which_adapter_was_asked(self, history: History) -> None:
         for adapter, text in (("", "x"), ("001", "y"), ("", "z")):
             asking = history.add_request(1, request("prefix"), SAMPLING, adapter)
             history.add_completions(asking, [Completion(text, "m")])
-        assert history.completions_by_adapter("prefix") == {
-            "": [Completion("x", "m"), Completion("z", "m")],
-            "001": [Completion("y", "m")],
-        }
+        assert [adapter for _, _, _, adapter, _ in history.requests()] == ["", "001", ""]
+        assert [completion.text for completion in history.completions("prefix")] == ["x", "y", "z"]
 
     def test_scores_of_label_texts_come_back_in_order(self, history: History) -> None:
         entries = [ScoredLabelTexts({"b": "«2»", "a": "漢字"}, 1.5), ScoredLabelTexts({"b": "x", "a": "y"}, 0.5)]

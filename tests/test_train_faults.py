@@ -334,8 +334,7 @@ def with_adapter(server: Restarted, adapter: tuple[Path, Path], sentence: Path, 
 
 
 def answered(run: Run) -> list[str]:
-    by_adapter = open_existing(run.folder / "history.sqlite").completions_by_adapter("prefix")
-    return [completion.model for completions in by_adapter.values() for completion in completions]
+    return [completion.model for completion in open_existing(run.folder / "history.sqlite").completions("prefix")]
 
 
 def test_server_that_starts_anew_gets_its_adapter_again(

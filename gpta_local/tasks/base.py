@@ -39,7 +39,6 @@ class Scorer(Protocol):
 
 class Task(Protocol):
     name: str
-    metric: str
 
     @property
     def uses_label_texts(self) -> bool:

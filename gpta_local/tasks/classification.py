@@ -46,8 +46,6 @@ class ClassificationTask:
         ModelError: the backbone's folder is not usable.
     """
 
-    metric = "accuracy"
-
     def __init__(self, config: Config) -> None:
         self.name: str = config.task
         self._config = config
