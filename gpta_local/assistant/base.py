@@ -36,7 +36,7 @@ class Assistant(Protocol):
 
     def use_adapter(self, folder: Path | None) -> None:
         """Answer with the LoRA adapter in this folder from now on, or (None) with the base model.
-        Adapters used before stay loaded, so that one can go back to them, until `drop_adapter`.
+        One can go back to those used before, until `drop_adapter`.
 
         Raises:
             ModelError: the folder holds no adapter for this base model.

@@ -74,7 +74,7 @@ class OpenAIAssistant:
             timeout or a status of 408, 409, 429 or 5xx; after pauses that grow from 0.5 to 8 s, or
             as the server's Retry-After says, up to 2 minutes.
         concurrency: requests in flight at once.
-        extra_body: further fields of the request; they replace ours, and None leaves a field out.
+        extra_body: further fields of the request; they replace those of sampling, and None leaves one out.
     """
 
     start_hint = "gpta-local assistant serve {model} --port {port}"

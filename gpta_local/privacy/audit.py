@@ -230,7 +230,8 @@ class Audit:
     Where the end of the log is torn, because the program or the machine stopped in the middle of a
     line, the chain goes on from the last whole entry, with an entry that says so.
 
-    `requests`, `answered`: the numbers of the requests of which the log tells that they were asked, and answered.
+    `requests`, `answered_requests`: the numbers of the requests of which the log tells that they were asked, and
+    answered.
 
     Raises:
         OutputError: another process has the log open.

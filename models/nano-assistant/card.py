@@ -161,8 +161,8 @@ Real output for unseen descriptions; all sampled at temperature 1.0. Nothing was
 
 - English only. It knows few words beyond its corpus; what it does well is to reuse words of the description.
 - Label texts are its weak side: on unseen cards its phrases are nearer to the right label than chance, but less
-  often than the bare label names, and often mix up the labels' explanations. A run keeps the label names where
-  they start the head better on the training rows.
+  often than the bare label names, and often mix up the labels' explanations. They join the card's names and
+  meanings only where the head is clearly better with them on the training rows.
 - It shows no measurable use of the gains in a history. It does not repeat what was tried.
 - Some words come out garbled. Larger open-weight models write better texts; this one needs no download.
 - It cannot refuse, reason or chat, and it may produce odd phrases: proposals are meant to be scored, not trusted.
