@@ -67,7 +67,7 @@ class Journal:
 
     def end(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write the end of the log, and then the summary: a run with a summary is whole."""
-        write_whole(self.folder / run_folder.DRAFT, _as_json_text(result))
+        write_whole(self.folder / run_folder.DRAFT, run_folder.as_text(result))
         self.audit.finish(result, history_digest(self.history))
         return self.sum_up()
 
@@ -76,7 +76,7 @@ class Journal:
         self.checkpoints.clear()
         draft = self.folder / run_folder.DRAFT
         result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD: self.audit.head}
-        write_whole(draft, _as_json_text(result))
+        write_whole(draft, run_folder.as_text(result))
         draft.replace(self.folder / run_folder.SUMMARY)
         flush(self.folder)
         return result
@@ -108,7 +108,3 @@ def other_version(folder: Path, history: History, what: str) -> InputError:
     begun = f"gpta-local {version}" if version else "an earlier gpta-local that could not resume"
     fix = f"It was begun by {begun}, this is {__version__}: resume it with that one, or begin a new run"
     return InputError(what, where=str(folder), fix=fix)
-
-
-def _as_json_text(result: Mapping[str, Any]) -> str:
-    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"

@@ -90,9 +90,12 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """The keys in which two configurations differ."""
+    """The keys in which two configurations differ; the order of the labels, which numbers them, counts."""
     first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+    keys = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+    if list(one.card.labels or ()) != list(other.card.labels or ()):
+        keys.add("card.labels")
+    return sorted(keys)
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -100,6 +103,11 @@ def _flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in section.items():
         flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {above + key: value}
     return flat
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """What is written into a file for a summary."""
+    return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
 
 
 def whole_metrics(folder: Path) -> set[str]:

@@ -77,6 +77,10 @@ class TestFile:
             ({"goals": [{"table": "main", "shots": 8, "theirs": "plain", "at_least": 1}]}, ["at 8 shots"]),
             ({"goals": [{"table": "main", "shots": 2, "theirs": "setfit", "at_least": 1}]}, ["'setfit'"]),
             ({"goals": [{"table": "main", "shots": 2, "theirs": "plain"}]}, ["'accuracy'", "'at_least'"]),
+            (main_table(shots=[0]), ["tables.main.shots", "greater than or equal to 1"]),
+            ({"transfer": {"shots": -1}}, ["transfer.shots", "greater than or equal to 1"]),
+            ({"variants": {"hot": {"data.shots": 16}}}, ["'hot'", "data.shots", "the same rows"]),
+            ({"variants": {"hot": {"seed": 7}}}, ["'hot'", "seed", "the same rows"]),
         ],
     )
     def test_mistake_is_named(self, folder: Path, changes: dict[str, Any], words: list[str]) -> None:
@@ -167,6 +171,17 @@ class TestPlan:
         write_jsonl(folder / "guests-train.jsonl", [{"text": "other", "label": "bad"}])
         assert digest_of(folder, trial) != first
 
+    @pytest.mark.parametrize("of", ["gpta", "setfit"])
+    def test_digest_holds_the_order_of_the_labels_in_which_shots_are_drawn(self, folder: Path, of: str) -> None:
+        path = folder / "guests.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        digests = set()
+        for labels in ({"good": "happy", "bad": "unhappy"}, {"bad": "unhappy", "good": "happy"}):
+            content["card"]["labels"] = labels
+            path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            digests.add(digest_of(folder, arm("guests", of, shots=2), main_table(arms=[of])))
+        assert len(digests) == 2
+
     def test_digest_of_a_transfer_holds_both_sets(self, folder: Path) -> None:
         trial, changes = (
             Trial("transfer", "guests", 2, 0, "best_prefix", "scenes"),
@@ -238,6 +253,27 @@ class TestResults:
             results.add(arm("a", "gpta"), {"error": "no disk", "digest": "d"})
             results.add(arm("a", "gpta"), record(0.5))
         assert Results(results.path).records[arm("a", "gpta")]["accuracy"] == 0.5
+
+    def test_lines_that_another_writes_after_they_were_read_are_kept(self, tmp_path: Path) -> None:
+        first, second = Results(tmp_path / "results.jsonl"), Results(tmp_path / "results.jsonl")
+        with first.appending():
+            first.add(arm("a", "gpta"), record(0.5))
+        before = first.path.read_bytes()
+        with pytest.raises(OutputError, match=r"was writing here.*the same command again"), second.appending():
+            pass
+        assert first.path.read_bytes() == before
+
+    def test_records_are_those_of_the_jobs(self, folder: Path, tmp_path: Path) -> None:
+        results = Results(tmp_path / "results.jsonl")
+        jobs = jobs_of(folder, main_table(sets=["guests"], arms=["gpta"]))
+        with results.appending():
+            for trial in (
+                arm("guests", "gpta", shots=2),
+                arm("guests", "plain", shots=2),
+                arm("scenes", "gpta", shots=2),
+            ):
+                results.add(trial, record(0.5))
+        assert list(results.of(jobs)) == [arm("guests", "gpta", shots=2), arm("guests", "plain", shots=2)]
 
     def test_second_writer_is_refused(self, tmp_path: Path) -> None:
         first, second = Results(tmp_path / "results.jsonl"), Results(tmp_path / "results.jsonl")

@@ -205,6 +205,15 @@ class TestWhatTheUserIsTold:
         assert train(config, "--resume").exit_code == 0
         assert (config.parent / "run" / "summary.json").is_file()
 
+    def test_other_order_of_the_labels_is_another_configuration(self, config: Path) -> None:
+        text = config.read_text(encoding="utf-8")
+        card = "card:\n  labels: {bad: an unhappy guest, good: a happy one}\n"
+        config.write_text(text.replace("card:\n", card), encoding="utf-8")
+        stopped(config)
+        other = "card:\n  labels: {good: a happy one, bad: an unhappy guest}\n"
+        config.write_text(text.replace("card:\n", other), encoding="utf-8")
+        assert_refused(train(config, "--resume"), "another configuration: card.labels")
+
     def test_other_configuration_is_refused_and_its_keys_named(self, config: Path) -> None:
         stopped(config)
         before = files(config.parent / "run")

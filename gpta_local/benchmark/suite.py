@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -34,7 +34,7 @@ GPTA = "gpta"
 
 Overrides = dict[str, Any]
 """Dotted keys of a configuration, as for `--set`, with their values."""
-Shots = int | None
+Shots = Annotated[int, Field(ge=1)] | None
 """Training rows per class; None: all rows."""
 
 
@@ -120,6 +120,16 @@ class SuiteFile(Section):
     curves: CurveEntry | None = None
     transfer: Part | None = None
     goals: list[GoalEntry] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _arms_have_the_same_rows(self) -> SuiteFile:
+        for name, overrides in self.variants.items():
+            for key in overrides:
+                if key.partition(".")[0] in ("data", "seed"):
+                    raise ValueError(
+                        f"variants: {name!r}: {key} cannot be another: all arms have the same rows and seeds"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> SuiteFile:

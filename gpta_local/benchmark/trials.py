@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,7 +148,8 @@ def _content(config: Config, digests: dict[str, str], seen: dict[str, Any] | Non
             if path not in digests:
                 digests[path] = _digest(Path(path))
             content["data"][split] = digests[path]
-    return content
+    # a digest of a mapping does not hold its order, which is that in which shots are drawn
+    return {**content, "order of labels": list(config.card.labels or ())}
 
 
 def _digest(path: Path) -> str:
@@ -179,7 +180,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path, self.records = path, dict[Trial, dict[str, Any]]()
         content = path.read_bytes() if path.exists() else b""
-        self._whole = content.rfind(b"\n") + 1
+        self._size, self._whole = len(content), content.rfind(b"\n") + 1
         for number, line in enumerate(content[: self._whole].splitlines(), start=1):
             try:
                 self._take(json.loads(line))
@@ -196,6 +197,9 @@ class Results:
             except BlockingIOError as exc:
                 fix = "Wait for it, or choose another --output"
                 raise OutputError("another benchmark is writing here", where=str(self.path), fix=fix) from exc
+            if os.fstat(self._file.fileno()).st_size != self._size:
+                fix = "Give the same command again"
+                raise OutputError("another benchmark was writing here meanwhile", where=str(self.path), fix=fix)
             self._file.truncate(self._whole)
             yield
 
@@ -209,6 +213,11 @@ class Results:
 
     def finished(self, job: Job) -> bool:
         return all("error" not in self.records.get(trial, {"error": ""}) for trial in job.trials)
+
+    def of(self, jobs: Sequence[Job]) -> dict[Trial, dict[str, Any]]:
+        """The records that there are of the trials of jobs."""
+        trials = dict.fromkeys(trial for job in jobs for trial in job.trials)
+        return {trial: self.records[trial] for trial in trials if trial in self.records}
 
     def changed(self, job: Job) -> bool:
         """Whether what is there was measured under other settings or on other rows."""
