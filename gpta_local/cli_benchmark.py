@@ -34,14 +34,16 @@ def benchmark(suite: Path, output: Path | None, jobs: int, report_only: bool, re
     failed: dict[str, str] = {}
     runner.make_folder(folder, must_exist=report_only)
     results = Results(folder / runner.RESULTS)
-    if not report_only:
-        jobs_of = plan(plan_of)
+    jobs_of = plan(plan_of)
+    if report_only:
+        runner.refuse_changed(jobs_of, results)
+    else:
         left = runner.left_to_do(jobs_of, results, redo_changed=redo_changed)
         with results.appending(), TerminalObserver(0, quiet=quiet) as observer:
             observer.note(f"{len(jobs_of)} trainings and runs; {len(jobs_of) - len(left)} are there")
             failures = runner.run(left, results, folder, jobs, observer)
         failed = {str(job): why for job, why in failures.items()}
-    for line in report.write(plan_of, results.records, folder):
+    for line in report.write(plan_of, results.of(jobs_of), folder):
         click.echo(line)
     for trial, why in failed.items():
         click.echo(f"failed: {trial}: {why}", err=True)

@@ -28,10 +28,11 @@ from gpta_local.benchmark import runner
 from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, perform, with_test_rows
 from gpta_local.benchmark.suite import load
 from gpta_local.benchmark.trials import Job, Results, Trial, plan
+from gpta_local.config import TrainingConfig
 from gpta_local.data import Example, Splits
 from gpta_local.downstream import SentenceClassifier
 from gpta_local.tasks.classification import ClassificationTask
-from gpta_local.training import Training
+from gpta_local.training import Training, total_steps
 
 ARMS = [
     "gpta",
@@ -238,6 +239,7 @@ class TestWholeSuite:
             "guests, 4 shots, sample 0: fixed_prefix",
             "--redo-changed",
         )
+        assert_refused(invoke("benchmark", changed, "--output", output, "--report-only"), "1 of its results", "fixed_p")
         assert (output / "results.jsonl").read_bytes() == content
         assert invoke("benchmark", changed, "--output", output, "--redo-changed").exit_code == 0
         assert len((output / "results.jsonl").read_bytes().splitlines()) == len(content.splitlines()) + 1
@@ -432,6 +434,31 @@ def test_setfit_reads_both_texts_of_a_pair(small: Path) -> None:
     assert both["rows"] == 16 and both["loss"] != first_only["loss"]
 
 
+@pytest.mark.slow
+def test_setfit_reads_no_further_than_the_other_arms(small: Path) -> None:
+    pytest.importorskip("setfit")
+    from gpta_local.benchmark.setfit_arm import setfit
+
+    config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
+    short = config.model_copy(update={"downstream": config.downstream.model_copy(update={"max_length": 4})})
+    rows = [
+        Example((f"soup {second}",), number % 2) for number, second in enumerate(("soup", "cake", "fork", "garden"))
+    ]
+    long = [Example((f"{row.texts[0]} garden cake fork",), row.label) for row in rows]
+    of = [setfit(short, Splits(rows, [], test, False, ()), 2)["loss"] for test in (rows, long)]
+    assert of[0] == of[1]
+    whole = [setfit(config, Splits(rows, [], test, False, ()), 2)["loss"] for test in (rows, long)]
+    assert whole[0] != whole[1]
+
+
+def test_soft_prompt_takes_as_many_steps_as_plain_fine_tuning_where_those_are_more() -> None:
+    from gpta_local.benchmark.soft_prompt import STEPS, settings
+
+    config = TrainingConfig()
+    assert settings(config, 16).steps == STEPS
+    assert settings(config, 16000).steps == total_steps(config, 16000) > STEPS
+
+
 def test_backbone_of_a_soft_prompt_is_frozen_and_its_vectors_learn(small: Path) -> None:
     from gpta_local.benchmark.soft_prompt import SoftPromptClassifier
 
@@ -492,6 +519,9 @@ class TestPlainFineTuningInTheChoice:
         found = {"product_is_plain": True, "label_texts": bench.task.own_label_texts(), "templates": []}
         plain, other = bench.head_of(found).head, bench.head_of({**found, "product_is_plain": False}).head
         assert torch.equal(plain.weight, bench.task.build_plain().head.weight)
+        found |= {"prefix": "Menu:", "best_prefix": "Mood:"}
+        there, back = bench.transferred(found, found), bench.with_prefix(found, "Mood:")
+        assert there["loss"] == back["loss"] and not there["with_label_texts"]
         assert not torch.equal(plain.weight, other.weight)
 
 

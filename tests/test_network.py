@@ -126,6 +126,15 @@ class TestAllowedHosts:
         for host in ("example.org", "a.llm.example.org", "llm.example.org.example.com"):
             assert refused_by(guard, "socket.getaddrinfo", host, 80, 0, 0, 0)
 
+    def test_hosts_of_before_are_forgotten_with_what_was_refused(self) -> None:
+        guard = Guard()
+        guard.allow(["llm.example.org", "10.0.0.5"])
+        assert refused_by(guard, "socket.getaddrinfo", "a.example", 80, 0, 0, 0)
+        guard.allow_only(["10.0.0.6"])
+        assert not guard.refused and not refused_by(guard, "socket.connect", TCP, ("10.0.0.6", 80))
+        assert refused_by(guard, "socket.connect", TCP, ("10.0.0.5", 80))
+        assert refused_by(guard, "socket.getaddrinfo", "llm.example.org", 80, 0, 0, 0)
+
     @pytest.mark.parametrize(
         ("allowed", "written"),
         [("10.0.0.5", "10.0.0.5"), ("10.0.0.5", "::ffff:10.0.0.5"), ("2001:db8::5", "2001:0db8:0:0::5")],

@@ -113,7 +113,9 @@ class Bench:
 
     def transferred(self, own: Record, other: Record) -> Figures:
         """The best prefix and the templates of another set; its label texts too where it has one for each label of
-        this set."""
+        this set. The prefix alone where this set's own model has started from no label texts."""
+        if own["product_is_plain"]:
+            return {**self.fine_tune(self.task.build_plain(), other["best_prefix"]), "with_label_texts": False}
         names = self.task.label_names
         theirs = [{fold(name): text for name, text in texts.items()} for texts in other["label_texts"]]
         fits = all(fold(name) in texts for texts in theirs for name in names)
@@ -137,7 +139,8 @@ class Bench:
         from gpta_local.benchmark.soft_prompt import SoftPromptClassifier, settings
 
         model = SoftPromptClassifier(self.task.build_plain(), self.config.search.max_prefix_tokens, self.config.seed)
-        training = Training(model, self.splits.train, settings(self.config.training), seed=self.config.seed)
+        rows = self.splits.train
+        training = Training(model, rows, settings(self.config.training, len(rows)), seed=self.config.seed)
         training.run("", training.steps)
         return self.measure(model, "", training.seconds)
 

@@ -55,22 +55,31 @@ def make_folder(folder: Path, *, must_exist: bool) -> None:
         raise OutputError(f"cannot be made ({exc.strerror})", where=where, fix=fix) from exc
 
 
-def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> list[Job]:
-    """Jobs without a result.
+def refuse_changed(jobs: Sequence[Job], results: Results) -> None:
+    """Results of other settings are none of this suite.
 
     Raises:
-        InputError: an arm needs a package that is not installed.
-        OutputError: results are there that were measured under other settings or on other rows.
+        OutputError: there are some, or some that were measured on other rows.
     """
-    changed = [job for job in jobs if results.changed(job)]
-    if changed and not redo_changed:
+    if changed := [job for job in jobs if results.changed(job)]:
         raise OutputError(
             f"{len(changed)} of its results were measured with other settings or rows than the suite has now. "
             f"The first: {changed[0]}",
             where=str(results.path),
             fix="Choose another --output, or give --redo-changed to measure those again",
         )
-    for job in changed:
+
+
+def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> list[Job]:
+    """Jobs without a result.
+
+    Raises:
+        InputError: an arm needs a package that is not installed.
+        OutputError: see `refuse_changed`; not with `redo_changed`.
+    """
+    if not redo_changed:
+        refuse_changed(jobs, results)
+    for job in filter(results.changed, jobs):
         results.forget(job)
     left = [job for job in jobs if not results.finished(job)]
     for job in left:

@@ -35,6 +35,8 @@ def setfit(config: Config, splits: Splits, classes: int) -> Figures:
         trust_remote_code=False,
         model_kwargs={"use_safetensors": True},
     )
+    if longest := config.downstream.max_length:
+        body.max_seq_length = min(body.max_seq_length or longest, longest)
     # made here, since SetFit's own way to load a model would unpickle a head that lies beside it
     model = SetFitModel(body, LogisticRegression())
     started = time.monotonic()
@@ -47,7 +49,6 @@ def setfit(config: Config, splits: Splits, classes: int) -> Figures:
         arguments = TrainingArguments(
             output_dir=folder,
             seed=config.seed,
-            max_length=config.downstream.max_length,
             report_to="none",
             save_strategy="no",
             show_progress_bar=False,

@@ -12,6 +12,7 @@ from gpta_local.config import TrainingConfig
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
 from gpta_local.errors import ModelError
 from gpta_local.tokenization import PrefixTokenizer
+from gpta_local.training import total_steps
 
 LEARNING_RATE = 1e-2
 STEPS = 200
@@ -48,8 +49,7 @@ class SoftPromptClassifier(SentenceClassifier):
         return backbone
 
 
-def settings(config: TrainingConfig) -> TrainingConfig:
-    """The training of the prompt: its vectors take the place of the encoder's weights."""
-    return config.model_copy(
-        update={"encoder_learning_rate": LEARNING_RATE, "weight_decay": 0.0, "steps": max(STEPS, config.steps or 0)}
-    )
+def settings(config: TrainingConfig, rows: int) -> TrainingConfig:
+    """The training of the prompt on so many rows: its vectors take the place of the encoder's weights."""
+    steps = max(STEPS, total_steps(config, rows))
+    return config.model_copy(update={"encoder_learning_rate": LEARNING_RATE, "weight_decay": 0.0, "steps": steps})

@@ -49,12 +49,11 @@ def work(connection: Connection, log: Path) -> None:
 def _outcome(job: Job, given: Mapping[Trial, Record], folder: Path) -> Outcome:
     from gpta_local.benchmark.arms import perform
 
-    GUARD.allow(job.config.privacy.allow_hosts)
+    GUARD.allow_only(job.config.privacy.allow_hosts)
     started = time.process_time()
     try:
         figures = perform(job, given, folder)
         about = {"processor_seconds": time.process_time() - started, "refused": sorted(map(str, GUARD.refused))}
-        GUARD.refused.clear()
         return [{**f, **about} for f in figures]
     except GptaError as exc:
         return str(exc)

@@ -108,6 +108,13 @@ class Guard:
         merged = {**os.environ, **self._before}
         return {name: value for name, value in merged.items() if value is not None}
 
+    def allow_only(self, hosts: Iterable[str]) -> None:
+        """Forget what was allowed and refused before, and let connections to these hosts through."""
+        self.refused.clear()
+        self._names.clear()
+        self._addresses.clear()
+        self.allow(hosts)
+
     def allow(self, hosts: Iterable[str]) -> None:
         """Let connections to further hosts through; `hosts` are such as `normal_host` gives."""
         for host in hosts:
