@@ -240,6 +240,8 @@ def _expected_sha256(archive: Path, given: str | None) -> dict[str, str]:
             expected[beside.name] = beside.read_text(encoding="utf-8").split()[0].lower()
         except (UnicodeDecodeError, IndexError):
             expected[beside.name] = ""
+        except OSError as exc:
+            raise BundleError(f"{beside.name}: cannot be read ({exc.strerror})") from exc
     for source, digest in expected.items():
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise BundleError(f"{source}: not a SHA-256: 64 hexadecimal digits are needed")
@@ -297,7 +299,7 @@ def _about(archive: Path, contents: _Contents) -> About:
         content = json.loads(contents.descriptions[ABOUT])
         about = About(*(str(content[key]) for key in About._fields))
         known = content["format"] == FORMAT and PLATFORM.fullmatch(about.platform) is not None
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         known = False
     if not known:
         raise BundleError(f"{archive}: {ABOUT} is not in a form known here. Use the {INSTALLER} of this bundle")

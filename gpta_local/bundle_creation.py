@@ -39,9 +39,11 @@ from gpta_local.privacy.network import GUARD
 
 OWN = "gpta-local"
 MODEL_FILE = re.compile(
-    r".*\.(safetensors|json|jinja|model)|vocab\.txt|merges\.txt|prefix\.txt|README\.md|(LICENSE|NOTICE).*"
+    r".*\.(safetensors|safetensors\.index\.json|jinja|model)|(vocab|merges|prefix)\.txt|README\.md|(LICENSE|NOTICE).*"
+    r"|(\w*config\w*|tokenizer|tekken|params|vocab|special_tokens_map|added_tokens|chat_template|modules|gpta)\.json"
 )
-"""Name of a file of a model folder that goes into a bundle: no pickles, no rows, no histories."""
+"""Name of a file of a model folder that goes into a bundle: no pickles, no rows, no histories. JSON goes by its name,
+since it may be rows; those are what transformers, sentence-transformers, peft, vLLM and this package read."""
 
 Contents = dict[str, Path | bytes]
 """Path in the archive → the file, or what it holds."""

@@ -34,6 +34,7 @@ from gpta_local.privacy.files import write_manifest
 HERE = "{}.{}".format(*sys.version_info[:2])
 CANARY = "bdzxqwfkjph"
 FLIPS = 300
+LEFT = ("train.jsonl", "rows.csv", "history.sqlite", "notes.txt", "pytorch_model.bin", "train.json", "predictions.json")
 NEEDS_ROOT = pytest.mark.skipif(
     shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root on Linux to make a namespace"
 )
@@ -88,7 +89,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / "1_Pooling" / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(random.Random(0).randbytes(5000))
-    for name in ("train.jsonl", "rows.csv", "history.sqlite", "notes.txt", "pytorch_model.bin", ".hidden.json"):
+    for name in (*LEFT, ".hidden.json"):
         (folder / name).write_text(f"{CANARY} {name}")
     return folder
 
@@ -169,7 +170,7 @@ class TestCreate:
 
     def test_files_that_stay_behind_are_named(self, wheels: Path, model: Path, tmp_path: Path) -> None:
         result = create(tmp_path / "out.tar", wheels, "--model", model)
-        for name in ("train.jsonl", "rows.csv", "history.sqlite", "notes.txt", "pytorch_model.bin"):
+        for name in LEFT:
             assert name in result.stderr
 
     def test_list_of_sums_is_made_anew_and_is_not_named_among_them(
@@ -573,6 +574,19 @@ class TestNoBundle:
         assert_refused(invoke("bundle", "verify", archive, "--sha256", "abc"), "--sha256", "64 hexadecimal")
         archive.with_name("copy.tar.sha256").write_text("")
         assert_refused(invoke("bundle", "verify", archive), "copy.tar.sha256", "64 hexadecimal")
+
+    def test_sha256_that_cannot_be_read(self, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path, **how: Any) -> str:
+            raise PermissionError(13, "Permission denied")
+
+        archive.with_name("copy.tar.sha256").touch()
+        monkeypatch.setattr(Path, "read_text", refuse)
+        with pytest.raises(bundle.BundleError, match=r"copy\.tar\.sha256: cannot be read \(Permission denied\)"):
+            bundle.verify(archive)
+
+    def test_description_that_is_nested_too_deep(self, archive: Path) -> None:
+        rewrite(archive, lambda c: c.update({bundle.ABOUT: b"[" * 100_000}), manifest=True)
+        assert_refused(invoke("bundle", "verify", archive), "install.py")
 
     def test_form_of_a_later_version(self, archive: Path) -> None:
         later = {"format": 2, "gpta_local": "9", "python": HERE, "platform": "manylinux_2_28_x86_64"}
