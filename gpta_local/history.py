@@ -486,7 +486,8 @@ class History:
 
     def purge(self, kept: str) -> None:
         """Delete, from the file's bytes too, all texts that went to or came from the assistant: messages,
-        completions, label texts, and prefixes, which keep their figures under a number. May be repeated.
+        completions, label texts, prefixes, which keep their figures under a number, and what a server that failed
+        said. May be repeated.
 
         Args:
             kept: the prefix that the product ships; it stays.
@@ -507,6 +508,8 @@ class History:
                     db.execute("UPDATE scores SET prefix = ? WHERE prefix = ?", (f"(purged {number})", text))
                     db.execute("UPDATE rounds SET chosen = ? WHERE chosen = ?", (f"(purged {number})", text))
                 db.execute("INSERT INTO purges DEFAULT VALUES")
+        with self._connection as db:
+            db.execute("UPDATE runs SET ended_by = substr(ended_by, 1, instr(ended_by || ': ', ': ') - 1)")
         self._connection.execute("VACUUM")
 
     def cost(self) -> Mapping[str, int | None]:

@@ -11,7 +11,6 @@ which says that it is purged, then the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 from gpta_local.errors import InputError
 from gpta_local.history import open_existing
 from gpta_local.privacy.audit import HEAD, LOG, Audit, Written, history_digest, read_log, summary_digest
-from gpta_local.privacy.files import owner_only
-from gpta_local.run_folder import CHECKPOINTS, DRAFT
+from gpta_local.privacy.files import owner_only, write_whole
+from gpta_local.run_folder import CHECKPOINTS, DRAFT, as_text
 
 GONE = "(purged)"
 
@@ -61,7 +60,7 @@ def purge(run: Path) -> Purge:
 
         metrics = [path for path in (run / "metrics.jsonl",) if path.is_file()]
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
-        if summary and _rewrite(run / "summary.json", _as_text(summary)):
+        if summary and _rewrite(run / "summary.json", as_text(summary)):
             rewritten.append(run / "summary.json")
         taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log"), *run.glob(DRAFT)])
         for path in taught:
@@ -76,7 +75,7 @@ def purge(run: Path) -> Purge:
             digests = (summary_digest(summary) if summary else "", history_digest(history))
             log.purged(requests, completions, sorted(names), metrics, *digests)
         if log and summary:
-            _rewrite(run / "summary.json", _as_text(summary | {HEAD: log.head}))
+            _rewrite(run / "summary.json", as_text(summary | {HEAD: log.head}))
         written = [path.name for path in rewritten]
         left, head = _left(run, prefix), log.head if log else ""
         return Purge(requests, completions, sorted(names), written, left, head, before)
@@ -89,15 +88,17 @@ def _taught(run: Path) -> set[str]:
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
-    """What the summary holds, without label texts, templates and prefixes other than the one that is shipped.
-    Empty where the run did not finish."""
+    """What the summary holds, without label texts, templates, prefixes other than the one that is shipped, and
+    words of a server that failed. Empty where the run did not finish."""
     if not path.is_file():
         return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         kept, selection = ("", summary["prefix"]), summary["selection"]
         contestants = [{**c, "text": c["text"] if c["text"] in kept else GONE} for c in selection["contestants"]]
-        return {**summary, "label_texts": [], "templates": [], "selection": {**selection, "contestants": contestants}}
+        gone = {"label_texts": [], "templates": [], "selection": {**selection, "contestants": contestants}}
+        ended_by = summary.get("ended_by")  # "reason: what the server said"; or a budget, or nothing
+        return {**summary, **gone, "ended_by": ended_by and ended_by.partition(": ")[0]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InputError("not a summary", where=str(path), fix="Delete it, and purge again") from exc
 
@@ -121,17 +122,8 @@ def _rewrite(path: Path, text: str) -> bool:
     """Give the file this content, all or nothing. Returns whether it had another."""
     if path.read_bytes() == text.encode("utf-8"):
         return False
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text)
     return True
-
-
-def _as_text(summary: Mapping[str, Any]) -> str:
-    return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
 
 
 def _left(run: Path, prefix: str) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ class TestWhatIsGone:
         purge.purge(copied)
         left = [json.loads(line) for line in (copied / "metrics.jsonl").read_text("utf-8").splitlines()]
         assert left == [lines[0], {"title": 'training with "(purged)"', "prefix": "(purged)", "losses": [0.5]}]
+
+    def test_what_a_server_said_when_it_failed_is_gone(self, copied: Path) -> None:
+        failed = "The assistant failed in round 2 of 4: http://127.0.0.1: JSON that is no completion: Vorlax"
+        with closing(open_existing(copied / "history.sqlite")) as history:
+            history.end_search(failed)
+        summary = json.loads((copied / "summary.json").read_text("utf-8")) | {"ended_by": failed}
+        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        purge.purge(copied)
+        with closing(open_existing(copied / "history.sqlite")) as history:
+            reasons = history.ended_by(), json.loads((copied / "summary.json").read_text("utf-8"))["ended_by"]
+        assert reasons == ("The assistant failed in round 2 of 4",) * 2
+        assert files_with(copied, ["JSON that is no completion"]) == []
 
     def test_dialogues_and_logs_of_teaching_are_deleted_and_weights_stay(self, copied: Path) -> None:
         adapter = copied / "adapters" / "001"
