@@ -75,13 +75,13 @@ def clean(
     new = [prefix for prefix in fresh if prefix is not None]
     if new:
         vectors = embed([*known, *new])
-        similar = vectors @ vectors.T
+        similar = vectors[len(known) :] @ vectors.T
         kept = list(range(len(known)))
         position = len(known)
         for i, candidate in enumerate(fresh):
             if candidate is None:
                 continue
-            if kept and similar[position, kept].max() >= near_duplicate:
+            if kept and similar[position - len(known), kept].max() >= near_duplicate:
                 verdicts[i] = ("repeated", candidate)
             else:
                 kept.append(position)
@@ -118,7 +118,7 @@ def race(
     kept: str = "",
     on_scored: Callable[[], None] = lambda: None,
 ) -> list[ScoredPrefix]:
-    """Score all prefixes on a few rows, the better half on twice as many, and so on (successive
+    """Score all prefixes on a few rows, the better half on twice as many, and so on to all rows (successive
     halving, Jamieson & Talwalkar 2016). No prefix ("") is measured in every heat and leads the
     result; then come the prefixes from best to worst, each with the gain of its last heat.
 
@@ -142,7 +142,7 @@ def race(
             if not finished:
                 on_scored()
         scored.sort(key=lambda s: (s.text == kept, s.gain), reverse=True)
-        if size >= len(rows) or len(scored) < 2:
+        if size >= len(rows) or not scored:
             none = ScoredPrefix("", 0.0, 0.0, float(baseline.mean()), len(heat))
             return [none, *sorted(scored, key=lambda s: s.gain, reverse=True), *finished]
         half = (len(scored) + 1) // 2

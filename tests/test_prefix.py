@@ -179,6 +179,15 @@ class TestRace:
         race(names(8), losses, range(512))
         assert [rows for prefix, rows in losses.calls if not prefix] == [64, 128, 256, 512]
 
+    def test_last_one_left_runs_on_to_all_rows(self) -> None:
+        result = race(names(4), Losses({name: i / 100 for i, name in enumerate(names(4))}), range(300))
+        assert [(s.text, s.rows) for s in result] == [("", 300), ("p3", 300), ("p2", 128), ("p1", 64), ("p0", 64)]
+
+    def test_nothing_new_takes_one_heat(self) -> None:
+        losses = Losses({})
+        assert [(s.text, s.rows) for s in race([], losses, range(300))] == [("", 64)]
+        assert losses.calls == [("", 64)]
+
     def test_last_heat_takes_no_more_rows_than_there_are(self) -> None:
         losses = Losses({})
         race(names(8), losses, range(200))
