@@ -127,10 +127,10 @@ def _on_one_gpu(device: str) -> tuple[dict[str, str], str]:
     kind, _, number = device.partition(":")
     if kind == "cpu":
         return {}, device
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     place = int(number) if number.isdigit() else 0
-    chosen = visible[place] if place < len(visible) and visible[place] else str(place)
-    return {"CUDA_VISIBLE_DEVICES": chosen}, kind
+    shown = [str(place)] if visible is None else visible.split(",")[place : place + 1]  # what is hidden stays hidden
+    return {"CUDA_VISIBLE_DEVICES": "".join(shown)}, kind
 
 
 def _send(pipe: Any, message: Any) -> None:

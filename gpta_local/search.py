@@ -32,12 +32,12 @@ from gpta_local.tuner import Tuner
 @dataclass(frozen=True, slots=True)
 class Proposals:
     """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
-    the verdicts on those of each adapter, the best prefix that it was shown, and whether the server had
-    lost the adapters, so that the base model answered."""
+    the name of each adapter with the verdicts on its completions, the best prefix that it was shown, and whether the
+    server had lost the adapters, so that the base model answered."""
 
     prefixes: list[str]
     counts: dict[str, int]
-    verdicts: dict[str, list[Verdict]]
+    verdicts: list[tuple[str, list[Verdict]]]
     best_shown: ScoredPrefix | None
     base_only: bool
 
@@ -143,11 +143,13 @@ class Search:
             near_duplicate=search.near_duplicate,
             leak=self.leak_scan.find,
         )
-        verdicts: dict[str, list[Verdict]] = {}
+        verdicts = []
         for who, (adapter, asking, _) in enumerate(asked):
-            verdicts[adapter] = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
-            self.history.judge_completions(asking, verdicts[adapter])
-        best_shown = max(shown, key=lambda s: s.gain, default=None)
+            own = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
+            self.history.judge_completions(asking, own)
+            verdicts.append((adapter, own))
+        # a gain on more rows stands firmer; where θ moves, the best runs again
+        best_shown = max(shown, key=lambda s: (0 if self.plan.online else s.rows, s.gain), default=None)
         return Proposals(candidates.prefixes, candidates.counts, verdicts, best_shown, base_only)
 
     def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
@@ -216,7 +218,7 @@ class Search:
         best = proposals.best_shown
         if best is not None and self.plan.online:
             best = next(s for s in scored if s.text == best.text)
-        figures = tuple(prefix.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts.items())
+        figures = tuple(prefix.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts)
         if self.tuner.trial is None:
             return figures, None
         verdict = self.tuner.judge(figures)
@@ -248,7 +250,7 @@ class Search:
         for dialogue in dialogues:
             self.leak_scan.check_dialogue(dialogue)
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
-        reward = self.reward(number, model)
+        reward = self.reward(number, model) if config.method == "grpo" else None
         try:
             step, refused = self.tuner.step(number // config.every, dialogues, reward, self.observer.advance)
         except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
@@ -256,7 +258,7 @@ class Search:
             return
         self.journal.audit.wrote(self.tuner.folder / step.adapter)
         # where θ has moved since, what was found does not compare with the round's scores
-        found = [] if self.plan.online else reward.found
+        found = [] if self.plan.online or reward is None else reward.found
         self.history.add_step(number, step, "saved only" if refused else "on trial", found)
         self.observer.taught(step, refused)
 

@@ -66,7 +66,8 @@ class Tuner:
                 self.trusted = adapter
             elif verdict == "on trial":
                 self.trial = adapter
-        self._assistant.use_adapter(self.trusted)
+        with suppress(AdapterRefused):  # after a new start of the server; the next request tells
+            self._assistant.use_adapter(self.trusted)
 
     def shares(self, proposals: int) -> list[tuple[Path | None, int]]:
         """How many proposals to ask of which adapter."""
@@ -100,7 +101,7 @@ class Tuner:
         self._assistant.use_adapter(None)
 
     def step(
-        self, number: int, dialogues: Sequence[Dialogue], reward: Reward, on_step: Callable[[], None]
+        self, number: int, dialogues: Sequence[Dialogue], reward: Reward | None, on_step: Callable[[], None]
     ) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
         saved, why.

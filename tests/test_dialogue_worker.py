@@ -39,6 +39,24 @@ def rewards_of(texts: list[str]) -> list[float]:
     return [len(text) / 100 - text.count("e") for text in texts]
 
 
+@pytest.mark.parametrize(
+    ("visible", "device", "shown"),
+    [
+        (None, "auto", "0"),
+        (None, "cuda:1", "1"),
+        ("2,3", "cuda:1", "3"),
+        ("GPU-7", "auto", "GPU-7"),
+        ("", "auto", ""),  # all are hidden
+        ("2", "cuda:1", ""),
+    ],
+)
+def test_hidden_gpu_stays_hidden(monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, shown: str) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert dialogue_worker._on_one_gpu(device)[0] == {"CUDA_VISIBLE_DEVICES": shown}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_chat_llama(tmp_path_factory.mktemp("models") / "chat")

@@ -23,7 +23,7 @@ from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_
 from gpta_local.prefix import scoring_order
 from gpta_local.schema import DatasetCard, Label, ScoredLabelTexts
 from gpta_local.tasks.base import Evaluation, Losses
-from gpta_local.tokenization import EncodedRow
+from gpta_local.tokenization import EncodedRow, Encodings, TokenisedTexts
 
 FOLDS = 4
 PROBE_L2 = 1e-4
@@ -212,7 +212,7 @@ class ProbeScorer:
         self._model, self._bf16 = model, bf16
         self._texts = [example.texts for example in examples]
         self._labels = torch.tensor([example.label for example in examples], device=model.device)
-        self._tokenised = model.tokenizer.tokenise(self._texts)
+        self._tokens: dict[int, tuple[Encodings, Encodings]] = {}
         self._features: dict[str, Tensor] = {}
 
     def losses(self, prefix: str, rows: Sequence[int]) -> Losses:
@@ -235,14 +235,21 @@ class ProbeScorer:
         known = self._features.get(prefix)
         start = 0 if known is None else len(known)
         if start < len(rows):
-            tokens = self._tokenised
-            fresh = type(tokens)([tokens.alone[i] for i in rows[start:]], [tokens.following[i] for i in rows[start:]])
+            fresh = self._tokenised(rows[start:])
             with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._bf16):
                 features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix))
             known = features if known is None else torch.cat([known, features])
             self._features[prefix] = known
         assert known is not None  # one of the two branches has set it
         return known[: len(rows)]
+
+    def _tokenised(self, rows: Sequence[int]) -> TokenisedTexts:
+        """Each row is tokenised once; most rows of large data never are."""
+        new = [row for row in rows if row not in self._tokens]
+        tokens = self._model.tokenizer.tokenise([self._texts[row] for row in new])
+        self._tokens.update(zip(new, zip(tokens.alone, tokens.following, strict=True), strict=True))
+        alone, following = zip(*(self._tokens[row] for row in rows), strict=True)
+        return TokenisedTexts(list(alone), list(following))
 
 
 def probe_losses(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
