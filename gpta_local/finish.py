@@ -55,7 +55,7 @@ class Finish:
         if self.plan.trains_plainly:
             name = "plainly" if self.plan.online else "plainly (control)"
             plain = self.fine_tune(self.task.build_plain(), "", name, "plain")
-        if plain and self.plan.online and not self.clearly_better(bare, plain):
+        if plain and self.plan.online and self.splits.validation and not self.clearly_better(bare, plain):
             self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
             bare = plain
         contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]

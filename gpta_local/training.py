@@ -109,7 +109,7 @@ class Training:
             TrainingError: if a loss, a gradient or then an output of the model is not a number.
         """
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
-        for _ in range(steps):
+        for left in reversed(range(steps)):
             started = time.monotonic()
             self.model.train()
             with self._own_random_state():
@@ -119,9 +119,10 @@ class Training:
             if self._anchored and self.done == self.steps:
                 self._anchored.join_label_weights()
             self.seconds += time.monotonic() - started
+            # no loss tells of the last step, after which all is written
+            if not left and not self.model.predict_logits(rows[: self.batch_size]).isfinite().all():
+                raise self._diverged("output of the model", math.nan)
             on_step(loss)
-        if not self.model.predict_logits(rows[: self.batch_size]).isfinite().all():  # no loss tells of the last step
-            raise self._diverged("output of the model", math.nan)
         return sum(self.losses[-steps:]) / steps
 
     @property
@@ -166,7 +167,8 @@ class Training:
                     of_parameters.setdefault(int(number), {})[field] = tensor.clone()
             self._optimizer.load_state_dict({"state": of_parameters, "param_groups": state["groups"]})
             self._schedule.load_state_dict(state["schedule"])
-            self._random = [tensors[f"random.{number}"].clone() for number in range(1 + len(self._gpus))]
+            # one begun without a GPU has no state of its generator: that stays as it is at the beginning
+            self._random = [tensors.get(f"random.{n}", own).clone() for n, own in enumerate(self._random)]
             for _ in range(self.done):
                 next(self._batches)
 

@@ -351,6 +351,13 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
 
 
+def test_online_search_with_one_row_of_a_class_has_no_row_to_choose_on(tmp_path: Path) -> None:
+    changes = ("search.regime=online", "data.shots=1", "data.validation=null", "finish.plain_control=true")
+    result, _ = train(tmp_path / "run", *changes, assistant=Scripted())
+    assert result["card"]["validation_rows"] == 0 and not result["product_is_plain"]
+    assert result["selection"]["rows"] == "training, cross-validated" and "plain" in result["arms"]
+
+
 def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

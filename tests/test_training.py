@@ -233,6 +233,31 @@ class TestLoss:
         with pytest.raises(TrainingError, match="Lower the learning rates"):
             training(model, 20, encoder_learning_rate=1e37, warmup=0.0, max_grad_norm=1e9).run("", 20)
 
+    def test_last_step_that_breaks_the_model_is_not_told_as_done(self, model: DownstreamModel) -> None:
+        """Who is told of it keeps the model, and would go on with it."""
+        told: list[float] = []
+        steps = training(model, 1)
+        original = steps._step
+
+        def breaking(*arguments: Any) -> float:
+            loss = original(*arguments)
+            with torch.no_grad():
+                model.head.weight.fill_(float("nan"))
+            return loss
+
+        steps._step = breaking  # type: ignore[method-assign]  # as a rate that is far too high does
+        with pytest.raises(TrainingError, match="the output of the model is nan"):
+            steps.run("", 1, told.append)
+        assert told == []
+
+    def test_state_of_a_machine_without_a_gpu_can_be_loaded_on_one_with(self, model: DownstreamModel) -> None:
+        begun, resumed = training(model, 4), training(model, 4)
+        begun.run("", 2)
+        own = torch.arange(8, dtype=torch.uint8)  # what the generator of a GPU has
+        resumed._random.append(own)
+        resumed.load(begun.state())
+        assert resumed._random[0].equal(begun._random[0]) and resumed._random[1].equal(own)
+
     def test_model_is_in_evaluation_mode_afterwards(self, model: DownstreamModel) -> None:
         training(model, 1).run("", 1)
         assert not model.training
