@@ -11,19 +11,21 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fault_server import Chat, FaultServer, Reply, always, completion, first, ignores_n, model_list, well_behaved
 
-from gpta_local.assistant.openai_api import MAX_CHOICES, OpenAIAssistant
+from gpta_local.assistant.openai_api import MAX_CHOICES, SEEDS, OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.errors import EndpointError
 from gpta_local.schema import Message, Request, Sampling
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = Request("prefix", (Message("system", "You help."), Message("user", "Write one prefix.")))
-SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=21, seed=100)
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=21, seed=2)
+SEED = 2 * SEEDS
 
 Serve = Callable[..., FaultServer]
 Connect = Callable[..., OpenAIAssistant]
@@ -71,7 +73,7 @@ def test_sampling_is_mapped_to_the_fields_of_the_request(serve: Serve, connect: 
     server = serve()
     connect(server.base_url).complete(REQUEST, 2, SAMPLING)
     messages = [{"role": "system", "content": "You help."}, {"role": "user", "content": "Write one prefix."}]
-    sampling = {"n": 2, "max_tokens": 21, "temperature": 0.7, "top_p": 0.9, "seed": 100}
+    sampling = {"n": 2, "max_tokens": 21, "temperature": 0.7, "top_p": 0.9, "seed": SEED}
     assert server.chats == [{"model": "m", "messages": messages, **sampling}]
 
 
@@ -162,26 +164,35 @@ def test_more_choices_than_asked_for_are_dropped(serve: Serve, connect: Connect)
 # Many completions
 
 
+def test_next_request_has_other_seeds(serve: Serve, connect: Connect) -> None:
+    server = serve()
+    assistant = connect(server.base_url)
+    for seed in (2, 3):
+        assistant.complete(REQUEST, 40, replace(SAMPLING, seed=seed))
+    seeds = [chat["seed"] + i for chat in server.chats for i in range(chat.get("n", 1))]
+    assert len(seeds) == len(set(seeds)) == 80
+
+
 @pytest.mark.parametrize("chat", [well_behaved, ignores_n])
 @pytest.mark.parametrize("n", [1, MAX_CHOICES, 2 * MAX_CHOICES + 5])
-def test_completion_i_has_seed_plus_i_whatever_the_server_does_with_n(
+def test_completion_i_has_a_seed_of_its_own_whatever_the_server_does_with_n(
     serve: Serve, connect: Connect, chat: Chat, n: int
 ) -> None:
-    assert texts(connect(serve(chat).base_url), n) == [f"seed {100 + i}" for i in range(n)]
+    assert texts(connect(serve(chat).base_url), n) == [f"seed {SEED + i}" for i in range(n)]
 
 
 def test_order_does_not_depend_on_which_request_ends_first(serve: Serve, connect: Connect) -> None:
     def later_seeds_are_faster(body: dict[str, Any]) -> Reply:
-        time.sleep(0.1 if body["seed"] == 100 else 0)
+        time.sleep(0.1 if body["seed"] == SEED else 0)
         return well_behaved(body)
 
-    assert texts(connect(serve(later_seeds_are_faster).base_url), 40) == [f"seed {100 + i}" for i in range(40)]
+    assert texts(connect(serve(later_seeds_are_faster).base_url), 40) == [f"seed {SEED + i}" for i in range(40)]
 
 
 def test_large_n_is_asked_for_in_chunks(serve: Serve, connect: Connect) -> None:
     server = serve()
     connect(server.base_url).complete(REQUEST, 40, SAMPLING)
-    assert sorted((chat["seed"], chat["n"]) for chat in server.chats) == [(100, 16), (116, 16), (132, 8)]
+    assert sorted((chat["seed"], chat["n"]) for chat in server.chats) == [(SEED, 16), (SEED + 16, 16), (SEED + 32, 8)]
 
 
 def test_greedy_completions_are_asked_for_one_by_one(serve: Serve, connect: Connect) -> None:
@@ -220,7 +231,7 @@ def test_number_of_requests_is_bounded_for_a_server_that_ignores_n(serve: Serve,
 
 
 def test_a_failing_request_fails_the_whole_call(serve: Serve, connect: Connect) -> None:
-    server = serve(lambda body: Reply(400, {"error": "no"}) if body["seed"] == 116 else well_behaved(body))
+    server = serve(lambda body: Reply(400, {"error": "no"}) if body["seed"] == SEED + 16 else well_behaved(body))
     with pytest.raises(EndpointError, match="refuses the request"):
         connect(server.base_url).complete(REQUEST, 40, SAMPLING)
 
@@ -229,7 +240,7 @@ def test_a_failing_request_does_not_wait_for_the_others(serve: Serve, connect: C
     failed = threading.Event()
 
     def one_fails_the_others_hang(body: dict[str, Any]) -> Reply:
-        if body["seed"] == 116:
+        if body["seed"] == SEED + 16:
             return Reply(400, {"error": "no"})
         failed.wait(5)
         return well_behaved(body)
@@ -287,7 +298,7 @@ def test_no_completions_are_no_request(serve: Serve, connect: Connect) -> None:
 @pytest.mark.parametrize("fault", [Reply(429, {"error": "slow down"}, {"retry-after": "0.2"}), Reply(500, "oops")])
 def test_passing_fault_is_met_by_another_try(serve: Serve, connect: Connect, fault: Reply) -> None:
     server = serve(first(fault))
-    assert texts(connect(server.base_url, max_retries=2), 1) == ["seed 100"]
+    assert texts(connect(server.base_url, max_retries=2), 1) == [f"seed {SEED}"]
     assert len(server.chats) == 2
 
 

@@ -51,10 +51,14 @@ CONFIG_KEYS = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "ma
 """Field of the request → key under `assistant` that sets it."""
 
 
+SEEDS = 4096
+"""For the completions of a request: the next request, whose seed is higher by one, has others."""
+
+
 class OpenAIAssistant:
     """Asks an endpoint for completions, several requests at a time.
 
-    Completion `i` of `n` has the seed `sampling.seed + i`, however it is asked for: in chunks with
+    Completion `i` of `n` has the seed `SEEDS * sampling.seed + i`, however it is asked for: in chunks with
     `n` (vLLM counts the seed up by itself), and one by one where a server gives fewer choices than
     it was asked for. Each request gives at least one completion or fails, so `n` completions take
     at most `n` requests, retries aside. `transformers serve` has one random generator for all
@@ -195,7 +199,7 @@ class OpenAIAssistant:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": (sampling.seed + first) % 2**31,  # some servers take no larger one
+            "seed": (SEEDS * sampling.seed + first) % 2**31,  # some servers take no larger one
         }
         return {field: value for field, value in (body | self._extra_body).items() if value is not None}
 
