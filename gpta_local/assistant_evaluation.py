@@ -129,12 +129,20 @@ def on_topic(card: DatasetCard, text: str) -> bool:
 
 
 def compare(results: Sequence[ProposalQuality], assistant: str) -> Interval:
-    """Mean hit rate of an adapter less that of the base, paired over cards and seeds, with its
-    bootstrap interval, 95 %."""
-    base = {(r.card, r.seed): r.hit_rate for r in results if r.assistant == BASE}
-    pairs = [(r.hit_rate, base[r.card, r.seed]) for r in results if r.assistant == assistant]
-    ours, theirs = np.array(pairs).T
-    return paired_bootstrap(ours, theirs)
+    """Mean hit rate of an adapter less that of the base, paired over samples, with its bootstrap interval, 95 %; of one
+    sample that is nothing but the difference.
+
+    Args:
+        results: of `measure`, one after the other: each base before its adapters.
+    """
+    ours, theirs, base = [], [], 0.0
+    for result in results:
+        if result.assistant == BASE:
+            base = result.hit_rate
+        elif result.assistant == assistant:
+            ours.append(result.hit_rate)
+            theirs.append(base)
+    return paired_bootstrap(np.array(ours), np.array(theirs))
 
 
 def as_records(results: Sequence[ProposalQuality]) -> list[dict[str, Any]]:

@@ -25,10 +25,16 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     """What the histories of the runs teach; each run counts alike.
 
     Raises:
-        InputError: a folder is no run, is of a version that kept no card, or teaches nothing.
+        InputError: a folder is no run, is of a version that kept no card, or teaches nothing; or the method needs rows.
         PrivacyError: personal data are in a history. Words of rows are looked for while a run goes on:
             here the rows are not known.
     """
+    if config.method == "grpo":
+        what, fix = (
+            "grpo samples prefixes of its own and scores them on rows; histories hold none",
+            "Use another method",
+        )
+        raise InputError(what, where="--set method", fix=fix)
     dialogues = []
     leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:

@@ -26,7 +26,9 @@ def assistant() -> None:
 @click.option("--name", help="What requests call the model. Default: the name of its folder.")
 @click.option("--port", type=int, help="Default: a free one.")
 @click.option("--python", type=PATH, help="A Python that has vLLM. Default: this one, or GPTA_VLLM_PYTHON.")
-@click.option("--log", type=PATH, help="File for what vLLM prints. Default: vllm-PORT.log")
+@click.option(
+    "--log", type=click.Path(path_type=Path, dir_okay=False), help="File for what vLLM prints. Default: vllm-PORT.log"
+)
 @click.option(
     "--api-key-env",
     default="GPTA_VLLM_KEY",
@@ -124,8 +126,10 @@ def serve(
     metavar="KEY=VALUE",
     help="A key of the section dialogue_gradient, as in steps=60.",
 )
-@click.option("--history-shown", default=8, show_default=True, help="Most prefixes that a dialogue shows.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--history-shown", default=8, show_default=True, type=click.IntRange(0), help="Most prefixes that a dialogue shows."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def tune(
     runs: tuple[Path, ...], output: Path, model: str, overrides: tuple[str, ...], history_shown: int, seed: int
 ) -> None:
@@ -155,10 +159,22 @@ def tune(
 )
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of all configurations.")
 @click.option(
-    "--samples", default=1, show_default=True, help="Seeds, from the configuration's on: other shots, other history."
+    "--samples",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seeds, from the configuration's on: other shots, other history.",
 )
-@click.option("--proposals", default=64, show_default=True, help="Of each assistant, for each sample.")
-@click.option("--first-proposals", default=32, show_default=True, help="From which the shown history is made.")
+@click.option(
+    "--proposals", default=64, show_default=True, type=click.IntRange(1), help="Of each assistant, for each sample."
+)
+@click.option(
+    "--first-proposals",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="From which the shown history is made.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     configs: tuple[Path, ...],

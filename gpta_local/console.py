@@ -211,10 +211,11 @@ def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) 
         figures = "  ".join(f"{v:{sign}{len(t)}.3f}" for v, sign, t in zip(values, signs, titles, strict=True))
         console.print(escape(f"{r.card:<{width}}  {r.seed:>4}  {names[r.assistant]:<9}  {figures}"))
     for adapter in adapters:
-        interval = compare(results, adapter)
+        interval, samples = compare(results, adapter), sum(r.assistant == adapter for r in results)
+        spread = f"95 % interval over samples {interval.low:+.3f} to {interval.high:+.3f}"
         console.print(
             f"[bold]{names[adapter]}: hit rate {interval.value:+.3f} against the base[/bold] "
-            f"(95 % interval over samples {interval.low:+.3f} to {interval.high:+.3f}); {escape(adapter)}"
+            f"({spread if samples > 1 else 'one sample: no interval'}); {escape(adapter)}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from commands import ROOT, assert_refused, invoke
 from samples import CARD, read_rows, scored
 
 from gpta_local.adapters import check_adapter
+from gpta_local.assistant_evaluation import ProposalQuality, compare
 from gpta_local.history import History, open_existing
 from gpta_local.schema import Round
 
@@ -77,6 +79,7 @@ def test_output_that_exists_is_refused(tmp_path: Path) -> None:
         ("method=ppo", ("dialogue_gradient.method",)),
         ("rank=0", ("dialogue_gradient.rank",)),
         ("rank", ("a.b=c",)),
+        ("method=grpo", ("--set method", "grpo", "histories hold none")),
     ],
 )
 def test_wrong_key_or_value_is_named(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:
@@ -119,12 +122,35 @@ def test_evaluation_compares_adapter_and_base_on_each_sample(adapter: Path) -> N
 
 @pytest.mark.slow
 def test_evaluation_prints_a_table_and_the_difference(adapter: Path) -> None:
-    result = evaluate("--adapter", adapter)
+    result = evaluate("--adapter", adapter, "--samples", 2)
     assert result.exit_code == 0, result.output
     assert "clinic-portal-messages" in result.stdout
     assert "adapter 1: hit rate " in result.stdout
     assert "95 % interval" in result.stdout
     assert str(adapter) in result.stdout
+    assert "one sample: no interval" in evaluate("--adapter", adapter).stdout
+
+
+def test_adapter_is_compared_with_the_base_of_its_own_configuration() -> None:
+    """Two configurations can have one name."""
+    shares = [("base", 0.1), ("a", 0.3), ("base", 0.5), ("a", 0.6)]
+    results = [ProposalQuality("config", 0, name, 4, share, 1.0, 1.0, 0.0, 0.0, 0.0) for name, share in shares]
+    assert compare(results, "a").value == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("evaluate", QUICKSTART, "--proposals", 0),
+        ("evaluate", QUICKSTART, "--first-proposals", 0),
+        ("evaluate", QUICKSTART, "--samples", 0),
+        ("tune", ".", "--output", "adapter", "--history-shown", -1),
+        ("serve", "nano-assistant", "--log", "."),
+    ],
+)
+def test_number_or_file_that_makes_no_sense_is_refused(options: tuple[object, ...]) -> None:
+    result = invoke("assistant", *options)
+    assert result.exit_code == 2 and f"'{options[-2]}'" in result.stderr, result.output
 
 
 @pytest.mark.slow
@@ -152,6 +178,22 @@ def test_run_can_begin_with_an_adapter(adapter: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     asked = open_existing(tmp_path / "run" / "history.sqlite").requests()
     assert {adapter for _, _, kind, adapter, _ in asked if kind == "prefix"} == {"adapter"}
+
+
+@pytest.mark.slow
+def test_adapter_that_a_run_begins_with_may_have_the_name_of_one_that_it_makes(adapter: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(adapter, tmp_path / "001"))
+    search = ("search.rounds=2", "search.proposals=8", "search.label_text_samples=0", "training.steps=1")
+    taught = (f"assistant.adapter={start}", "dialogue_gradient.steps=2", "dialogue_gradient.rank=4")
+    words = [word for key in (*search, *taught, "finish.plain_control=false") for word in ("--set", key)]
+    result = invoke("train", QUICKSTART, "--output", tmp_path / "run", *words)
+    assert result.exit_code == 0, result.output
+    ((_, step, verdict),) = open_existing(tmp_path / "run" / "history.sqlite").steps()
+    assert step.adapter == "001" and verdict in ("kept", "rolled back")
+    figures = [
+        of for number, of in open_existing(tmp_path / "run" / "history.sqlite").proposal_figures() if number == 2
+    ]
+    assert [of.asked for of in figures] == [4, 4]
 
 
 def test_adapter_of_another_model_is_refused_before_anything_is_written(adapter: Path, tmp_path: Path) -> None:
