@@ -42,7 +42,7 @@ from gpta_local.config import (
     VLLMAssistantConfig,
     load,
 )
-from gpta_local.errors import GptaError, ModelError, PrivacyError
+from gpta_local.errors import GptaError, ModelError, PrivacyError, first_line
 from gpta_local.privacy.files import find_pickles, verify_manifest
 from gpta_local.privacy.network import GUARD, OFFLINE
 
@@ -312,6 +312,7 @@ def backbone(case: Case) -> Iterator[Verdict]:
     """The model before training, on its device, and room for what is made of it."""
     from gpta_local.export import HISTORY_ROOM
     from gpta_local.model_files import multiplies_in_bf16, resolve_device
+    from gpta_local.plan import Plan
 
     training = case.config.training
     device = resolve_device(training.device, "training.device")
@@ -328,7 +329,8 @@ def backbone(case: Case) -> Iterator[Verdict]:
     if not case.task.uses_label_texts:
         line = "a plain encoder: its head starts at random, not from label texts"
         yield "warning", line, "Take a sentence-transformers backbone with mean pooling, if there is one"
-    free, needed = shutil.disk_usage(_nearest_existing(RUNS.absolute())).free, weights + HISTORY_ROOM
+    plan = Plan(case.config, case.task, case.task.splits(), case.task.card())
+    free, needed = shutil.disk_usage(_nearest_existing(RUNS.absolute())).free, plan.room(weights) + HISTORY_ROOM
     if free < needed:
         line = f"a run needs {needed // 2**20} MiB, and the disk of {_short(RUNS.absolute())} has {free // 2**20}"
         yield "error", line, "Make room, or choose another place with train --output"
@@ -565,8 +567,7 @@ def _tokenizer_and_context(case: Case) -> tuple[Any, int] | None:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         own = getattr(config, "max_position_embeddings", None)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError …
-        reason = str(exc).splitlines()[0][:200]
-        raise ModelError(f"the tokenizer cannot be loaded: {reason}", where=str(folder)) from exc
+        raise ModelError(f"the tokenizer cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
     context = case.assistant.max_model_len if isinstance(case.assistant, VLLMAssistant) else own
     return (tokenizer, context) if context else None
 

@@ -71,6 +71,11 @@ class Plan:
         """Scoring rows in the first heat of a race."""
         return max(prefix.FIRST_HEAT, 4 * len(self.card.labels))
 
+    def room(self, weights: int) -> int:
+        """Bytes of weights that a run has on the disk before its end, of a model of so many."""
+        contestants = 2 + (1 if self.online else 1 + self.config.finish.finalists)
+        return (1 + contestants) * weights
+
     def scoring_rows(self, number: int) -> list[int]:
         """Those of a round: the same in all rounds unless θ moves."""
         seed = self.config.seed + (number if self.online else 0)

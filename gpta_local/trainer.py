@@ -65,7 +65,7 @@ class Run:
         if state == "finished":
             return run_folder.summary(folder)
         if state == "nothing":
-            export.make_folder(folder, self.room())
+            export.make_folder(folder, self.plan.room(self.weights))
         with explained(folder), run_folder.locked(folder), opened(folder, self.plan, self.observer) as journal:
             return journal.sum_up() if journal.ended else self.outer_loop(journal)
 
@@ -111,8 +111,3 @@ class Run:
         if steps:
             plot_dialogue_gradient(journal.history.proposal_figures(), [step for _, step, _ in steps], folder)
         journal.audit.wrote(folder / "model")
-
-    def room(self) -> int:
-        """Bytes of weights that a run has on the disk before its end."""
-        contestants = 2 + (1 if self.plan.online else 1 + self.plan.config.finish.finalists)
-        return (1 + contestants) * self.weights

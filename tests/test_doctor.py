@@ -15,6 +15,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ import yaml
 from commands import ROOT, assert_refused, invoke
 from fault_server import FakeVLLM, FaultServer, Reply, error, failed, model_list
 from packaging.requirements import Requirement
-from samples import SENTIMENT, record_replies, sentiment_rows, write_config, write_jsonl
+from samples import SENTIMENT, Silent, record_replies, sentiment_rows, write_config, write_jsonl
 from servers import Endpoint, vllm_server
 
 from gpta_local import doctor
 from gpta_local.config import load
 from gpta_local.errors import ModelError
+from gpta_local.export import HISTORY_ROOM
+from gpta_local.trainer import Run
 
 OF_THE_MACHINE = ["python", "packages", "devices", "disk", "environment"]
 KEY = "key-of-this-test"
@@ -230,6 +233,15 @@ class TestMachine:
     def test_network_file_system_under_the_runs_is_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("gpta_local.exposure.network_file_system", lambda place: "nfs4")
         assert re.match(r"warning: .*network file system \(nfs4\).*SQLite", of(examine()[0], "disk"))
+
+    def test_disk_is_asked_for_all_the_weights_of_a_run(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = config()
+        room = Run(load(path), Silent()).weights * 7 + HISTORY_ROOM  # as `train` needs it: 4 finalists, 2 controls
+        for free, grade in ((room - 1, "error"), (room, "ok")):
+            monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(free=free, total=free))
+            findings, _ = examine(path)
+            told = [line for line in findings if "the disk of" in str(line)]
+            assert (grade == "error") is bool(told), findings
 
 
 class TestFiles:
