@@ -69,4 +69,4 @@ nano-assistant: install
 	$(BIN)/python models/nano-assistant/build.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) dist build runs
+	rm -rf $(VENV) $(VLLM_VENV) dist build

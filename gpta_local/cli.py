@@ -33,6 +33,10 @@ THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 """Set before any library is imported: idle threads do not keep the cores of a shared server spinning."""
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says of a GPU's memory, and of the machine's."""
+
+
 class Commands(click.Group):
     """Turns our errors into one clear message and the documented exit code, and tells what was refused."""
 
@@ -57,9 +61,13 @@ class Commands(click.Group):
             click.echo(f"stopped. To go on: {ctx.obj}" if ctx.obj else "stopped.", err=True)
             sys.exit(3)
         except (RuntimeError, MemoryError) as exc:
-            if not isinstance(exc, MemoryError) and "out of memory" not in str(exc):
+            if not isinstance(exc, MemoryError) and not any(words in str(exc) for words in OUT_OF_MEMORY):
                 raise
-            click.echo("error: out of memory. Lower training.batch_size or downstream.max_length", err=True)
+            click.echo(
+                "error: out of memory. Lower training.batch_size, downstream.max_length or, with an assistant in this "
+                "process, search.proposals",
+                err=True,
+            )
             sys.exit(1)
         except sqlite3.Error as exc:
             click.echo(f"error: the history cannot be written ({exc})", err=True)

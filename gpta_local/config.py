@@ -474,7 +474,9 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
     section = content
     for part in parts[:-1]:
-        inner = section.setdefault(part, {})
+        if section.get(part) is None:  # also a section that is switched off
+            section[part] = {}
+        inner = section[part]
         if not isinstance(inner, dict):
             raise ConfigError(f"{part!r} in {key.strip()!r} is a value, not a section", where="--set")
         section = inner

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpta_local.errors import ModelError
+from gpta_local.errors import ModelError, first_line
 from gpta_local.model_files import quiet_transformers
 from gpta_local.tokenization import EncodedRow, PrefixTokenizer
 
@@ -269,7 +269,7 @@ def _from_pretrained(kind: Any, folder: Path, **options: Any) -> nn.Module:
         )
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(
-            f"the model cannot be loaded: {str(exc).splitlines()[0][:200]}", where=f"downstream.backbone ({folder})"
+            f"the model cannot be loaded: {first_line(exc)}", where=f"downstream.backbone ({folder})"
         ) from exc
     return network
 

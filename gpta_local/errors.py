@@ -43,6 +43,11 @@ class GptaError(Exception):
         return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)  # a name may hold terminal codes
 
 
+def first_line(exc: BaseException) -> str:
+    """The beginning of what a library's error says, or its kind if that is nothing."""
+    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]
+
+
 class InputError(GptaError):
     exit_code = 2
 

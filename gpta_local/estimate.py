@@ -52,7 +52,10 @@ def estimate(run: Run) -> dict[str, float]:
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
         "training": one_step * plan.steps * number_of_trainings(plan),
-        "evaluating": one_row * (len(splits.validation) * contestants + len(splits.test) * (2 + plain)),
+        "evaluating": one_row
+        * (
+            len(splits.validation) * contestants + (len(splits.test) + len(splits.fitted)) * plan.measured * (2 + plain)
+        ),
     }
 
 

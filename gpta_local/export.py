@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gpta_local import __version__
 from gpta_local.config import DataConfig
 from gpta_local.downstream import DownstreamModel, SentenceClassifier
-from gpta_local.errors import InputError, ModelError, OutputError
+from gpta_local.errors import InputError, ModelError, OutputError, first_line
 from gpta_local.model_files import quiet_transformers
 from gpta_local.privacy.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
 from gpta_local.run_folder import BEFORE_A_RUN
@@ -191,8 +191,7 @@ def _loading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
-        reason = (str(exc).splitlines() or [type(exc).__name__])[0][:200]
-        raise ModelError(f"the model cannot be loaded: {reason}", where=str(folder)) from exc
+        raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
 
 
 @contextmanager

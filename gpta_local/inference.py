@@ -38,10 +38,16 @@ def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[s
 
 
 def write_lines(lines: Iterable[str], output: Path | None) -> None:
-    """To standard output, or to a file of its owner's alone that is there only when it is whole."""
+    """To standard output or a device, or to a file of its owner's alone that is there only when it is whole."""
     if output is None:
         for line in lines:
             click.echo(line)
+        return
+    if output.is_dir():
+        raise OutputError("a directory is there", where=str(output), fix="Name a file")
+    if output.exists() and not output.is_file():  # /dev/null: another file must not take its place
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
         return
     partial = output.with_name(output.name + ".partial")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def explained(folder: Path) -> Iterator[None]:
             raise _full(where) from exc
         if number == errno.EIO:
             raise StorageError("the disk fails", where=where, fix="Look after it") from exc
+        if number and isinstance(exc, SafetensorError):
+            raise OSError(number, os.strerror(number), where) from exc
         raise
 
 

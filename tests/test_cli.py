@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import PROGRAM, ROOT, assert_refused, invoke, run_command
+from safetensors import SafetensorError
 from samples import (
     LABEL_TEXTS,
     PREFIXES,
@@ -241,6 +244,19 @@ class TestFailureWhileRunning:
         self.interrupt(monkeypatch, KeyboardInterrupt())
         assert self.end(config, 3).startswith("stopped.")
 
+    @pytest.mark.parametrize(
+        "words", ["CUDA out of memory. Tried …", "DefaultCPUAllocator: can't allocate memory: you tried …"]
+    )
+    def test_lack_of_memory_is_one_message(self, config: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+        self.interrupt(monkeypatch, RuntimeError(words))
+        assert self.end(config, 1).startswith("error: out of memory. Lower training.batch_size")
+
+    def test_safetensors_that_cannot_be_written_is_an_error_of_the_system(
+        self, config: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.interrupt(monkeypatch, SafetensorError("Error: I/O error: File too large (os error 27)"))
+        assert "File too large" in self.end(config, 2)
+
     def test_full_disk_ends_with_code_1(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.interrupt(monkeypatch, OSError(28, "No space left on device", "metrics.jsonl"))
         assert self.end(config, 1).startswith(
@@ -411,6 +427,18 @@ class TestPredict:
     def test_output_in_a_missing_folder_is_told(self, run: Path, tmp_path: Path) -> None:
         result = invoke("predict", run, run.parent / "validation.jsonl", "--output", tmp_path / "no" / "out.jsonl")
         assert_refused(result, "cannot be written")
+
+    def test_directory_as_output_is_told(self, run: Path) -> None:
+        assert_refused(invoke("predict", run, run.parent / "validation.jsonl", "--output", "."), "a directory is there")
+
+    def test_pipe_or_device_as_output_stays_what_it_is(self, run: Path, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        read = threading.Thread(target=lambda: lines.extend((tmp_path / "pipe").read_text().splitlines()))
+        lines: list[str] = []
+        read.start()
+        result = invoke("predict", run, run.parent / "validation.jsonl", "--output", tmp_path / "pipe")
+        read.join(60)
+        assert result.exit_code == 0 and len(lines) == 14 and (tmp_path / "pipe").is_fifo()
 
     def test_folder_without_a_model_is_told(self, run: Path, tmp_path: Path) -> None:
         assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "no trained model here")

@@ -249,6 +249,12 @@ class TestOverrides:
     def test_section_that_the_file_leaves_out_is_made(self, path: Path) -> None:
         assert load(path, ["downstream.max_length=64"]).downstream.max_length == 64
 
+    def test_section_that_is_switched_off_is_switched_on_by_a_key(self, path: Path) -> None:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text + "\ndialogue_gradient: null\n", encoding="utf-8")
+        section = load(path, ["dialogue_gradient.method=dpo"]).dialogue_gradient
+        assert section is not None and section.method == "dpo"
+
     @pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "training.=3", ".seed=1", ""])
     def test_bad_form_is_told(self, path: Path, override: str) -> None:
         assert "is not of the form a.b=c" in refusal(path, override)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gpta_local.adapters import check_adapter
-from gpta_local.errors import ModelError
+from gpta_local.errors import ModelError, first_line
 from gpta_local.model_files import assistant_folder, quiet_transformers, resolve_device
 from gpta_local.schema import Completion, Request, Sampling
 
@@ -183,7 +183,7 @@ def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
         )
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
-        raise ModelError(f"the model cannot be loaded: {str(exc).splitlines()[0][:200]}", where=where) from exc
+        raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=where) from exc
     if not tokenizer.chat_template:
         raise ModelError(
             "the tokenizer has no chat template",
