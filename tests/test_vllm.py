@@ -70,10 +70,13 @@ def test_same_seed_gives_the_same_completions_in_the_same_order(connect: Connect
     assert assistant.complete(SHORT, 3, sampling) == assistant.complete(SHORT, 3, sampling)
 
 
-def test_completion_i_has_seed_plus_i_however_it_is_asked_for(connect: Connect) -> None:
+def test_completion_i_has_the_same_seed_however_it_is_asked_for(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assistant = connect(concurrency=1)
     together = assistant.complete(SHORT, 3, Sampling(max_new_tokens=8, seed=4))
-    alone = [assistant.complete(SHORT, 1, Sampling(max_new_tokens=8, seed=4 + i))[0] for i in range(3)]
+    monkeypatch.setattr("gpta_local.assistant.openai_api.MAX_CHOICES", 1)
+    alone = assistant.complete(SHORT, 3, Sampling(max_new_tokens=8, seed=4))
     assert [completion.text for completion in together] == [completion.text for completion in alone]
 
 
