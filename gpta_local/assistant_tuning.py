@@ -30,11 +30,8 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
             here the rows are not known.
     """
     if config.method == "grpo":
-        what, fix = (
-            "grpo samples prefixes of its own and scores them on rows; histories hold none",
-            "Use another method",
-        )
-        raise InputError(what, where="--set method", fix=fix)
+        what = "grpo samples prefixes of its own and scores them on rows; histories hold none"
+        raise InputError(what, where="--set method", fix="Use another method")
     dialogues = []
     leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:
