@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from gpta_local.run.summary import Selection
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, StepVerdict
-from gpta_local.summary import Selection
 
 
 class Observer(Protocol):

@@ -9,16 +9,16 @@ from samples import CARD, scored
 from tiny_models import tiny_llama
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.config import DialogueGradientConfig
-from gpta_local.dialogues import Dialogue
-from gpta_local.prompts import prefix_request
+from gpta_local.assistant.prompts import prefix_request
+from gpta_local.config.sections import DialogueGradientConfig
+from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.schema import Request, Sampling
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
-WORKER = "gpta_local.dialogue_worker"
+WORKER = "gpta_local.dialogue_gradient.worker"
 
 
 def tiny_chat_llama(folder: Path) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from gpta_local.cli import main
+from gpta_local.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = (sys.executable, "-c", "from gpta_local.cli import main; main()")
+PROGRAM = (sys.executable, "-c", "from gpta_local.cli.main import main; main()")
 
 
 def invoke(*arguments: object) -> Result:

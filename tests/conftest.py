@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from servers import ROOT, Endpoint, transformers_server, vllm_server
 
-from gpta_local.privacy.network import OFFLINE
+from gpta_local.system.network import OFFLINE
 
 settings.register_profile("short", deadline=None, derandomize=True)
 settings.load_profile("short")
@@ -43,7 +43,7 @@ def transformers_endpoint(nano_assistant: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def backbone() -> Path:
     """all-MiniLM-L6-v2, from the package that the extra `demo` installs."""
-    from gpta_local.model_files import backbone_folder
+    from gpta_local.system.models import backbone_folder
 
     return backbone_folder("all-MiniLM-L6-v2")
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from gpta_local.privacy.audit_verification import verify
-from gpta_local.privacy.files import files_below, sha256
-from gpta_local.privacy.network import OFFLINE
+from gpta_local.record.verification import verify
+from gpta_local.system.files import files_below, sha256
+from gpta_local.system.network import OFFLINE
 
 CLOCKS = ("created", "seconds")
 """Columns and keys that tell a time."""
@@ -39,7 +39,9 @@ def start(
     """
     context = multiprocessing.get_context("forkserver")
     os.environ.update(OFFLINE)
-    context.set_forkserver_preload(["gpta_local.trainer", "gpta_local.cli", "gpta_local.console", "trl", "peft"])
+    context.set_forkserver_preload(
+        ["gpta_local.run.loop", "gpta_local.cli.main", "gpta_local.cli.console", "trl", "peft"]
+    )
     process = context.Process(
         target=_command, args=([str(argument) for argument in arguments], str(output), writes, threads)
     )
@@ -51,7 +53,7 @@ def _command(arguments: list[str], output: str, writes: int, threads: int | None
     with Path(output).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from gpta_local.cli import main
+    from gpta_local.cli.main import main
 
     if threads:
         torch.set_num_threads(threads)

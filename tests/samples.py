@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from commands import ROOT
 
-from gpta_local.config import Config, load
-from gpta_local.data import Example
-from gpta_local.history import History
+from gpta_local.config.sections import Config, load
+from gpta_local.data.readers import Example
+from gpta_local.record.history import History
+from gpta_local.run.summary import Selection
 from gpta_local.schema import (
     Completion,
     DatasetCard,
@@ -27,7 +28,6 @@ from gpta_local.schema import (
     ScoredPrefix,
     StepVerdict,
 )
-from gpta_local.summary import Selection
 
 QUICKSTART = ROOT / "configs" / "quickstart"
 LABEL_TEXTS = {

@@ -20,15 +20,15 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import SHAPE
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from gpta_local.adapters import CONFIG, WEIGHTS, adapter_digest, adapter_rank, check_adapter
 from gpta_local.assistant import open_assistant
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config import load
+from gpta_local.config.sections import load
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError
-from gpta_local.history import History
+from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling
+from gpta_local.system.adapters import CONFIG, WEIGHTS, adapter_digest, adapter_rank, check_adapter
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = Request("prefix", (Message("user", "Write one prefix."),))

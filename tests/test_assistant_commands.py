@@ -12,10 +12,10 @@ import pytest
 from commands import ROOT, assert_refused, invoke
 from samples import CARD, read_rows, scored
 
-from gpta_local.adapters import check_adapter
-from gpta_local.assistant_evaluation import ProposalQuality, compare
-from gpta_local.history import History, open_existing
+from gpta_local.dialogue_gradient.evaluate import ProposalQuality, compare
+from gpta_local.record.history import History, open_existing
 from gpta_local.schema import Round
+from gpta_local.system.adapters import check_adapter
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 SHORT = ("--set", "steps=2", "--set", "batch_size=2", "--set", "rank=4")

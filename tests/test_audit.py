@@ -23,10 +23,11 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer
 from samples import SENTIMENT, Silent, sentiment_rows
 
-from gpta_local import config, trainer
+from gpta_local.config import sections
 from gpta_local.errors import EndpointError, OutputError
-from gpta_local.privacy.audit import GENESIS, LOG, Audit, canonical, hex_digest, split_lines
-from gpta_local.privacy.audit_verification import Problem, check_chain, check_ends
+from gpta_local.record.audit import GENESIS, LOG, Audit, canonical, hex_digest, split_lines
+from gpta_local.record.verification import Problem, check_chain, check_ends
+from gpta_local.run import loop
 from gpta_local.schema import Completion, Message, Request, Sampling
 
 REQUEST = Request("prefix", (Message("user", "Write one new prefix."),))
@@ -91,7 +92,7 @@ class TestWhatItTells:
     def test_local_assistant_has_the_digests_of_its_files(self, nano_assistant: Path, tmp_path: Path) -> None:
         audit = Audit(tmp_path / LOG)
         (tmp_path / "config.yaml").touch()
-        audit.start(config.load(ROOT / "configs" / "quickstart" / "quickstart.yaml"))
+        audit.start(sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml"))
         audit.close()
         (assistant,) = of_kind(tmp_path, "assistant")
         digests = {name: digest["sha256"] for name, digest in assistant["files"].items()}
@@ -115,7 +116,7 @@ class TestWhatItTells:
         assistant = f"{{backend: vllm, base_url: 'http://127.0.0.1:9/v1', model: m, weights: {weights}}}"
         audit = Audit(tmp_path / LOG)
         (tmp_path / "config.yaml").touch()
-        audit.start(config.load(ROOT / "configs" / "quickstart" / "quickstart.yaml", [f"assistant={assistant}"]))
+        audit.start(sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml", [f"assistant={assistant}"]))
         audit.close()
         (opened,) = of_kind(tmp_path, "assistant")
         assert (opened["model"], opened["endpoint"]) == ("m", "http://127.0.0.1:9/v1")
@@ -180,9 +181,9 @@ class TestWhatItTells:
             raise EndpointError("gone")
 
         monkeypatch.setattr(LocalAssistant, "complete", unplugged)
-        settings = config.load(ROOT / "configs" / "quickstart" / "quickstart.yaml")
+        settings = sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml")
         with pytest.raises(EndpointError):
-            trainer.Run(settings, Silent()).run(tmp_path / "run")
+            loop.Run(settings, Silent()).run(tmp_path / "run")
         assert [events[-2:] for events in seen] == [["assistant", "request"], ["request", "request"]]
 
     def test_change_of_the_adapter_is_logged_once_with_its_digest(self, tmp_path: Path) -> None:
@@ -501,7 +502,7 @@ class TestShow:
 KEEP_APPENDING = """
 import sys
 from pathlib import Path
-from gpta_local.privacy.audit import Audit
+from gpta_local.record.audit import Audit
 audit = Audit(Path(sys.argv[1]))
 while True:
     audit.answered(1, [])
@@ -510,7 +511,7 @@ while True:
 KILLED_IN_A_LINE = """
 import io, os, signal, sys
 from pathlib import Path
-from gpta_local.privacy.audit import Audit
+from gpta_local.record.audit import Audit
 
 class Killed(io.FileIO):
     def write(self, line):

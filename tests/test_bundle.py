@@ -26,10 +26,10 @@ from commands import ROOT, assert_refused, invoke
 from evil_archives import EVIL
 from samples import sentiment_rows, write_config, write_jsonl
 
-from gpta_local import bundle, bundle_creation
+from gpta_local.bundle import creation, install
 from gpta_local.errors import ModelError
-from gpta_local.model_files import checked_folder
-from gpta_local.privacy.files import write_manifest
+from gpta_local.system.files import write_manifest
+from gpta_local.system.models import checked_folder
 
 HERE = "{}.{}".format(*sys.version_info[:2])
 CANARY = "bdzxqwfkjph"
@@ -130,10 +130,10 @@ def rewrite(archive: Path, change: Callable[[dict[str, Any]], None], *, manifest
     contents = contents_of(archive)
     change(contents)
     if manifest:
-        files = {name: bundle_creation._file(content) for name, content in contents.items()}
-        contents[bundle.BUNDLE_MANIFEST] = bundle.manifest(files)
+        files = {name: creation._file(content) for name, content in contents.items()}
+        contents[install.BUNDLE_MANIFEST] = install.manifest(files)
     archive.unlink()
-    bundle_creation._write(archive, contents)
+    creation._write(archive, contents)
     return archive
 
 
@@ -182,7 +182,7 @@ class TestCreate:
         assert result.exit_code == 0 and "SHA256SUMS" not in result.stderr, result.output
 
     def test_model_is_checked_again_where_it_is_unpacked(self, made: Path, tmp_path: Path) -> None:
-        bundle.unpack_archive(made, tmp_path)
+        install.unpack_archive(made, tmp_path)
         folder = tmp_path / "models" / "own-model"
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
         assert checked_folder(str(folder), "assistant.model") == folder
@@ -196,7 +196,7 @@ class TestCreate:
         assert CANARY not in result.output
 
     def test_installer_is_the_module_itself(self, made: Path) -> None:
-        assert contents_of(made)["install.py"] == Path(bundle.__file__).read_bytes()
+        assert contents_of(made)["install.py"] == Path(install.__file__).read_bytes()
 
     def test_extra_brings_its_wheels(self, wheels: Path, tmp_path: Path) -> None:
         assert create(tmp_path / "out.tar", wheels, "--extra", "demo").exit_code == 0
@@ -228,7 +228,7 @@ class TestCreate:
             shutil.copy(wheel, place)
             (place / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
         own = shutil.copy(next(wheels.glob("gpta_local-*")), tmp_path)
-        monkeypatch.setattr(bundle_creation, "_own_wheel", lambda folder, source: Path(own))
+        monkeypatch.setattr(creation, "_own_wheel", lambda folder, source: Path(own))
         with served(tmp_path / "index") as address:
             monkeypatch.setenv("PIP_INDEX_URL", address)
             monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -248,8 +248,8 @@ class TestCreate:
         own = next(wheels.glob("gpta_local-*"))
         script = f"""
 from pathlib import Path
-from gpta_local import bundle_creation
-from gpta_local.cli import main
+from gpta_local.bundle import creation
+from gpta_local.cli.main import main
 bundle_creation._own_wheel = lambda folder, source: Path({str(own)!r})
 main(["bundle", "create", "out.tar", "--constraints", "pins.txt"])
 """
@@ -266,21 +266,21 @@ main(["bundle", "create", "out.tar", "--constraints", "pins.txt"])
     def test_versions_are_those_installed_here(self) -> None:
         import importlib.metadata
 
-        pins = bundle_creation._installed().splitlines()
+        pins = creation._installed().splitlines()
         assert f"click=={importlib.metadata.version('click')}" in pins
         assert not [pin for pin in pins if pin.startswith("gpta-local")]
 
     @pytest.mark.slow
     def test_own_wheel_is_built_from_the_checkout(self, tmp_path: Path) -> None:
-        wheel = bundle_creation._own_wheel(tmp_path, None)
+        wheel = creation._own_wheel(tmp_path, None)
         names = zipfile.ZipFile(wheel).namelist()
         assert "gpta_local/embedded/catalogue.yaml" in names
-        assert "gpta_local/bundle.py" in names
+        assert "gpta_local/bundle/install.py" in names
 
     def test_own_wheel_is_never_looked_for_on_an_index(
         self, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(bundle_creation, "__file__", str(tmp_path / "site-packages" / "gpta_local" / "x.py"))
+        monkeypatch.setattr(creation, "__file__", str(tmp_path / "site-packages" / "gpta_local" / "bundle" / "x.py"))
         result = invoke("bundle", "create", tmp_path / "out.tar")
         assert_refused(result, "no wheel of gpta-local", "--wheels")
 
@@ -342,7 +342,7 @@ class TestCreateRefuses:
 
     @NEEDS_ROOT
     def test_disk_that_is_full_leaves_nothing(self, wheels: Path, nano_assistant: Path, tmp_path: Path) -> None:
-        program = f'{sys.executable} -c "from gpta_local.cli import main; main()"'
+        program = f'{sys.executable} -c "from gpta_local.cli.main import main; main()"'
         script = f"""
             mount -t tmpfs -o size=2m none {tmp_path} || exit 99
             {program} bundle create {tmp_path}/out.tar --wheels {wheels} --model {nano_assistant}
@@ -357,7 +357,7 @@ class TestCreateRefuses:
 class TestBillOfMaterials:
     @pytest.fixture
     def bill(self, made: Path) -> dict[str, Any]:
-        content = contents_of(made)[bundle.SBOM]
+        content = contents_of(made)[install.SBOM]
         assert isinstance(content, bytes)
         return dict(json.loads(content))
 
@@ -397,7 +397,7 @@ class TestBillOfMaterials:
 
     def test_model_of_the_catalogue_has_source_and_licence(self, wheels: Path, tmp_path: Path) -> None:
         assert create(tmp_path / "out.tar", wheels, "--model", "nano-assistant").exit_code == 0
-        bill = json.loads(contents_of(tmp_path / "out.tar")[bundle.SBOM])  # type: ignore[arg-type]  # these are bytes
+        bill = json.loads(contents_of(tmp_path / "out.tar")[install.SBOM])  # type: ignore[arg-type]  # these are bytes
         model = next(entry for entry in bill["components"] if entry["type"] == "machine-learning-model")
         assert model["licenses"] == [{"expression": "Apache-2.0"}]
         assert "models/nano-assistant/build.py" in model["description"]
@@ -461,15 +461,15 @@ class TestFlippedByte:
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         archive.with_name("copy.tar.sha256").write_text(f"{digest}  copy.tar\n")
         for offset in self.flips(archive, seed=1):
-            with pytest.raises(bundle.BundleDiffers, match="the whole archive"):
-                bundle.verify(archive)
+            with pytest.raises(install.BundleDiffers, match="the whole archive"):
+                install.verify(archive)
                 pytest.fail(f"byte {offset}")
 
     def test_is_found_without_it_too_and_the_file_is_named(self, archive: Path) -> None:
         name_at, named = self.file_at(archive), 0
         for offset in self.flips(archive, seed=2):
-            with pytest.raises(bundle.BundleError) as caught:
-                bundle.verify(archive)
+            with pytest.raises(install.BundleError) as caught:
+                install.verify(archive)
                 pytest.fail(f"byte {offset}")
             if (name := name_at(offset)) is not None:
                 assert name in str(caught.value)
@@ -483,8 +483,8 @@ class TestFlippedByte:
             changed = bytearray(content)
             changed[offset] ^= 1
             archive.write_bytes(changed)
-            with pytest.raises(bundle.BundleDiffers):
-                bundle.verify(archive)
+            with pytest.raises(install.BundleDiffers):
+                install.verify(archive)
                 pytest.fail(f"byte {offset - start} of the header")
 
 
@@ -506,7 +506,7 @@ class TestTampering:
         assert_differs(archive, "'wheels/tiny_words-2.0+cpu-py3-none-any.whl': sbom.cdx.json and manifest.json")
 
     def test_bundle_without_a_bill_of_materials_is_found(self, archive: Path) -> None:
-        rewrite(archive, lambda contents: contents.pop(bundle.SBOM), manifest=True)
+        rewrite(archive, lambda contents: contents.pop(install.SBOM), manifest=True)
         assert_differs(archive, "sbom.cdx.json: missing")
 
     def test_consistent_forgery_is_found_by_the_sha256_alone(self, archive: Path, made: Path) -> None:
@@ -581,16 +581,16 @@ class TestNoBundle:
 
         archive.with_name("copy.tar.sha256").touch()
         monkeypatch.setattr(Path, "read_text", refuse)
-        with pytest.raises(bundle.BundleError, match=r"copy\.tar\.sha256: cannot be read \(Permission denied\)"):
-            bundle.verify(archive)
+        with pytest.raises(install.BundleError, match=r"copy\.tar\.sha256: cannot be read \(Permission denied\)"):
+            install.verify(archive)
 
     def test_description_that_is_nested_too_deep(self, archive: Path) -> None:
-        rewrite(archive, lambda c: c.update({bundle.ABOUT: b"[" * 100_000}), manifest=True)
+        rewrite(archive, lambda c: c.update({install.ABOUT: b"[" * 100_000}), manifest=True)
         assert_refused(invoke("bundle", "verify", archive), "install.py")
 
     def test_form_of_a_later_version(self, archive: Path) -> None:
         later = {"format": 2, "gpta_local": "9", "python": HERE, "platform": "manylinux_2_28_x86_64"}
-        rewrite(archive, lambda c: c.update({bundle.ABOUT: json.dumps(later).encode()}), manifest=True)
+        rewrite(archive, lambda c: c.update({install.ABOUT: json.dumps(later).encode()}), manifest=True)
         assert_refused(invoke("bundle", "verify", archive), "install.py")
 
 
@@ -605,8 +605,8 @@ class TestUnpack:
     def test_path_that_leads_out_is_not_written(self, name: str, tmp_path: Path) -> None:
         archive = self.tar_with(tmp_path / "x.tar", tarfile.TarInfo(name))
         (tmp_path / "in").mkdir()
-        with pytest.raises(bundle.BundleError, match="not unpacked"):
-            bundle.unpack_archive(archive, tmp_path / "in")
+        with pytest.raises(install.BundleError, match="not unpacked"):
+            install.unpack_archive(archive, tmp_path / "in")
         assert not (tmp_path / "evil").exists()
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
@@ -614,8 +614,8 @@ class TestUnpack:
         info = tarfile.TarInfo("thing")
         info.type, info.linkname = kind, "/etc/passwd"
         archive = self.tar_with(tmp_path / "x.tar", info)
-        with pytest.raises(bundle.BundleError, match="no regular file"):
-            bundle.unpack_archive(archive, tmp_path / "in")
+        with pytest.raises(install.BundleError, match="no regular file"):
+            install.unpack_archive(archive, tmp_path / "in")
         assert not (tmp_path / "in" / "thing").exists()
 
 
@@ -658,8 +658,8 @@ class TestInstall:
         assert not (tmp_path / "nowhere").exists()
 
     def made_for(self, archive: Path, python: str, platform: str) -> Path:
-        about = {"format": bundle.FORMAT, "gpta_local": "9.1", "python": python, "platform": platform}
-        return rewrite(archive, lambda c: c.update({bundle.ABOUT: json.dumps(about).encode()}), manifest=True)
+        about = {"format": install.FORMAT, "gpta_local": "9.1", "python": python, "platform": platform}
+        return rewrite(archive, lambda c: c.update({install.ABOUT: json.dumps(about).encode()}), manifest=True)
 
     def test_other_machine_is_named(self, archive: Path, tmp_path: Path) -> None:
         self.made_for(archive, HERE, "manylinux_2_28_aarch64")
@@ -681,10 +681,10 @@ class TestInstall:
     def test_nothing_is_left_where_pip_fails(self, archive: Path, tmp_path: Path) -> None:
         def spoil(contents: dict[str, Any]) -> None:
             name = wheel_in(contents, "tiny_words")
-            bill = contents[bundle.SBOM].decode()
+            bill = contents[install.SBOM].decode()
             old = hashlib.sha256(contents[name]).hexdigest()
             contents[name] = b"no wheel"
-            contents[bundle.SBOM] = bill.replace(old, hashlib.sha256(b"no wheel").hexdigest()).encode()
+            contents[install.SBOM] = bill.replace(old, hashlib.sha256(b"no wheel").hexdigest()).encode()
 
         rewrite(archive, spoil, manifest=True)
         result = invoke("bundle", "install", archive, tmp_path / "there")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpta_local.catalogue import KnownModel, known_folder, read_catalogue, recognise
-from gpta_local.model_files import DEMO_SHA256
-from gpta_local.privacy.files import MANIFEST, sha256, write_manifest
+from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
+from gpta_local.system.files import MANIFEST, sha256, write_manifest
+from gpta_local.system.models import DEMO_SHA256
 
 
 @pytest.fixture(params=["nano-assistant", "all-MiniLM-L6-v2"])
@@ -44,7 +44,9 @@ def test_assistant_that_is_built_anew_is_known_by_its_new_list(
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (built / name).write_text(f"new {name}")
     write_manifest(built)
-    monkeypatch.setattr("gpta_local.catalogue.__file__", str(tmp_path / "gpta_local" / "catalogue.py"))
+    monkeypatch.setattr(
+        "gpta_local.system.catalogue.__file__", str(tmp_path / "gpta_local" / "system" / "catalogue.py")
+    )
     entry = read_catalogue()["nano-assistant"]
     assert entry.files["model.safetensors"] == sha256(built / "model.safetensors")
     assert MANIFEST not in entry.files

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpta_local.checkpoints import Checkpoints
+from gpta_local.record.checkpoints import Checkpoints
 
 TENSORS = {"a": torch.tensor([0.1, float("-inf"), 1e-45]), "b": torch.tensor(3.0), "c": torch.arange(4)[::2]}
 STATE = {"losses": [0.1, 1 / 3, 2.0**-1074], "groups": [{"betas": [0.9, 0.999], "fused": True, "x": None}]}
 WRITE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from gpta_local.checkpoints import Checkpoints
+from gpta_local.record.checkpoints import Checkpoints
 checkpoints, step = Checkpoints(Path(sys.argv[1]), 60, print), 0
 while True:
     step += 1

@@ -72,7 +72,7 @@ class TestHelp:
     @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
     def test_help_imports_nothing_heavy(self, arguments: list[str]) -> None:
         script = (
-            "import sys; from gpta_local.cli import main; main(sys.argv[1:], standalone_mode=False);"
+            "import sys; from gpta_local.cli.main import main; main(sys.argv[1:], standalone_mode=False);"
             "print('loaded:', *{m.split('.')[0] for m in sys.modules})"
         )
         done = subprocess.run(
@@ -232,7 +232,7 @@ class TestFailureWhileRunning:
         def fail(*_: object, **__: object) -> None:
             raise problem
 
-        monkeypatch.setattr("gpta_local.finish.Finish.contestants", fail)
+        monkeypatch.setattr("gpta_local.run.finish.Finish.contestants", fail)
 
     def test_loss_that_is_no_number_ends_with_code_1(self, config: Path) -> None:
         changes = ("encoder_learning_rate=1e37", "max_grad_norm=1e9", "warmup=0", "steps=20")

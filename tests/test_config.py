@@ -9,7 +9,7 @@ import pytest
 from commands import ROOT
 from samples import write_config
 
-from gpta_local.config import (
+from gpta_local.config.sections import (
     DEMO_BACKBONE,
     EMBEDDED_ASSISTANT,
     DialogueGradientConfig,

@@ -12,8 +12,8 @@ import pytest
 from commands import PROGRAM, ROOT
 from samples import record_replies, scored
 
-from gpta_local import console
-from gpta_local.history import open_existing
+from gpta_local.cli import console
+from gpta_local.record.history import open_existing
 from gpta_local.schema import Round
 
 

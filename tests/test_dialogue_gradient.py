@@ -18,15 +18,15 @@ from chat_models import DIALOGUES, TEMPLATE, dialogue, greedy, settings, tiny_ch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from gpta_local import dialogue_gradient
-from gpta_local.adapters import check_adapter
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.dialogue_gradient import REPLY_TOKENS, train_adapter
-from gpta_local.dialogues import Dialogue
+from gpta_local.dialogue_gradient import train
+from gpta_local.dialogue_gradient.dialogues import Dialogue
+from gpta_local.dialogue_gradient.train import REPLY_TOKENS, train_adapter
 from gpta_local.errors import ModelError, TrainingError
-from gpta_local.prefix import GainReward
-from gpta_local.privacy.files import verify_manifest
+from gpta_local.knowledge.prefixes import GainReward
 from gpta_local.schema import DialogueGradientStep, Message, Request
+from gpta_local.system.adapters import check_adapter
+from gpta_local.system.files import verify_manifest
 
 METHODS = ("sft", "weighted-sft", "dpo", "kto", "grpo")
 FILES = {"SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"}
@@ -201,7 +201,7 @@ class TestWhatIsLearnt:
         self, assistant: LocalAssistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # with few tokens each has a large part in the reward: of seeds 3 to 8 all reach 0.78 or less
-        monkeypatch.setattr(dialogue_gradient, "REPLY_TOKENS", 4)
+        monkeypatch.setattr(train, "REPLY_TOKENS", 4)
         means: list[float] = []
 
         def few_letters(texts: list[str]) -> list[float]:

@@ -14,12 +14,12 @@ import pytest
 from chat_models import DIALOGUES, WORKER, settings, tiny_chat_llama
 from safetensors.torch import load_file
 
-from gpta_local import dialogue_worker
 from gpta_local.assistant.local import load_model
-from gpta_local.dialogue_gradient import train_adapter
-from gpta_local.dialogue_worker import train_in_process_of_its_own
+from gpta_local.dialogue_gradient import worker
+from gpta_local.dialogue_gradient.train import train_adapter
+from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import ModelError, TrainingError
-from gpta_local.privacy.network import GUARD, Refusal
+from gpta_local.system.network import GUARD, Refusal
 
 pytestmark = pytest.mark.slow  # each process imports the training libraries
 
@@ -54,7 +54,7 @@ def test_hidden_gpu_stays_hidden(monkeypatch: pytest.MonkeyPatch, visible: str |
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert dialogue_worker._on_one_gpu(device)[0] == {"CUDA_VISIBLE_DEVICES": shown}
+    assert worker._on_one_gpu(device)[0] == {"CUDA_VISIBLE_DEVICES": shown}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_process_that_is_killed_is_told_with_its_log(folder: Path, tmp_path: Pat
 def test_process_that_says_nothing_for_too_long_is_ended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialogue_worker, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(worker, "SILENT_SECONDS", 0.2)
     with pytest.raises(TrainingError, match="ended with status -9"):
         train_in_process_of_its_own(folder, DIALOGUES, settings(), tmp_path / "001", seed=1)
     assert workers() == []

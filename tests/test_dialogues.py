@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import CARD, scored
 
-from gpta_local.dialogues import Dialogue, build_dialogues
-from gpta_local.prompts import label_texts_request, prefix_request, read_label_texts, write_label_texts
+from gpta_local.assistant.prompts import label_texts_request, prefix_request, read_label_texts, write_label_texts
+from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
 from gpta_local.schema import ScoredLabelTexts, ScoredPrefix
 
 GAINS = (-0.3, -0.1, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4)

@@ -26,11 +26,11 @@ from packaging.requirements import Requirement
 from samples import SENTIMENT, Silent, record_replies, sentiment_rows, write_config, write_jsonl
 from servers import Endpoint, vllm_server
 
-from gpta_local import doctor
-from gpta_local.config import load
+from gpta_local.config.sections import load
+from gpta_local.doctor import checks
+from gpta_local.downstream.product import HISTORY_ROOM
 from gpta_local.errors import ModelError
-from gpta_local.export import HISTORY_ROOM
-from gpta_local.trainer import Run
+from gpta_local.run.loop import Run
 
 OF_THE_MACHINE = ["python", "packages", "devices", "disk", "environment"]
 KEY = "key-of-this-test"
@@ -43,7 +43,7 @@ Findings = list[dict[str, str]]
 @pytest.fixture(autouse=True)
 def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty working directory, and a shell that asks for no traffic."""
-    for name in [name for name in os.environ if doctor.INVITING.fullmatch(name)]:
+    for name in [name for name in os.environ if checks.INVITING.fullmatch(name)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GPTA_TEST_KEY", KEY)
     (tmp_path / "work").mkdir()
@@ -163,22 +163,22 @@ class TestReport:
             assert not [text for text, _ in SENTIMENT if text in output]
 
     def test_check_that_breaks_is_an_error_and_the_others_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def strange() -> Iterator[doctor.Verdict]:
+        def strange() -> Iterator[checks.Verdict]:
             yield "ok", "so far"
             raise KeyError("secret words")
 
-        monkeypatch.setattr(doctor, "OF_THE_MACHINE", (strange, doctor.python))
-        findings = doctor.examine(None)
+        monkeypatch.setattr(checks, "OF_THE_MACHINE", (strange, checks.python))
+        findings = checks.examine(None)
         assert [(f.check, f.grade) for f in findings] == [("strange", "ok"), ("strange", "error"), ("python", "ok")]
         assert findings[1].finding == "could not be checked (KeyError)"
 
     def test_error_of_ours_is_told_with_its_fix(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def broken() -> Iterator[doctor.Verdict]:
+        def broken() -> Iterator[checks.Verdict]:
             raise ModelError("not there", where="here", fix="Look elsewhere")
             yield
 
-        monkeypatch.setattr(doctor, "OF_THE_MACHINE", (broken,))
-        assert doctor.examine(None) == [doctor.Finding("broken", "error", "here: not there", "Look elsewhere")]
+        monkeypatch.setattr(checks, "OF_THE_MACHINE", (broken,))
+        assert checks.examine(None) == [checks.Finding("broken", "error", "here: not there", "Look elsewhere")]
 
 
 class TestMachine:
@@ -203,7 +203,7 @@ class TestMachine:
             return real(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        monkeypatch.setattr(doctor, "_requirements", lambda: [Requirement("peft>=0.21,<0.22")])
+        monkeypatch.setattr(checks, "_requirements", lambda: [Requirement("peft>=0.21,<0.22")])
         assert of(examine()[0], "packages").startswith("error: peft is not installed -> pip install ")
 
     def test_every_package_that_we_need_has_a_tested_version(self) -> None:
@@ -231,7 +231,7 @@ class TestMachine:
         assert of(examine()[0], "disk").startswith("error: ")
 
     def test_network_file_system_under_the_runs_is_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpta_local.exposure.network_file_system", lambda place: "nfs4")
+        monkeypatch.setattr("gpta_local.doctor.exposure.network_file_system", lambda place: "nfs4")
         assert re.match(r"warning: .*network file system \(nfs4\).*SQLite", of(examine()[0], "disk"))
 
     def test_disk_is_asked_for_all_the_weights_of_a_run(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +375,7 @@ class TestAssistant:
     def test_silent_server_is_waited_for_as_long_as_the_doctor_is_patient(
         self, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doctor, "PATIENCE", 0.3)
+        monkeypatch.setattr(checks, "PATIENCE", 0.3)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
             section = {"backend": "openai", "base_url": url, "model": "m", "timeout": 900}
@@ -399,14 +399,14 @@ class TestAssistant:
 
     def test_plain_http_to_another_machine_is_an_error(self, config: Config) -> None:
         changes = {"assistant": {"backend": "openai", "model": "m", "base_url": "http://203.0.113.1:8080/v1"}}
-        case = doctor.Case(load(config(changes | ALLOWED)), Path("config.yaml"))
-        ((grade, finding, *fix),) = doctor.transport(case)
+        case = checks.Case(load(config(changes | ALLOWED)), Path("config.yaml"))
+        ((grade, finding, *fix),) = checks.transport(case)
         assert grade == "error" and "203.0.113.1 in clear" in finding
         assert "ssh -N -L 8000:127.0.0.1:8080 203.0.113.1" in fix[0]
 
     def test_https_is_ok(self, config: Config) -> None:
         changes = {"assistant": {"backend": "openai", "model": "m", "base_url": "https://203.0.113.1/v1"}} | ALLOWED
-        assert list(doctor.transport(doctor.Case(load(config(changes)), Path("c")))) == [("ok", "encrypted (https)")]
+        assert list(checks.transport(checks.Case(load(config(changes)), Path("c")))) == [("ok", "encrypted (https)")]
 
     def test_key_is_in_no_finding(self, config: Config) -> None:
         with FaultServer(chat=lambda body: error(401, f"wrong key {KEY}")) as server:
@@ -427,8 +427,8 @@ class TestDialogueGradient:
         path = config({"dialogue_gradient": {}})
         assert of(examine(path)[0], "dialogue-gradient") == "ok: the assistant is trained in this process -> "
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-        case = doctor.Case(load(path), path)
-        findings = [f for check in (doctor.assistant, doctor.dialogue_gradient) for f in attempt(check, case)]
+        case = checks.Case(load(path), path)
+        findings = [f for check in (checks.assistant, checks.dialogue_gradient) for f in attempt(check, case)]
         assert findings[-1].grade == "error"
         assert "CUDA_VISIBLE_DEVICES=0" in findings[-1].fix
 
@@ -530,8 +530,8 @@ class TestVLLM:
         assert re.search(r"^error: .* and 2048 for the reply, of 2048", line)
 
 
-def attempt(check: Callable[[doctor.Case], Any], case: doctor.Case) -> list[doctor.Finding]:
-    return list(doctor._findings(check.__name__, lambda: check(case)))
+def attempt(check: Callable[[checks.Case], Any], case: checks.Case) -> list[checks.Finding]:
+    return list(checks._findings(check.__name__, lambda: check(case)))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:

@@ -13,14 +13,14 @@ import torch
 from samples import LABEL_TEXTS, config_of, examples, pair_rows, read_rows, sentiment_rows
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.data import Example
-from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.data.readers import Example
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.errors import ModelError
-from gpta_local.model_files import DEMO_SHA256, assistant_folder, backbone_folder
-from gpta_local.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label, Sampling
+from gpta_local.system.models import DEMO_SHA256, assistant_folder, backbone_folder
 from gpta_local.tasks.classification import ClassificationTask, probe_losses
-from gpta_local.tokenization import EncodedRow
 
 SINGLES = [(row["text"],) for row in read_rows("validation")]
 PAIRS = [(row["text"], row["text_pair"]) for row in pair_rows()]
@@ -332,12 +332,12 @@ class TestUnsupportedBackbones:
 
 class TestDemoBackbone:
     def test_checksum_is_verified(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpta_local.model_files.DEMO_SHA256", DEMO_SHA256[::-1])
+        monkeypatch.setattr("gpta_local.system.models.DEMO_SHA256", DEMO_SHA256[::-1])
         with pytest.raises(ModelError, match="SHA-256 differs"):
             backbone_folder("all-MiniLM-L6-v2")
 
     def test_missing_package_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpta_local.model_files.DEMO_PACKAGE", "no-such-package-of-gpta")
+        monkeypatch.setattr("gpta_local.system.models.DEMO_PACKAGE", "no-such-package-of-gpta")
         with pytest.raises(ModelError, match=r"pip install \"gpta-local\[demo\]\""):
             backbone_folder("all-MiniLM-L6-v2")
 

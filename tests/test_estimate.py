@@ -10,8 +10,8 @@ import pytest
 from commands import ROOT, invoke
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
 
-from gpta_local.estimate import number_of_trainings
-from gpta_local.trainer import Run
+from gpta_local.run.estimate import number_of_trainings
+from gpta_local.run.loop import Run
 
 TITLES = {
     "training without a prefix": "control",

@@ -15,13 +15,13 @@ import torch
 from commands import ROOT
 from samples import PAIRS, config_of, pair_rows, read_rows, sentiment_rows
 
-from gpta_local import export
-from gpta_local.downstream import DownstreamModel
+from gpta_local.downstream import product as product_module
+from gpta_local.downstream.model import DownstreamModel
+from gpta_local.downstream.product import check_folder, copy_product, make_folder, open_product, write_product
+from gpta_local.downstream.training import Training
 from gpta_local.errors import InputError, ModelError, OutputError
-from gpta_local.export import check_folder, copy_product, make_folder, open_product, write_product
-from gpta_local.privacy.files import MANIFEST, find_pickles
+from gpta_local.system.files import MANIFEST, find_pickles
 from gpta_local.tasks.classification import ClassificationTask
-from gpta_local.training import Training
 
 PREFIX = "Review of a guest:"
 SINGLES = [(row["text"],) for row in read_rows("validation")[:12]] + [("word " * 300,), ("Ünïcödé </s> [SEP]",)]
@@ -175,7 +175,7 @@ class TestFailure:
         def refuse(*_: object, **__: object) -> None:
             raise ModelError("cannot carry a prefix")
 
-        monkeypatch.setattr(export, "_verify_tokenizer", refuse)
+        monkeypatch.setattr(product_module, "_verify_tokenizer", refuse)
         with pytest.raises(ModelError, match="cannot carry a prefix"):
             make(tmp_path, bert, pair=False, prefix=PREFIX)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "train.jsonl"]
@@ -183,7 +183,7 @@ class TestFailure:
     def test_saved_tokenizer_that_differs_is_noticed(
         self, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from gpta_local.tokenization import PrefixTokenizer
+        from gpta_local.downstream.tokenization import PrefixTokenizer
 
         save = PrefixTokenizer.save
         monkeypatch.setattr(PrefixTokenizer, "save", lambda self, folder, prefix: save(self, folder, "Another:"))
@@ -199,7 +199,7 @@ class TestFailure:
             raise OSError(28, "No space left on device")
 
         product = open_product(plain_product[0])
-        monkeypatch.setattr(export.shutil, "copytree", full)
+        monkeypatch.setattr(product_module.shutil, "copytree", full)
         with pytest.raises(OutputError, match="No space left on device"):
             copy_product(product, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []

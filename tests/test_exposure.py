@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fault_server import FaultServer, Reply, always
 
-from gpta_local import exposure
 from gpta_local.assistant.vllm_server import free_port
+from gpta_local.doctor import exposure
 from gpta_local.errors import EndpointError
 
 

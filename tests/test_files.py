@@ -25,13 +25,13 @@ from evil_archives import plain, tarred, zipped
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant import open_assistant
-from gpta_local.config import load
+from gpta_local.config.sections import load
+from gpta_local.downstream.product import open_product
 from gpta_local.errors import ConfigError, GptaError, ModelError
-from gpta_local.export import open_product
-from gpta_local.history import History
-from gpta_local.model_files import assistant_folder, checked_folder
-from gpta_local.privacy import files
-from gpta_local.privacy.files import (
+from gpta_local.record.history import History
+from gpta_local.schema import Message, Request, Sampling
+from gpta_local.system import files
+from gpta_local.system.files import (
     MANIFEST,
     find_pickles,
     owner_only,
@@ -39,7 +39,7 @@ from gpta_local.privacy.files import (
     verify_manifest,
     write_manifest,
 )
-from gpta_local.schema import Message, Request, Sampling
+from gpta_local.system.models import assistant_folder, checked_folder
 
 KEY = "planted-0123456789-key"
 EMBEDDED = ROOT / "models" / "nano-assistant"
@@ -307,7 +307,7 @@ class TestPickles:
         assert find_pickles(backbone) == []
 
     def test_pickle_beside_the_weights_of_a_backbone_is_not_loaded(self, bert: Path, tmp_path: Path) -> None:
-        from gpta_local.downstream import SequenceClassifier
+        from gpta_local.downstream.model import SequenceClassifier
 
         folder = shutil.copytree(bert, tmp_path / "bert")
         for name in ("pytorch_model.bin", "training_args.bin", "scheduler.pt"):
@@ -363,7 +363,7 @@ class TestSource:
 
     def test_adapters_are_refused_unless_their_weights_are_safetensors(self, tmp_path: Path) -> None:
         """`PeftModel.from_pretrained` is called on folders only that this has let pass."""
-        from gpta_local.adapters import check_adapter
+        from gpta_local.system.adapters import check_adapter
 
         (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}', encoding="utf-8")
         (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps({}))
@@ -395,7 +395,7 @@ class TestModelFolders:
 
     @pytest.mark.parametrize("model_type", [None, "evil"])
     def test_code_of_a_backbone_is_not_run(self, bert: Path, tmp_path: Path, model_type: str | None) -> None:
-        from gpta_local.downstream import SequenceClassifier
+        from gpta_local.downstream.model import SequenceClassifier
 
         folder = with_code(shutil.copytree(bert, tmp_path / "bert"), tmp_path / "made", model_type)
         with suppress(ModelError) if model_type is None else pytest.raises(ModelError, match="cannot be loaded"):

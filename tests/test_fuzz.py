@@ -24,13 +24,13 @@ from samples import LABEL_TEXTS
 
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config import dump, load
-from gpta_local.data import read_records
+from gpta_local.config.sections import dump, load
+from gpta_local.data.readers import read_records
+from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ConfigError, EndpointError, GptaError
-from gpta_local.prefix import clean, read_label_text_sets
+from gpta_local.knowledge.prefixes import clean, read_label_text_sets
 from gpta_local.schema import Completion
 from gpta_local.tasks import open_task
-from gpta_local.tokenization import PrefixTokenizer
 
 pytestmark = pytest.mark.fuzz
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from commands import PROGRAM, ROOT
 
-from gpta_local.history import open_existing
-from gpta_local.interrupt import Interrupt
+from gpta_local.record.history import open_existing
+from gpta_local.system.interrupt import Interrupt
 
 
 def hears_ctrl_c() -> None:
@@ -71,7 +71,7 @@ def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(tmp_path: P
 
 HELD = """
 import time
-from gpta_local.interrupt import Interrupt
+from gpta_local.system.interrupt import Interrupt
 with Interrupt() as interrupt, interrupt.held():
     print("held", flush=True)
     while True:

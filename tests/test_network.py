@@ -24,7 +24,7 @@ from isolated import Isolated, require_namespaces, run_isolated
 from samples import sentiment_rows, write_config, write_jsonl
 from servers import VLLM_PYTHON, require_vllm
 
-from gpta_local.privacy.network import OFFLINE, Guard, NotAllowed, is_this_machine, normal_host
+from gpta_local.system.network import OFFLINE, Guard, NotAllowed, is_this_machine, normal_host
 
 TCP = socket.socket(socket.AF_INET)
 HERE = ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "localhost", "LocalHost.", ""]
@@ -176,7 +176,7 @@ numbers = itertools.count(1)
 def each_time_another(host, port, *_, **__):
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"203.0.113.{next(numbers)}", port))]
 socket.getaddrinfo = each_time_another
-from gpta_local.privacy.network import GUARD
+from gpta_local.system.network import GUARD
 GUARD.install()
 GUARD.allow(["llm.test"])
 for host in ("LLM.test.", b"llm.test", "llm.test", "203.0.113.9", "other.test"):
@@ -195,7 +195,7 @@ for host in ("LLM.test.", b"llm.test", "llm.test", "203.0.113.9", "other.test"):
         (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.77.0.1 llm.test\n10.77.0.2 other.test\n")
         script = """
 import asyncio, http.server, socket, threading, urllib.request
-from gpta_local.privacy.network import GUARD, NotAllowed
+from gpta_local.system.network import GUARD, NotAllowed
 GUARD.install()
 GUARD.allow(["llm.test"])
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -229,7 +229,7 @@ for host in ("10.77.0.2", "other.test"):
         assert ["'10.77.0.2'" in lines[1], "'other.test'" in lines[2], len(lines)] == [True, True, 3]
 
 
-INSTALL = "from gpta_local.privacy.network import GUARD; GUARD.install()\n"
+INSTALL = "from gpta_local.system.network import GUARD; GUARD.install()\n"
 
 
 class TestHook:
@@ -307,7 +307,7 @@ for get in (urllib.request.urlopen, httpx2.get):
 
 ASK = """
 import json, os, sys, time
-from gpta_local.privacy.network import GUARD, OFFLINE
+from gpta_local.system.network import GUARD, OFFLINE
 GUARD.install()
 for variable in OFFLINE:
     del os.environ[variable]  # as if the libraries did not heed them
@@ -437,7 +437,7 @@ class TestCommands:
     def test_program_is_guarded_and_tells_at_its_end_what_was_refused(self) -> None:
         script = """
 import socket
-from gpta_local.cli import main
+from gpta_local.cli.main import main
 @main.command()
 def ask():
     for host in ("example.org", "example.org", "203.0.113.1"):
@@ -455,7 +455,7 @@ main(["ask"])
     def test_refusal_that_nobody_caught_is_one_message(self) -> None:
         script = """
 import socket
-from gpta_local.cli import main
+from gpta_local.cli.main import main
 @main.command()
 def ask():
     socket.create_connection(("example.org", 80))
@@ -497,7 +497,7 @@ class TestWorker:
         script = """
 import sys
 there = set(sys.modules)
-import gpta_local.dialogue_worker
+import gpta_local.dialogue_gradient.worker
 new = {name.partition(".")[0] for name in set(sys.modules) - there}
 print(*sorted(new - sys.stdlib_module_names))
 """

@@ -11,8 +11,8 @@ from commands import invoke
 from samples import CARD, scored
 
 from gpta_local.errors import InputError
-from gpta_local.history import MIGRATIONS, History, open_existing
-from gpta_local.privacy.audit import history_digest
+from gpta_local.record.audit import history_digest
+from gpta_local.record.history import MIGRATIONS, History, open_existing
 from gpta_local.schema import Completion, Round, ScoredPrefix
 
 STORED = Path(__file__).parent / "data"
@@ -122,7 +122,7 @@ def test_migration_that_is_stopped_half_way_leaves_the_old_version(
 ) -> None:
     _, run = old
     broken = (*MIGRATIONS, "CREATE TABLE more (x); CREATE TABLE more (x);")
-    monkeypatch.setattr("gpta_local.history.MIGRATIONS", broken)
+    monkeypatch.setattr("gpta_local.record.history.MIGRATIONS", broken)
     with pytest.raises(Exception, match="more"):
         History(run / "history.sqlite")
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samples import config_of, scored, sentiment_rows
 
-from gpta_local.plan import Plan
+from gpta_local.run.plan import Plan
 from gpta_local.schema import Regime
 from gpta_local.tasks import open_task
 

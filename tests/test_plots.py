@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gpta_local.plots import plot_dialogue_gradient
+from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.schema import DialogueGradientStep, ProposalFigures
 
 STEPS = [DialogueGradientStep(f"{n:03d}", "sft", 12, (2.0, 1.5, 1.0 / n), 1.0) for n in (1, 2)]

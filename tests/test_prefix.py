@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from samples import scored
 
-from gpta_local.metrics import paired_mean
-from gpta_local.prefix import (
+from gpta_local.knowledge.prefixes import (
     FIRST_HEAT,
     Candidates,
     GainReward,
@@ -24,7 +23,8 @@ from gpta_local.prefix import (
     scoring_order,
     templated,
 )
-from gpta_local.prefix import shown_history as shown
+from gpta_local.knowledge.prefixes import shown_history as shown
+from gpta_local.metrics import paired_mean
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 

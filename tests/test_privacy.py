@@ -22,19 +22,19 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer, Json, Received, Reply, completion
 from samples import CARD, label_text_reply, merge, scored, write_config, write_jsonl
 
-from gpta_local.dialogues import Dialogue
-from gpta_local.history import History
-from gpta_local.prompts import ASK_LABEL_TEXTS
+from gpta_local.assistant.prompts import ASK_LABEL_TEXTS
+from gpta_local.dialogue_gradient.dialogues import Dialogue
+from gpta_local.record.history import History
 from gpta_local.schema import DatasetCard, Label, Message, Request, Round
 
 PACKAGE = ROOT / "gpta_local"
-TEACHING = ["adapters", "dialogues", "dialogue_gradient", "dialogue_worker", "tuner"]
+TEACHING = ["system.adapters", *(f"dialogue_gradient.{name}" for name in ("dialogues", "train", "worker", "trial"))]
 SCANS = ["privacy.leak_scan", "privacy.personal_data"]
-ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("prompts", "schema", *TEACHING, *SCANS)] + [
+ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("schema", *TEACHING, *SCANS)] + [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((PACKAGE / "assistant").rglob("*.py"))
 ]
-ROW_READERS = {"gpta_local.data", "gpta_local.tasks.classification", "gpta_local.starter"}
+ROW_READERS = {"gpta_local.data.readers", "gpta_local.tasks.classification", "gpta_local.data.starter"}
 
 
 def source_of(module: str) -> Path | None:
@@ -75,12 +75,12 @@ class TestImports:
         assert not reachable(module) & ROW_READERS
 
     def test_graph_is_followed(self) -> None:
-        assert reachable("gpta_local.cli") >= ROW_READERS
+        assert reachable("gpta_local.cli.main") >= ROW_READERS
 
     def test_only_the_tasks_and_the_commands_read_files_of_rows(self) -> None:
         modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))]
         readers = {module for module in modules if "read_records" in (source_of(module) or Path()).read_text("utf-8")}
-        assert readers == {*ROW_READERS, "gpta_local.inference"}
+        assert readers == {*ROW_READERS, "gpta_local.downstream.inference"}
 
     def test_importing_the_assistants_side_loads_no_reader_of_rows(self) -> None:
         script = f"import sys, {', '.join(ASSISTANT_SIDE)}; print(*[m for m in sys.modules if 'gpta_local' in m])"

@@ -18,8 +18,8 @@ from commands import PROGRAM, ROOT, invoke
 from fault_server import FaultServer, Json, Reply, completion
 from samples import label_text_reply, sentiment_rows, write_config, write_jsonl
 
-from gpta_local.history import open_existing
-from gpta_local.privacy.files import MANIFEST, find_pickles, verify_manifest
+from gpta_local.record.history import open_existing
+from gpta_local.system.files import MANIFEST, find_pickles, verify_manifest
 
 KEY = "planted-0123456789-key"
 PHRASES = (
@@ -162,7 +162,7 @@ class TestKey:
         assert {completion.model for completion in recorded} == {"m ***"}
 
     def test_processes_were_seen(self, finished: Watched) -> None:
-        assert any("gpta_local.dialogue_worker" in event for event in finished.events)
+        assert any("gpta_local.dialogue_gradient.worker" in event for event in finished.events)
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ class TestModes:
 
 
 def test_adapter_of_tune_is_its_owners_alone_and_holds_no_pickle(tmp_path: Path, umask: Callable[[int], int]) -> None:
-    from gpta_local.assistant_tuning import tune
+    from gpta_local.dialogue_gradient.tune import tune
 
     base = tiny_chat_llama(tmp_path / "llama")
     tune(base, DIALOGUES, tmp_path / "adapters" / "ours", settings(), seed=0)
@@ -236,8 +236,8 @@ def test_adapter_of_tune_is_its_owners_alone_and_holds_no_pickle(tmp_path: Path,
 
 
 def test_folder_of_runs_that_is_there_keeps_its_mode(tmp_path: Path, umask: Callable[[int], int]) -> None:
-    from gpta_local.export import make_folder
-    from gpta_local.privacy.files import owner_only
+    from gpta_local.downstream.product import make_folder
+    from gpta_local.system.files import owner_only
 
     (tmp_path / "runs").mkdir(mode=0o755)
     with owner_only():
@@ -249,7 +249,7 @@ def test_folder_of_runs_that_is_there_keeps_its_mode(tmp_path: Path, umask: Call
 def test_product_that_was_changed_is_refused(sentence: Path, tmp_path: Path, change: str) -> None:
     import shutil
 
-    from gpta_local.privacy.files import write_manifest
+    from gpta_local.system.files import write_manifest
 
     folder = shutil.copytree(sentence, tmp_path / "model")
     (folder / "gpta.json").write_text('{"labels": [], "prefix": "", "library": "", "columns": {}}', encoding="utf-8")

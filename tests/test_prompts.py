@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import LABEL_TEXTS, label_text_reply, scored
 
-from gpta_local.prompts import (
+from gpta_local.assistant.prompts import (
     ASK_LABEL_TEXTS,
     ASK_PREFIX,
     UnusableReply,

@@ -17,11 +17,13 @@ from audited import SAID, copy, entries, files_with, train
 from commands import assert_refused, invoke
 from samples import QUICKSTART, Silent
 
-from gpta_local import config, purge, trainer
-from gpta_local.adapters import check_adapter
-from gpta_local.history import History, open_existing
-from gpta_local.privacy.audit import LOG, Audit
+from gpta_local.config import sections
+from gpta_local.record import purge
+from gpta_local.record.audit import LOG, Audit
+from gpta_local.record.history import History, open_existing
+from gpta_local.run import loop
 from gpta_local.schema import Completion
+from gpta_local.system.adapters import check_adapter
 
 ASKED = ("Write one new prefix", "You help to train")
 
@@ -211,7 +213,7 @@ class TestRefusals:
     def test_without_consent_nothing_is_deleted(self, copied: Path, answer: str) -> None:
         from click.testing import CliRunner
 
-        from gpta_local.cli import main
+        from gpta_local.cli.main import main
 
         result = CliRunner().invoke(main, ["purge", str(copied)], input=answer)
         assert result.exit_code == 3 and "nothing was deleted" in result.output
@@ -393,9 +395,9 @@ def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(
         *("finish.finalists=1", "finish.plain_control=false", "data.test=null"),
         *("dialogue_gradient.steps=3", "dialogue_gradient.batch_size=4", f"downstream.backbone={sentence}"),
     )
-    settings = config.load(QUICKSTART / "quickstart.yaml", overrides)
+    settings = sections.load(QUICKSTART / "quickstart.yaml", overrides)
     run = tmp_path / "run"
-    trainer.Run(settings, Silent()).run(run)
+    loop.Run(settings, Silent()).run(run)
     events = [entry["event"] for entry in entries(run)]
     assert events.count("written") == 2 and "adapter" in events and events.count("request") == 4
     assert verify(run)[0] == 0

@@ -17,15 +17,15 @@ from killing import outcome
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
 
 from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.downstream.training import Training
 from gpta_local.errors import InputError
-from gpta_local.fine_tuner import FineTuner
-from gpta_local.finish import Finish
-from gpta_local.history import open_existing
-from gpta_local.privacy.audit_verification import verify
+from gpta_local.record.history import open_existing
+from gpta_local.record.verification import verify
+from gpta_local.run.fine_tuning import FineTuner
+from gpta_local.run.finish import Finish
+from gpta_local.run.loop import Run
+from gpta_local.run.search import Search
 from gpta_local.schema import Completion, Request, Sampling
-from gpta_local.search import Search
-from gpta_local.trainer import Run
-from gpta_local.training import Training
 
 REPLIES = ("Guest note:", "Said of the meal:", "The visit was", "Menu", "Table talk:", "Kitchen:")
 NEEDS_MOUNTS = pytest.mark.skipif(
@@ -233,7 +233,7 @@ class TestWhatTheUserIsTold:
 
     def test_other_version_of_a_library_is_a_warning(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stopped(config)
-        monkeypatch.setattr("gpta_local.privacy.audit.platform.python_version", lambda: "3.99.0")
+        monkeypatch.setattr("gpta_local.record.audit.platform.python_version", lambda: "3.99.0")
         result = train(config, "--resume")
         assert result.exit_code == 0 and "warning: python is of another version" in result.stderr
 
@@ -274,7 +274,7 @@ class TestOneAtATime:
     HOLD = """
 import sys, time
 from pathlib import Path
-from gpta_local.run_folder import locked
+from gpta_local.record.folder import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -301,7 +301,7 @@ with locked(Path(sys.argv[1])):
         def none(*_: object) -> None:
             raise OSError(95, "Operation not supported")
 
-        monkeypatch.setattr("gpta_local.run_folder.fcntl.flock", none)
+        monkeypatch.setattr("gpta_local.record.folder.fcntl.flock", none)
         assert_refused(train(config), "the file system has no locks", "local disk")
 
     def test_history_that_another_program_holds_is_told(self, config: Path) -> None:
@@ -317,7 +317,7 @@ with locked(Path(sys.argv[1])):
 class TestDisks:
     def run(self, config: Path, script: str) -> subprocess.CompletedProcess[str]:
         """The script in a name space of its own, whose mounts end with it."""
-        program = f'{sys.executable} -c "from gpta_local.cli import main; main()"'
+        program = f'{sys.executable} -c "from gpta_local.cli.main import main; main()"'
         helpers = f"""
             cd {config.parent}
             train() {{ {program} train {config} --output $1 --quiet --resume; echo "exit $?"; }}
@@ -356,7 +356,7 @@ class TestDisks:
 
 def test_run_object_refuses_a_finished_folder_quietly(config: Path) -> None:
     assert train(config).exit_code == 0
-    from gpta_local.config import load
+    from gpta_local.config.sections import load
 
     summary = Run(load(config), Silent()).run(config.parent / "run", resume=True)
     assert summary == json.loads((config.parent / "run" / "summary.json").read_text())

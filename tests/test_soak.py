@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows
 
+from gpta_local.run.loop import Run
 from gpta_local.schema import Round
-from gpta_local.trainer import Run
 
 ROUNDS = 500
 WARM = 100

@@ -9,9 +9,9 @@ from samples import PAIRS, read_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from gpta_local.downstream import load_tokenizer
+from gpta_local.downstream.model import load_tokenizer
+from gpta_local.downstream.tokenization import PrefixTokenizer, TokenisedTexts
 from gpta_local.errors import ModelError
-from gpta_local.tokenization import PrefixTokenizer, TokenisedTexts
 
 PREFIX = "Department for this message:"
 TEXTS = [row["text"] for row in read_rows("validation")[:30]] + [

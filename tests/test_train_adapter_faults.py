@@ -13,10 +13,10 @@ from click.testing import Result
 from commands import ROOT, assert_refused, invoke
 from fault_server import FakeVLLM, FaultServer, Json, Reply, completion, error, failed
 
-from gpta_local.adapters import check_adapter
 from gpta_local.errors import GptaError, ModelError, TrainingError
-from gpta_local.history import open_existing
+from gpta_local.record.history import open_existing
 from gpta_local.schema import StepVerdict
+from gpta_local.system.adapters import check_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -145,7 +145,7 @@ def test_dialogue_gradient_that_fails_does_not_end_the_run(
     def fail(*_: object, **__: object) -> None:
         raise kind("the process of the dialogue gradient ended with status -9")
 
-    monkeypatch.setattr("gpta_local.tuner.train_in_process_of_its_own", fail)
+    monkeypatch.setattr("gpta_local.dialogue_gradient.trial.train_in_process_of_its_own", fail)
     result = train(server.base_url, tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("status -9") == 2

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from samples import QUICKSTART, Silent, read_rows
 
-from gpta_local import config, trainer
-from gpta_local.adapters import check_adapter
-from gpta_local.config import Config
-from gpta_local.history import History, open_existing
+from gpta_local.config import sections
+from gpta_local.config.sections import Config
+from gpta_local.record.history import History, open_existing
+from gpta_local.run import loop
+from gpta_local.system.adapters import check_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -33,12 +34,12 @@ Finished = tuple[Path, Silent, dict[str, Any]]
 
 
 def configured(*overrides: str) -> Config:
-    return config.load(QUICKSTART / "quickstart.yaml", [*SMALL, *overrides])
+    return sections.load(QUICKSTART / "quickstart.yaml", [*SMALL, *overrides])
 
 
 def train(folder: Path, *overrides: str) -> Finished:
     observer = Silent()
-    return folder, observer, trainer.Run(configured(*overrides), observer).run(folder)
+    return folder, observer, loop.Run(configured(*overrides), observer).run(folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from fault_server import FaultServer, Reply, always
 from killing import start
 from servers import Endpoint
 
-from gpta_local.history import open_existing
-from gpta_local.privacy.audit_verification import verify
+from gpta_local.record.history import open_existing
+from gpta_local.record.verification import verify
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (

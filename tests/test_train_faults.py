@@ -37,9 +37,9 @@ from samples import sentiment_rows, write_config, write_jsonl
 from tiny_models import SHAPE
 
 from gpta_local.assistant import openai_api
-from gpta_local.export import open_product
-from gpta_local.history import open_existing
-from gpta_local.privacy.audit_verification import verify
+from gpta_local.downstream.product import open_product
+from gpta_local.record.history import open_existing
+from gpta_local.record.verification import verify
 
 PREFIXES = ["What a guest says:", "Review:", "About the food:", "The service was", "In short,", "One evening:"]
 LONGEST = 20.0

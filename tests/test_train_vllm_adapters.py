@@ -14,12 +14,12 @@ from commands import ROOT
 from samples import Silent
 from servers import Endpoint, vllm_server
 
-from gpta_local.config import load
-from gpta_local.dialogue_gradient import taught_replies
-from gpta_local.history import open_existing
-from gpta_local.prompts import read_prefix
+from gpta_local.assistant.prompts import read_prefix
+from gpta_local.config.sections import load
+from gpta_local.dialogue_gradient.train import taught_replies
+from gpta_local.record.history import open_existing
+from gpta_local.run.loop import Run
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
-from gpta_local.trainer import Run
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

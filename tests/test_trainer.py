@@ -14,20 +14,21 @@ import torch
 from safetensors.torch import load_file
 from samples import Silent
 
-from gpta_local import config, trainer
 from gpta_local.assistant.replay import ReplayAssistant
-from gpta_local.data import Example
-from gpta_local.downstream import DownstreamModel, SentenceClassifier
+from gpta_local.config import sections
+from gpta_local.data.readers import Example
+from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.downstream.inference import evaluate
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
+from gpta_local.downstream.product import open_product
 from gpta_local.errors import EndpointError, PrivacyError
-from gpta_local.export import open_product
-from gpta_local.finish import Finish
-from gpta_local.history import open_existing
-from gpta_local.inference import evaluate
-from gpta_local.privacy.audit_verification import verify
+from gpta_local.record.history import open_existing
+from gpta_local.record.verification import verify
+from gpta_local.run import loop
+from gpta_local.run.finish import Finish
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
-from gpta_local.tuner import Tuner
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
@@ -79,8 +80,8 @@ def train(folder: Path, *overrides: str, assistant: Scripted | None = None) -> t
     observer = Silent()
     with pytest.MonkeyPatch.context() as patch:
         if assistant is not None:
-            patch.setattr(trainer, "open_assistant", lambda settings: assistant)
-        run = trainer.Run(config.load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
+            patch.setattr(loop, "open_assistant", lambda settings: assistant)
+        run = loop.Run(sections.load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
     return run.run(folder), observer
 
 
@@ -103,7 +104,7 @@ def test_run_directory_is_complete(finished: tuple[Path, dict[str, Any], Silent]
         "model",
         "summary.json",
     }
-    assert config.load(folder / "config.yaml").model_dump() == config.load(QUICKSTART, SMALL).model_dump()
+    assert sections.load(folder / "config.yaml").model_dump() == sections.load(QUICKSTART, SMALL).model_dump()
 
 
 def test_run_directory_is_for_its_owner_only(finished: tuple[Path, dict[str, Any], Silent]) -> None:
@@ -287,8 +288,8 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assistant = Scripted()
-    monkeypatch.setattr(trainer, "open_assistant", lambda settings: assistant)
-    run = trainer.Run(config.load(QUICKSTART, [*SMALL, *FEWER]), Silent())
+    monkeypatch.setattr(loop, "open_assistant", lambda settings: assistant)
+    run = loop.Run(sections.load(QUICKSTART, [*SMALL, *FEWER]), Silent())
     leaking = replace(run.plan.card, description=run.plan.splits.test[0].texts[0])
     run.plan = replace(run.plan, card=leaking)
     with pytest.raises(PrivacyError) as raised:
@@ -361,7 +362,7 @@ def test_online_search_with_one_row_of_a_class_has_no_row_to_choose_on(tmp_path:
 def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from gpta_local.model_files import backbone_folder
+    from gpta_local.system.models import backbone_folder
 
     encoder = tmp_path / "encoder"  # the same weights without what makes them a sentence model
     encoder.mkdir()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from samples import SENTIMENT, examples, sentiment_rows
 
-from gpta_local.config import TrainingConfig
-from gpta_local.data import Example
-from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.config.sections import TrainingConfig
+from gpta_local.data.readers import Example
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.downstream.training import MIN_STEPS, Training, total_steps
 from gpta_local.errors import TrainingError
-from gpta_local.training import MIN_STEPS, Training, total_steps
 
 ROWS = examples(sentiment_rows(), ("bad", "good"))
 SETTINGS: dict[str, Any] = {"precision": "fp32", "batch_size": 8}

@@ -13,10 +13,10 @@ from servers import ROOT
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config import Config, load
+from gpta_local.config.sections import Config, load
+from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.errors import AdapterRefused, ConfigError, ModelError
 from gpta_local.schema import Completion, ProposalFigures, Request, Sampling
-from gpta_local.tuner import Tuner
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 OLD, NEW = Path("adapters/001"), Path("adapters/002")

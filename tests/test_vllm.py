@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from servers import Endpoint
 
+from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.errors import EndpointError
-from gpta_local.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label, Message, Request, Sampling, ScoredPrefix
 
 pytestmark = pytest.mark.vllm

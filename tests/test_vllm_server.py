@@ -25,7 +25,7 @@ from servers import VLLM_PYTHON, require_vllm
 
 from gpta_local.assistant.vllm_server import Interpreter, VLLMServer, failure_reason, private_file
 from gpta_local.errors import InputError
-from gpta_local.privacy.network import OFFLINE
+from gpta_local.system.network import OFFLINE
 
 NAME = "nano-assistant"
 CPU, GPU = Interpreter(Path("python"), on_gpu=False), Interpreter(Path("python"), on_gpu=True)

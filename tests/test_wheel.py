@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from servers import ROOT
 
-RUN = "import gpta_local; print(gpta_local.__file__); from gpta_local.cli import main; main()"
+RUN = "import gpta_local; print(gpta_local.__file__); from gpta_local.cli.main import main; main()"
 
 
 def command(*words: object, folder: Path, **environment: str) -> str:

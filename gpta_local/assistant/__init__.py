@@ -1,6 +1,6 @@
 """The assistants: one interface (`base.Assistant`), one module for each way to reach a model.
 
-Nothing below this package imports `gpta_local.data`: no row can get into a request.
+Nothing below this package imports `gpta_local.data.readers`: no row can get into a request.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.assistant.base import Assistant
-from gpta_local.config import (
+from gpta_local.config.sections import (
     AssistantConfig,
     EndpointConfig,
     LocalAssistantConfig,
@@ -18,7 +18,7 @@ from gpta_local.config import (
     ReplayAssistantConfig,
 )
 from gpta_local.errors import ConfigError
-from gpta_local.privacy.files import read_secret
+from gpta_local.system.files import read_secret
 
 __all__ = ["Assistant", "open_assistant"]
 

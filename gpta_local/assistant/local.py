@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from gpta_local.adapters import check_adapter
 from gpta_local.errors import ModelError, first_line
-from gpta_local.model_files import assistant_folder, quiet_transformers, resolve_device
 from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.system.adapters import check_adapter
+from gpta_local.system.models import assistant_folder, quiet_transformers, resolve_device
 
 GENERATION_BATCH = 64
 SHORTEST_LINE = 12

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
-from gpta_local.privacy.network import NotAllowed
 from gpta_local.schema import Completion, Message, Request, Sampling
+from gpta_local.system.network import NotAllowed
 
 if TYPE_CHECKING:
     import httpx2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpta_local.errors import AdapterRefused, ReplayExhausted
-from gpta_local.history import History, open_with_texts
+from gpta_local.record.history import History, open_with_texts
 from gpta_local.schema import Completion, Request, RequestKind, Sampling
 
 

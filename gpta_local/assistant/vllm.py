@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpta_local.adapters import CONFIG, check_adapter
 from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
 from gpta_local.assistant.vllm_server import LORA_RANKS
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
-from gpta_local.model_files import checked_folder
 from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.system.adapters import CONFIG, check_adapter
+from gpta_local.system.models import checked_folder
 
 if TYPE_CHECKING:
     from openai import APIStatusError

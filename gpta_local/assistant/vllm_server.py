@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError, ServerError
-from gpta_local.privacy.files import owner_only
-from gpta_local.privacy.network import OFFLINE
+from gpta_local.system.files import owner_only
+from gpta_local.system.network import OFFLINE
 
 HOST = "127.0.0.1"
 MODULE = "vllm.entrypoints.launchers.api_server.entry"

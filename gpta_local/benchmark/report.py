@@ -33,7 +33,7 @@ from gpta_local.benchmark.statistics import (
 )
 from gpta_local.benchmark.suite import CONTROLS, GPTA, Part, Suite, SuiteFile, shots_name
 from gpta_local.benchmark.trials import WITH_LABEL_TEXTS, Record, Trial, transferred, warnings
-from gpta_local.privacy.files import owner_only
+from gpta_local.system.files import owner_only
 
 NONE = "–"
 BORROW = ("label_texts", *WITH_LABEL_TEXTS)

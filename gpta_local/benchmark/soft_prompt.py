@@ -8,11 +8,11 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from gpta_local.config import TrainingConfig
-from gpta_local.downstream import DownstreamModel, SentenceClassifier
+from gpta_local.config.sections import TrainingConfig
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
+from gpta_local.downstream.tokenization import PrefixTokenizer
+from gpta_local.downstream.training import total_steps
 from gpta_local.errors import ModelError
-from gpta_local.tokenization import PrefixTokenizer
-from gpta_local.training import total_steps
 
 LEARNING_RATE = 1e-2
 STEPS = 200

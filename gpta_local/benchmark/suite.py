@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from gpta_local import config as configuration
-from gpta_local.config import Config, Section
+from gpta_local.config import sections as configuration
+from gpta_local.config.sections import Config, Section
 from gpta_local.errors import ConfigError
 
 CONTROLS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpta_local.errors import GptaError
-from gpta_local.privacy.network import GUARD
+from gpta_local.system.network import GUARD
 
 if TYPE_CHECKING:
     from gpta_local.benchmark.trials import Job, Record, Trial

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.config import Config, EndpointConfig, LeakScanConfig
-from gpta_local.dialogues import Dialogue
+from gpta_local.assistant.prompts import named_lines, prefix_request
+from gpta_local.config.sections import Config, EndpointConfig, LeakScanConfig
+from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy import personal_data
-from gpta_local.prompts import named_lines, prefix_request
 from gpta_local.schema import DatasetCard, Request
 
 SHORTEST = 4

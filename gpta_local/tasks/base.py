@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.data import Example, Splits
-from gpta_local.downstream import DownstreamModel
+from gpta_local.data.readers import Example, Splits
+from gpta_local.downstream.model import DownstreamModel
 from gpta_local.schema import DatasetCard, ScoredLabelTexts
 
 Losses = NDArray[np.float64]

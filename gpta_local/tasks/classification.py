@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpta_local import data, metrics
-from gpta_local.config import Config, DataConfig
-from gpta_local.data import Example, Record, Splits
-from gpta_local.downstream import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone
+from gpta_local import metrics
+from gpta_local.config.sections import Config, DataConfig
+from gpta_local.data import readers
+from gpta_local.data.readers import Example, Record, Splits
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone
+from gpta_local.downstream.tokenization import EncodedRow, Encodings, TokenisedTexts
 from gpta_local.errors import DataError, ModelError, TrainingError
-from gpta_local.model_files import backbone_folder, multiplies_in_bf16, resolve_device
-from gpta_local.prefix import scoring_order
+from gpta_local.knowledge.prefixes import scoring_order
 from gpta_local.schema import DatasetCard, Label, ScoredLabelTexts
+from gpta_local.system.models import backbone_folder, multiplies_in_bf16, resolve_device
 from gpta_local.tasks.base import Evaluation, Losses
-from gpta_local.tokenization import EncodedRow, Encodings, TokenisedTexts
 
 FOLDS = 4
 PROBE_L2 = 1e-4
@@ -51,10 +52,10 @@ class ClassificationTask:
         self._config = config
         self._backbone = backbone_folder(config.downstream.backbone)
         columns = text_columns(config.data)
-        records = data.read_records(config.data.train)
+        records = readers.read_records(config.data.train)
         check_columns(records[0], [*columns, config.data.label])
         self.labels = _labels(config, records)
-        self._splits = data.make_splits(
+        self._splits = readers.make_splits(
             read_examples(records, columns, config.data.label, self.label_names),
             self._read(config.data.validation, columns),
             self._read(config.data.test, columns),
@@ -75,7 +76,7 @@ class ClassificationTask:
         """Read from the files once more: rows that are not among the shots are not kept."""
         config = self._config.data
         for path in filter(None, (config.train, config.validation, config.test)):
-            for record in data.read_records(path):
+            for record in readers.read_records(path):
                 yield from read_texts(record, text_columns(config))
 
     def card(self) -> DatasetCard:
@@ -193,7 +194,7 @@ class ClassificationTask:
     def _read(self, path: str | None, columns: Sequence[str]) -> list[Example] | None:
         if path is None:
             return None
-        records = data.read_records(path)
+        records = readers.read_records(path)
         check_columns(records[0], [*columns, self._config.data.label])
         return read_examples(records, columns, self._config.data.label, self.label_names)
 

@@ -22,9 +22,9 @@ from generator import Generator
 from scenes import SceneMaker
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gpta_local.privacy.files import write_manifest
-from gpta_local.prompts import label_texts_request, prefix_request
+from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label
+from gpta_local.system.files import write_manifest
 
 HERE = Path(__file__).parent
 VOCABULARY = 6144

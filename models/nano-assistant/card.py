@@ -96,7 +96,7 @@ TEMPLATE = """# nano-assistant
 
 The embedded default assistant of gpta-local: a very small language model that reads the description of a data
 set and proposes label texts and prefixes. It runs on any CPU without network. It is no chat model: it answers
-exactly the two requests of `gpta_local/prompts.py` and nothing else.
+exactly the two requests of `gpta_local/assistant/prompts.py` and nothing else.
 
 | property | value |
 | --- | --- |

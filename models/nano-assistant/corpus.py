@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from gpta_local.dialogue_gradient.words import STOP_WORDS
 from gpta_local.schema import Request
-from gpta_local.words import STOP_WORDS
 
 CORPUS = Path(__file__).parent / "corpus"
 

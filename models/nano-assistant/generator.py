@@ -1,7 +1,7 @@
 """Scenes → training examples: a request and several good replies to it.
 
 Knows what a good answer to each request looks like, and how gains in a history hint at what works. Does not
-know how scenes are made, tokens, models or training. Prompts are worded by `gpta_local.prompts`, so they
+know how scenes are made, tokens, models or training. Prompts are worded by `gpta_local.assistant.prompts`, so they
 always agree with what the program asks.
 """
 
@@ -15,9 +15,15 @@ from collections.abc import Sequence
 from corpus import QUESTION_WORD, Example, capitalised, fill
 from scenes import Scene, SceneMaker
 
-from gpta_local.prompts import UnusableReply, label_texts_request, prefix_request, read_label_texts, read_prefix
+from gpta_local.assistant.prompts import (
+    UnusableReply,
+    label_texts_request,
+    prefix_request,
+    read_label_texts,
+    read_prefix,
+)
+from gpta_local.dialogue_gradient.words import content_stems, content_words, stem
 from gpta_local.schema import Message, Request, ScoredPrefix
-from gpta_local.words import content_stems, content_words, stem
 
 MAX_PREFIX_WORDS = 12
 _FITS_QUESTION = re.compile(r"^\{Aspect\}[:.?]|\b(?:the|its) \{aspect\}[:.,?]?$")

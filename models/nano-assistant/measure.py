@@ -1,6 +1,6 @@
 """Measures the embedded assistant on the held-out cards: `python models/nano-assistant/measure.py`.
 
-Knows the model through stock transformers and replies through `gpta_local.prompts`. Does not know how the
+Knows the model through stock transformers and replies through `gpta_local.assistant.prompts`. Does not know how the
 model was trained. Label phrases are compared with reference texts by all-MiniLM-L6-v2 (demo extra).
 """
 
@@ -22,8 +22,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.assistant_evaluation import on_topic
-from gpta_local.prompts import (
+from gpta_local.assistant.prompts import (
     UnusableReply,
     label_texts_request,
     prefix_request,
@@ -31,6 +30,7 @@ from gpta_local.prompts import (
     read_prefix,
     reply_room,
 )
+from gpta_local.dialogue_gradient.evaluate import on_topic
 from gpta_local.schema import DatasetCard, Label, Request, Sampling, ScoredPrefix
 
 HERE = Path(__file__).parent

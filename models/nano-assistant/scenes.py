@@ -23,8 +23,8 @@ from corpus import (
     without_article,
 )
 
+from gpta_local.dialogue_gradient.words import content_stems, content_words, stem
 from gpta_local.schema import DatasetCard, Label
-from gpta_local.words import content_stems, content_words, stem
 
 T = TypeVar("T")
 

@@ -1,0 +1,220 @@
+"""The commands `gpta-local assistant …`. Like `cli`: arguments and exit codes, nothing heavy at the top."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def assistant() -> None:
+    """Serve, teach and measure the language model that proposes."""
+
+
+@assistant.command()
+@click.argument("model")
+@click.argument("vllm_arguments", metavar="[-- VLLM-ARGUMENT...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", help="What requests call the model. Default: the name of its folder.")
+@click.option("--port", type=int, help="Default: a free one.")
+@click.option("--python", type=PATH, help="A Python that has vLLM. Default: this one, or GPTA_VLLM_PYTHON.")
+@click.option(
+    "--log", type=click.Path(path_type=Path, dir_okay=False), help="File for what vLLM prints. Default: vllm-PORT.log"
+)
+@click.option(
+    "--api-key-env",
+    default="GPTA_VLLM_KEY",
+    show_default=True,
+    metavar="VARIABLE",
+    help="Environment variable with the key. If it is not set, a random key is written to a file beside the log.",
+)
+@click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens of a request and its completion together.")
+@click.option("--max-lora-rank", default=16, show_default=True, help="Of the adapters that can be loaded.")
+@click.option("--no-lora", is_flag=True, help="Serve without adapters.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="vLLM's part of the GPU's memory. The dialogue gradient can train on the rest, should they share the GPU.",
+)
+@click.option("--start-seconds", default=600.0, show_default=True, help="How long to wait until it is ready.")
+def serve(
+    model: str,
+    vllm_arguments: tuple[str, ...],
+    name: str | None,
+    port: int | None,
+    python: Path | None,
+    log: Path | None,
+    api_key_env: str,
+    max_model_len: int | None,
+    max_lora_rank: int,
+    no_lora: bool,
+    gpu_memory_utilization: float,
+    start_seconds: float,
+) -> None:
+    """Serve MODEL by vLLM on this machine until Ctrl-C.
+
+    MODEL is a model folder, or nano-assistant. When the server is ready, the section `assistant` of a
+    configuration that uses it is printed.
+
+    It answers on 127.0.0.1 only. That is its protection against others: the key guards only what is
+    below /v1, and whoever has an account on this machine can reach the rest.
+    """
+    import yaml
+
+    from gpta_local.assistant.vllm_server import VLLMServer, find_interpreter, private_file
+    from gpta_local.system.models import assistant_folder
+
+    folder = assistant_folder(model)
+    given_key = os.environ.get(api_key_env, "").strip()
+    key = given_key or secrets.token_urlsafe(32)
+    server = VLLMServer(
+        folder,
+        name or folder.resolve().name,
+        interpreter=find_interpreter(python),
+        api_key=key,
+        log=log,
+        port=port,
+        lora_rank=None if no_lora else max_lora_rank,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        extra=vllm_arguments,
+    )
+    section = {"backend": "vllm", "model": server.name, "base_url": server.base_url, "api_key_env": api_key_env}
+    key_file = server.log.with_name(f"{server.log.name}.key")
+    ready = False
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores the second, and means it
+            signal.signal(ending, signal.default_int_handler)  # as by Ctrl-C
+    try:
+        with server, ExitStack() as files:
+            if not given_key:
+                files.enter_context(private_file(key_file, f"{key}\n"))
+                click.echo(f'the key: export {api_key_env}="$(cat {shlex.quote(str(key_file))})"', err=True)
+
+            def report(seconds: float) -> None:
+                waited = f"{seconds:.0f} of at most {start_seconds:g} s"
+                click.echo(f"waiting until vLLM has loaded {server.name}: {waited}; log: {server.log}", err=True)
+
+            seconds = server.wait_until_healthy(start_seconds, report)
+            ready = True
+            click.echo(yaml.safe_dump({"assistant": section}, sort_keys=False), nl=False)
+            click.echo(f"ready after {seconds:.0f} s. Ctrl-C stops the server; log: {server.log}", err=True)
+            server.wait()
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(0 if ready else 3)
+
+
+@assistant.command()
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
+@click.option("--output", type=PATH, required=True, help="Folder for the adapter; must not exist.")
+@click.option("--model", default="nano-assistant", show_default=True, help="Folder of the base model.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A key of the section dialogue_gradient, as in steps=60.",
+)
+@click.option(
+    "--history-shown", default=8, show_default=True, type=click.IntRange(0), help="Most prefixes that a dialogue shows."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+def tune(
+    runs: tuple[Path, ...], output: Path, model: str, overrides: tuple[str, ...], history_shown: int, seed: int
+) -> None:
+    """Teach an assistant what the histories of finished RUNs show.
+
+    The adapter goes into `assistant.adapter` of the next configuration. No row is read: a run's history
+    holds prefixes, label texts and their gains.
+    """
+    from gpta_local.cli import console
+    from gpta_local.config import sections
+    from gpta_local.dialogue_gradient import tune
+    from gpta_local.dialogue_gradient.train import number_of_steps
+    from gpta_local.system.models import assistant_folder
+
+    settings = sections.dialogue_gradient(overrides)
+    dialogues = tune.dialogues_of(runs, settings, shown=history_shown, seed=seed)
+    with console.TerminalObserver(0) as observer:
+        observer.stage("teaching the assistant", number_of_steps(settings, len(dialogues)))
+        folder = assistant_folder(model)
+        step = tune.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
+        observer.taught(step, "")
+    click.echo(f"{output}: set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG")
+
+
+@assistant.command()
+@click.argument("configs", metavar="CONFIG...", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--adapter", "adapters", multiple=True, type=PATH, help="An adapter to compare with the base; may be repeated."
+)
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of all configurations.")
+@click.option(
+    "--samples",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Seeds, from the configuration's on: other shots, other history.",
+)
+@click.option(
+    "--proposals", default=64, show_default=True, type=click.IntRange(1), help="Of each assistant, for each sample."
+)
+@click.option(
+    "--first-proposals",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1),
+    help="From which the shown history is made.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    configs: tuple[Path, ...],
+    adapters: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    samples: int,
+    proposals: int,
+    first_proposals: int,
+    as_json: bool,
+) -> None:
+    """Measure the proposals of an assistant on the data of CONFIGs.
+
+    The hit rate is the share of proposals that are new and gain more than the best prefix shown. All
+    assistants are shown the same history and scored on the same training rows.
+    """
+    import json
+
+    from gpta_local.assistant import open_assistant
+    from gpta_local.cli import console
+    from gpta_local.config.sections import load
+    from gpta_local.dialogue_gradient import evaluate
+    from gpta_local.system.network import GUARD
+
+    results = []
+    with console.TerminalObserver(0) as observer:
+        for path in configs:
+            settings = load(path, overrides)
+            GUARD.allow(settings.privacy.allow_hosts)
+            with closing(open_assistant(settings.assistant)) as assistant:
+                observer.note(f"assistant: {assistant.check()}")
+                for seed in range(settings.seed, settings.seed + samples):
+                    observer.stage(f"{settings.card.name}, seed {seed}", 1)
+                    sample = settings.model_copy(update={"seed": seed})
+                    results += evaluate.measure(
+                        sample, assistant, adapters, proposals=proposals, first_proposals=first_proposals
+                    )
+                    observer.advance()
+    if as_json:
+        click.echo(json.dumps(evaluate.as_records(results), indent=2, ensure_ascii=False))
+    else:
+        console.show_proposals(results, [str(adapter) for adapter in adapters])

@@ -1,0 +1,262 @@
+"""What the user sees. Knows the terminal; prints no row of the data.
+
+On a terminal: progress bars with the time left, tables, colour. Elsewhere: plain lines, one for
+each stage, and one every half minute while a stage goes on. The result goes to standard output,
+everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from gpta_local.run.summary import Selection, verdict
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
+
+if TYPE_CHECKING:
+    from gpta_local.dialogue_gradient.evaluate import ProposalQuality
+    from gpta_local.doctor.checks import Finding
+
+HEARTBEAT_SECONDS = 30.0
+SHOWN = 5
+"""Prefixes of a round in its table; all of them with --verbose."""
+SHOWN_TEXTS = 3
+"""Phrases for a label."""
+
+
+class Console(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program here, with a status of its own."""
+        raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
+
+
+class TerminalObserver:
+    """Shows a run (`observer.Observer`) on a terminal or as plain lines.
+
+    Args:
+        rounds: rounds of the run, for "round 2 of 4".
+        verbose: show all prefixes of a round and all sets of label texts.
+        quiet: show warnings and the result only.
+    """
+
+    def __init__(self, rounds: int, *, verbose: bool = False, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._rounds, self._verbose = rounds, verbose
+        self._stage = ("", 0, 0, 0.0)  # title, steps, done, start
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._said = 0.0  # when a line last told of the stage
+        self._ended = threading.Event()
+
+    def __enter__(self) -> TerminalObserver:
+        self._progress.start()
+        if not self.console.is_terminal:
+            threading.Thread(target=self._tell_what_is_waited_for, name="heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._progress.stop()
+
+    def stage(self, title: str, steps: int) -> None:
+        self._said = time.monotonic()
+        self._stage = (title, steps, 0, self._said)
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(escape(title), total=steps)
+
+    def advance(self) -> None:
+        title, steps, done, start = self._stage
+        self._stage = (title, steps, done + 1, start)
+        if self._task is not None:
+            self._progress.advance(self._task)
+        if done + 1 == steps and not self.console.is_terminal:
+            self._print(f"{title}: done in {time.monotonic() - start:.1f} s")
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._warnings.print(f"[yellow]warning:[/yellow] {escape(text)}")
+
+    def label_texts(self, chosen: Sequence[Mapping[str, str]], joined: int, usable: int, asked: int) -> None:
+        if not asked:
+            return
+        if not usable:
+            self.warn(f"none of {asked} replies had usable label texts; the head starts from the card's own")
+            return
+        kept = f"the best {joined} join" if joined else "none is clearly better than"
+        self._print(
+            f"label texts: {asked} replies; of {usable} usable sets {kept} the card's own. The head starts from"
+        )
+        shown = chosen if self._verbose else chosen[:SHOWN_TEXTS]
+        self.console.print(_grid([(name, " · ".join(texts[name] for texts in shown)) for name in chosen[0]]))
+
+    def round(self, entry: Round) -> None:
+        scored = [s for s in entry.scored if s.text]
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(entry.proposals.items())) or "none"
+        self._print(
+            f"round {entry.number} of {self._rounds}: proposals {counts}; {len(scored)} scored, {entry.seconds:.1f} s"
+        )
+        if not scored:
+            self.warn(f"round {entry.number} brought no new prefix")
+        if scored:
+            shown = scored if self._verbose else scored[:SHOWN]
+            self.console.print(_gains([(s, s.text) for s in shown], entry.chosen))
+        if entry.training_loss is not None:
+            self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
+
+    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
+        self._print(
+            f"adapter {after.adapter} {verdict}: {_figures(after)}, "
+            f"against {_figures(before)} of {f'adapter {before.adapter}' if before.adapter else 'the base model'}"
+        )
+
+    def taught(self, step: DialogueGradientStep, refused: str) -> None:
+        self._print(
+            f"dialogue gradient ({step.method}): {step.dialogues} dialogues, {len(step.losses)} steps, "
+            f"loss {step.losses[0]:.3f} → {step.losses[-1]:.3f}, {step.seconds:.1f} s; adapter {step.adapter}"
+        )
+        if refused:
+            self.warn(f"adapter {step.adapter} is saved but does not answer: {refused}")
+
+    def selection(self, selection: Selection) -> None:
+        self._print(f"choice of the prefix, on {selection.rows} rows:")
+        named = zip(selection.gains, selection.names, strict=True)
+        self.console.print(_gains(named, selection.gains[selection.chosen]))
+
+    def _tell_what_is_waited_for(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS / 10):
+            title, steps, done, start = self._stage
+            now = time.monotonic()
+            if done < steps and now - self._said >= HEARTBEAT_SECONDS:
+                self._said = now
+                self._print(f"{title}: {done} of {steps} after {now - start:.0f} s")
+
+    def _print(self, text: str) -> None:
+        self.console.print(escape(text))
+
+
+def show_result(result: Mapping[str, Any], folder: str) -> None:
+    """The verdict and the table of arms, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if result["arms"]:
+        names = {
+            "gpta": "GPTA, with its prefix" if result["prefix"] else "GPTA, no prefix in front",
+            "no_prefix": "same training without prefixes",
+            "plain": "plain fine-tuning",
+        }
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        table.add_column(f"{result['evaluated_on']} rows", no_wrap=True)
+        for title in ("accuracy", "95 % interval", "macro-F1"):
+            table.add_column(title, justify="right", no_wrap=True)
+        if result.get("product_is_plain"):
+            names |= {"gpta": "plain fine-tuning", "no_prefix": "training from the label texts"}
+        for name, figures in result["arms"].items():
+            if name != "gpta" and name not in result["differences"]:
+                continue  # it is the product itself
+            low, high = figures["interval"]
+            table.add_row(
+                names[name], f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}"
+            )
+        console.print(table)
+        console.print()
+    for line in verdict(result):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
+    console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
+    console.print(f"audit head: {result['audit_head']}", style="dim")
+
+
+def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:
+    """A row for each sample and assistant, then what each adapter changes on average."""
+    from gpta_local.dialogue_gradient.evaluate import BASE, compare
+
+    console = Console(highlight=False, soft_wrap=True)
+    names = {BASE: BASE, **{adapter: f"adapter {number}" for number, adapter in enumerate(adapters, start=1)}}
+    titles = ("hit rate", "new", "on topic", "mean gain", "best gain", "best shown")
+    width = max(len("data"), *(len(r.card) for r in results))
+    console.print(f"{'data':<{width}}  seed  assistant  " + "  ".join(titles))
+    for r in results:
+        values = (r.hit_rate, r.fresh, r.on_topic, r.mean_gain, r.best_gain, r.best_shown)
+        signs = ("", "", "", "+", "+", "+")
+        figures = "  ".join(f"{v:{sign}{len(t)}.3f}" for v, sign, t in zip(values, signs, titles, strict=True))
+        console.print(escape(f"{r.card:<{width}}  {r.seed:>4}  {names[r.assistant]:<9}  {figures}"))
+    for adapter in adapters:
+        interval, samples = compare(results, adapter), sum(r.assistant == adapter for r in results)
+        spread = f"95 % interval over samples {interval.low:+.3f} to {interval.high:+.3f}"
+        console.print(
+            f"[bold]{names[adapter]}: hit rate {interval.value:+.3f} against the base[/bold] "
+            f"({spread if samples > 1 else 'one sample: no interval'}); {escape(adapter)}"
+        )
+
+
+def show_checks(findings: Sequence[Finding]) -> None:
+    """A line for each finding, what to do below it, and how many there are of each grade."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("check", "grade"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("finding, and → what to do", overflow="fold")
+    colours = {"ok": "green", "warning": "yellow", "error": "bold red"}
+    before = ""
+    for f in findings:
+        text = escape(f.finding) + (f"\n→ {escape(f.fix)}" if f.fix else "")
+        table.add_row("" if f.check == before else f.check, f"[{colours[f.grade]}]{f.grade}[/]", text)
+        before = f.check
+    console.print(table)
+    counts = Counter[str](f.grade for f in findings)
+    errors, warnings = (f"{counts[g]} {g}" + "s" * (counts[g] != 1) for g in ("error", "warning"))
+    console.print(f"\n{errors}, {warnings}, {counts['ok']} ok")
+
+
+def _figures(figures: ProposalFigures) -> str:
+    gain = "" if figures.mean_gain is None else f", mean gain {figures.mean_gain:+.3f}"
+    return f"{figures.hits} hits among {figures.fresh} new of {figures.asked} proposals{gain}"
+
+
+def _gains(named: Iterable[tuple[ScoredPrefix, str]], chosen: ScoredPrefix) -> str:
+    """A line for each; long names are not cut."""
+    lines = []
+    for s, name in named:
+        error = f" ± {s.standard_error:.3f}" if s.standard_error else " " * 8
+        line = escape(f"  {s.gain:+.3f}{error}  {name}")
+        lines.append(f"[green]{line}  ← chosen[/green]" if s is chosen else line)
+    return "\n".join(lines)
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(escape(f"  {name:<{width}}  {text}") for name, text in rows)
+
+
+def _name(prefix: str) -> str:
+    return prefix or "(no prefix)"

@@ -1,0 +1,39 @@
+"""The command `gpta-local doctor`. Like `cli`: arguments and exit codes, nothing heavy at the top."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the configuration; may be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check this machine, and whether CONFIG will run on it; change nothing.
+
+    Looks at versions, devices, disk, model folders, the endpoint and what it leaves open, data and file
+    modes. Without CONFIG, at the machine only. Exit code 1 if there is an error; warnings do not count.
+    """
+    if overrides and config is None:
+        raise click.UsageError("--set changes a configuration: give CONFIG too.")
+    from gpta_local.doctor import checks as checks
+
+    findings = checks.examine(config, overrides)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        report = {"versions": checks.versions(), "checks": [asdict(finding) for finding in findings]}
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        from gpta_local.cli import console
+
+        console.show_checks(findings)
+    if any(finding.grade == "error" for finding in findings):
+        sys.exit(1)

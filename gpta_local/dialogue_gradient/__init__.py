@@ -1,0 +1,1 @@
+"""The assistant is fine-tuned on what its own proposals gained."""

@@ -1,0 +1,108 @@
+"""History → dialogues: what the assistant is taught.
+
+Knows the card, prefixes, label texts and gains, and how requests are worded. Does not know rows,
+models or files. The same history and seed give the same dialogues.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpta_local.assistant.prompts import label_texts_request, prefix_request, write_label_texts
+from gpta_local.knowledge.prefixes import shown_history
+from gpta_local.schema import DatasetCard, Request, ScoredLabelTexts, ScoredPrefix
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A request and the reply that is taught.
+
+    `weight`: how much the reply counts; 1 on average over dialogues of a kind. `worse`: a reply to the
+    same request that did worse.
+    """
+
+    request: Request
+    reply: str
+    weight: float
+    worse: str
+
+
+def build_dialogues(
+    card: DatasetCard,
+    groups: Sequence[Sequence[ScoredPrefix]],
+    label_texts: Sequence[ScoredLabelTexts],
+    *,
+    winners: float,
+    per_winner: int,
+    shown: int,
+    seed: int,
+) -> list[Dialogue]:
+    """All that the history of one run teaches.
+
+    Args:
+        groups: scored prefixes; within a group gains compare (the same θ and rows).
+        winners: the share of the best that is taught.
+        per_winner: dialogues for each winner, which differ in the history that they show.
+        shown: most entries of a history.
+    """
+    dialogues = label_text_dialogues(card, label_texts, winners=winners, per_winner=per_winner)
+    for number, group in enumerate(groups):
+        dialogues += prefix_dialogues(
+            card, group, winners=winners, per_winner=per_winner, shown=shown, seed=f"{seed} {number}"
+        )
+    return dialogues
+
+
+def prefix_dialogues(
+    card: DatasetCard, group: Sequence[ScoredPrefix], *, winners: float, per_winner: int, shown: int, seed: str
+) -> list[Dialogue]:
+    """Dialogues {card, entries with a lower gain} → winner, for each winner `per_winner` of them, which
+    differ in the entries that are shown. A winner's advantage is its gain less that of the best prefix
+    that is not taught.
+
+    Args:
+        group: scored prefixes whose gains compare (the same θ and rows).
+        winners: the share of the best that is taught, at least one.
+        shown: most entries of a request.
+    """
+    ranked = sorted((scored for scored in group if scored.text), key=lambda scored: (scored.gain, scored.text))
+    first = len(ranked) - max(1, round(winners * len(ranked)))
+    if first < 1:
+        return []
+    dialogues, advantages = [], []
+    for winner in [scored for scored in ranked[first:] if scored.gain > ranked[first - 1].gain]:
+        lower = [scored for scored in ranked if scored.gain < winner.gain]
+        for number in range(per_winner):
+            rng = random.Random(f"dialogue {seed} {winner.text} {number}")
+            size = min(shown, len(lower) - 1) if number == 0 else rng.randint(0, min(shown, len(lower) - 1))
+            entries = shown_history(lower, size, f"{seed} {winner.text} {number}")
+            worse = rng.choice([scored for scored in lower if scored not in entries])
+            dialogues.append(Dialogue(prefix_request(card, entries), winner.text, 1.0, worse.text))
+            advantages.append(winner.gain - ranked[first - 1].gain)
+    return _weighted(dialogues, advantages)
+
+
+def label_text_dialogues(
+    card: DatasetCard, sets: Sequence[ScoredLabelTexts], *, winners: float, per_winner: int
+) -> list[Dialogue]:
+    """Dialogues {card} → label texts, for the sets that start the head best. Their advantage is the loss
+    of the best set that is not taught less their own."""
+    ranked = sorted(sets, key=lambda scored: (-scored.loss, write_label_texts(scored.texts)))
+    first = len(ranked) - max(1, round(winners * len(ranked)))
+    if first < 1:
+        return []
+    dialogues, advantages = [], []
+    for winner in [scored for scored in ranked[first:] if scored.loss < ranked[first - 1].loss]:
+        for loser in ranked[:first][:per_winner]:
+            reply, worse = write_label_texts(winner.texts), write_label_texts(loser.texts)
+            dialogues.append(Dialogue(label_texts_request(card), reply, 1.0, worse))
+            advantages.append(ranked[first - 1].loss - winner.loss)
+    return _weighted(dialogues, advantages)
+
+
+def _weighted(dialogues: Sequence[Dialogue], advantages: Sequence[float]) -> list[Dialogue]:
+    """The dialogues with their advantages as weights, which are 1 on average."""
+    mean = sum(advantages) / max(1, len(advantages))
+    return [replace(d, weight=advantage / mean) for d, advantage in zip(dialogues, advantages, strict=True)]

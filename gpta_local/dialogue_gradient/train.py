@@ -1,0 +1,388 @@
+"""Dialogues → one fine-tuning of the assistant → a LoRA adapter in a folder of its own.
+
+Knows TRL, peft and how each method reads a dialogue. Does not know where dialogues come from, who
+serves the adapter, nor whether it is any good: the guard is `tuner`'s.
+
+The base model is never changed: an adapter is put on it, trained, written and taken off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpta_local.assistant.local import chat
+from gpta_local.config.sections import DialogueGradientConfig
+from gpta_local.dialogue_gradient.dialogues import Dialogue
+from gpta_local.errors import GptaError, ModelError, TrainingError
+from gpta_local.schema import DialogueGradientStep
+from gpta_local.system.files import flush_all, write_manifest
+from gpta_local.system.models import multiplies_in_bf16
+
+REPLY_TOKENS = 48
+"""Room of a completion that `grpo` samples."""
+
+DIALOGUES = "dialogues.jsonl"
+RECORD = "step.json"
+
+PASSES = 3
+"""Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
+
+Reward = Callable[[list[str]], list[float]]
+"""Completions → their rewards: the gain, in nats, of the prefix that each proposes."""
+
+
+def train_adapter(
+    model: Any,
+    tokenizer: Any,
+    dialogues: Sequence[Dialogue],
+    config: DialogueGradientConfig,
+    folder: Path,
+    *,
+    seed: int,
+    start: Path | None = None,
+    reward: Reward | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> DialogueGradientStep:
+    """Train a new adapter on the base `model` and write it to `folder`, which must not exist.
+
+    The folder also gets `dialogues.jsonl`, what was taught, `step.json`, how, and `SHA256SUMS`, which
+    lists all but the dialogues: they may be purged. Global random generators are left as they were.
+
+    Args:
+        model: a causal LM of transformers without adapters; its weights are not changed.
+        start: an adapter to go on from; None starts a new one of `config.rank`.
+        reward: for `grpo`, which samples replies of its own.
+
+    Raises:
+        FileExistsError: `folder` is there.
+        ModelError: no dialogue fits into the model's context.
+        TrainingError: a loss is not a number, nothing of a reply is left to learn from, or a library
+            failed; nothing is written.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already")
+    started = time.monotonic()
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=2 * config.rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    dialogues = _fitting(dialogues, model, tokenizer, config.method)
+    with _own_random_state(seed), _quiet(), tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
+        adapted = PeftModel.from_pretrained(model, start, is_trainable=True) if start else get_peft_model(model, lora)
+        try:
+            trainer = _trainer(adapted, tokenizer, dialogues, config, scratch, seed, reward)
+            trainer.add_callback(_steps_callback(on_step))
+            trainer.train()
+            losses = tuple(float(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+            learnt = [weights for weights in adapted.parameters() if weights.requires_grad]
+            if not all(map(math.isfinite, losses)) or not all(bool(weights.isfinite().all()) for weights in learnt):
+                raise TrainingError(
+                    "a loss of the dialogue gradient is not a number", fix="Lower dialogue_gradient.learning_rate"
+                )
+            made = Path(scratch, folder.name)
+            adapted.save_pretrained(str(made), selected_adapters=["default"])
+        except (GptaError, OSError):
+            raise
+        except Exception as exc:  # the libraries raise many kinds, for want of memory among others
+            words = (str(exc).splitlines() or [""])[0][:200]
+            raise TrainingError(
+                f"the dialogue gradient failed ({type(exc).__name__}: {words})",
+                fix="If memory ran out, lower dialogue_gradient.batch_size",
+            ) from exc
+        finally:
+            adapted.unload()
+            model.__dict__.pop("forward", None)  # TRL's patch
+            model.eval()
+        seconds = time.monotonic() - started
+        (made / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        _sort_lists(made / "adapter_config.json")
+        _write_record(made, len(dialogues), config, seed, losses, seconds)
+        write_manifest(made)
+        _write_dialogues(made, dialogues)
+        flush_all(made)
+        made.replace(folder)  # a folder under its name is whole
+    return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
+
+
+def number_of_steps(config: DialogueGradientConfig, dialogues: int) -> int:
+    """Optimiser steps on so many dialogues."""
+    return config.steps or math.ceil(PASSES * dialogues / config.batch_size)
+
+
+def taught_replies(adapter: Path) -> list[str]:
+    """What an adapter was taught to say; nothing is known of one that was trained elsewhere."""
+    path = adapter / DIALOGUES
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line)["reply"] for line in file]
+
+
+def sampling_temperature(adapter: Path | None) -> float:
+    """The factor on the assistant's temperature at which an adapter is to be sampled; 1 for the base
+    model and for adapters that were trained elsewhere."""
+    path = adapter / RECORD if adapter else None
+    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path and path.is_file() else 1.0
+
+
+def _trainer(
+    model: Any,
+    tokenizer: Any,
+    dialogues: Sequence[Dialogue],
+    config: DialogueGradientConfig,
+    scratch: str,
+    seed: int,
+    reward: Reward | None,
+) -> Any:
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    trl: Any = importlib.import_module("trl")  # its lazy exports are hidden from type checkers
+    on_cpu = model.device.type == "cpu"
+    steps = number_of_steps(config, len(dialogues))
+    common: dict[str, Any] = {
+        "output_dir": scratch,
+        "use_cpu": on_cpu,
+        "bf16": multiplies_in_bf16("auto", model.device),
+        "gradient_checkpointing": not on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": steps // 10,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+    rows = [_row(dialogue, config.method, tokenizer) for dialogue in dialogues]
+    if config.method == "kto":
+        rows = [row for pair in rows for row in _kto_rows(pair)]
+    data = Dataset.from_list(rows)
+    given: dict[str, Any] = {"model": model, "train_dataset": data, "processing_class": tokenizer}
+    match config.method:
+        case "sft" | "weighted-sft":
+            kind = _weighted(trl.SFTTrainer)
+            args = trl.SFTConfig(**common, max_length=None, remove_unused_columns=False)
+            trainer = kind(**given, args=args)
+            trainer.train_dataset = _with_a_reply(trainer.train_dataset)
+        case "dpo":
+            trainer = trl.DPOTrainer(**given, args=trl.DPOConfig(**common, max_length=None, beta=config.beta))
+        case "kto":
+            trainer = trl.KTOTrainer(**given, args=trl.KTOConfig(**common, max_length=None, beta=config.beta))
+        case "grpo":
+            assert reward is not None
+            args = trl.GRPOConfig(
+                **common,
+                num_generations=config.batch_size,
+                max_completion_length=REPLY_TOKENS,
+            )
+            trainer = trl.GRPOTrainer(**given, args=args, reward_funcs=_as_reward_function(reward))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _with_a_reply(data: Any) -> Any:
+    """The rows with a token to learn from: a batch without any would have no loss."""
+    kept = [number for number, labels in enumerate(data["labels"]) if max(labels) >= 0]
+    if not kept:
+        raise TrainingError(
+            "the chat template leaves nothing of a reply to learn from", fix="Leave out the section dialogue_gradient"
+        )
+    return data.select(kept)
+
+
+def _weighted(base: Any) -> Any:
+    class WeightedSFTTrainer(base):  # type: ignore[misc]  # trl has no types here
+        """Σ_j w_j · (−log P(reply_j | request_j)), over the number of reply tokens of the batch.
+
+        Conversations are padded on the left, so that all replies end together and logits are computed
+        for the replies alone: a third of the time, and a small part of the memory.
+        """
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            padding = self.processing_class.pad_token_id
+
+            def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+                ids = _padded([example["input_ids"] for example in examples], padding)  # (b, t)
+                mask = _padded([[1] * len(example["input_ids"]) for example in examples], 0)
+                labels = _padded([example["labels"] for example in examples], -100)
+                weights = torch.tensor([example["weight"] for example in examples])  # (b,)
+                return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": weights}
+
+            self.data_collator = collate
+
+        def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+            labels, mask = inputs["labels"], inputs["attention_mask"]
+            longest = int((labels != -100).sum(1).max())
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                logits_to_keep=longest + 1,
+                use_cache=False,
+            ).logits[:, :-1]  # (b, longest, v)
+            targets = labels[:, -longest:]
+            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+            loss: Tensor = (inputs["weight"][:, None] * losses).sum() / (targets != -100).sum()
+            return loss
+
+    return WeightedSFTTrainer
+
+
+def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
+    """Rows of tokens (b, t), filled up on the left."""
+    longest = max(map(len, rows))
+    return torch.tensor([[value] * (longest - len(row)) + row for row in rows])
+
+
+def _row(dialogue: Dialogue, method: str, tokenizer: Any) -> dict[str, Any]:
+    """A dialogue as TRL wants it for a method."""
+    prompt = chat(tokenizer, dialogue.request, "dialogue_gradient")
+    if method == "grpo":
+        return {"prompt": prompt}
+    reply, worse = ([{"role": "assistant", "content": text}] for text in (dialogue.reply, dialogue.worse))
+    if method in ("dpo", "kto"):
+        return {"prompt": prompt, "chosen": reply, "rejected": worse}
+    return {"prompt": prompt, "completion": reply, "weight": 1.0 if method == "sft" else dialogue.weight}
+
+
+def _kto_rows(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True},
+        {"prompt": pair["prompt"], "completion": pair["rejected"], "label": False},
+    ]
+
+
+def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any, method: str) -> list[Dialogue]:
+    """Those that fit into the model's context."""
+    room = getattr(model.config, "max_position_embeddings", None) or 10**9
+    free = room - REPLY_TOKENS if method == "grpo" else room
+    fitting = [dialogue for dialogue in dialogues if _length(tokenizer, _row(dialogue, method, tokenizer)) <= free]
+    if not fitting:
+        raise ModelError(
+            f"no dialogue fits into the context of {room} tokens",
+            where="dialogue_gradient",
+            fix="Shorten card.description, or lower search.history_shown",
+        )
+    return fitting
+
+
+def _length(tokenizer: Any, row: dict[str, Any]) -> int:
+    """Tokens of the longest conversation of a row."""
+    ends = [row[name] for name in ("completion", "chosen", "rejected") if name in row] or [[]]
+    texts = [tokenizer.apply_chat_template(row["prompt"] + end, tokenize=False) for end in ends]
+    return max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+
+
+def _as_reward_function(reward: Reward) -> Callable[..., list[float]]:
+    def gain(completions: list[Any], **_: Any) -> list[float]:
+        return reward([completion[0]["content"] for completion in completions])
+
+    return gain
+
+
+def _steps_callback(on_step: Callable[[], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            on_step()
+
+    return Steps()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _sort_lists(path: Path) -> None:
+    """The same configuration in the same bytes: peft writes a set in the order of its hashes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    ordered = {key: sorted(value) if key == "target_modules" else value for key, value in config.items()}
+    path.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_record(
+    folder: Path,
+    dialogues: int,
+    config: DialogueGradientConfig,
+    seed: int,
+    losses: Sequence[float],
+    seconds: float,
+) -> None:
+    record = {
+        **config.model_dump(mode="json"),
+        "optimiser": "AdamW, linear decay",
+        "seed": seed,
+        "dialogues": dialogues,
+        "losses": [round(loss, 5) for loss in losses],
+        "seconds": round(seconds, 2),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_dialogues(folder: Path, dialogues: Sequence[Dialogue]) -> None:
+    with (folder / DIALOGUES).open("w", encoding="utf-8") as file:
+        for dialogue in dialogues:
+            row = {
+                "messages": [asdict(message) for message in dialogue.request.messages],
+                "reply": dialogue.reply,
+                "weight": round(dialogue.weight, 4),
+                "worse": dialogue.worse,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    """Trainers seed every global generator; here they do so without a trace."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and notes of the libraries, and with `os.environ` as it was: TRL sets a
+    variable that would silence a vLLM server started later."""
+    import datasets
+
+    before = dict(os.environ)
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,93 @@
+"""The histories of finished runs → one adapter for the assistant of the next (`assistant tune`).
+
+Knows run directories. Reads no rows: a history holds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpta_local.assistant.local import load_model
+from gpta_local.config.sections import DialogueGradientConfig, LeakScanConfig
+from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
+from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
+from gpta_local.dialogue_gradient.train import train_adapter
+from gpta_local.errors import InputError, OutputError, PrivacyError
+from gpta_local.privacy.leak_scan import LeakScan
+from gpta_local.record.history import open_with_texts
+from gpta_local.schema import DialogueGradientStep
+from gpta_local.system.files import owner_only
+
+
+def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown: int, seed: int) -> list[Dialogue]:
+    """What the histories of the runs teach; each run counts alike.
+
+    Raises:
+        InputError: a folder is no run, is of a version that kept no card, or teaches nothing; or the method needs rows.
+        PrivacyError: personal data are in a history. Words of rows are looked for while a run goes on:
+            here the rows are not known.
+    """
+    if config.method == "grpo":
+        what = "grpo samples prefixes of its own and scores them on rows; histories hold none"
+        raise InputError(what, where="--set method", fix="Use another method")
+    dialogues = []
+    leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
+    for run in runs:
+        history = open_with_texts(run / "history.sqlite")
+        about = history.run()
+        if about is None:
+            raise InputError(
+                "the history does not say which data it is about: it was made by an earlier version",
+                where=str(run),
+                fix="Run it again with this version",
+            )
+        card, regime = about
+        of_run = build_dialogues(
+            card,
+            history.comparable_groups(regime),
+            history.label_text_scores(),
+            winners=config.winners,
+            per_winner=config.dialogues_per_winner,
+            shown=shown,
+            seed=seed,
+        )
+        history.close()
+        for dialogue in of_run:
+            try:
+                leak_scan.check_dialogue(dialogue)
+            except PrivacyError as exc:
+                raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
+        if not of_run:
+            raise InputError("no prefix gained more than another: nothing can be learnt from this run", where=str(run))
+        dialogues.append(of_run)
+    mean = sum(map(len, dialogues)) / len(dialogues)
+    return [replace(d, weight=d.weight * mean / len(of_run)) for of_run in dialogues for d in of_run]
+
+
+@owner_only()
+def tune(
+    base: Path,
+    dialogues: Sequence[Dialogue],
+    output: Path,
+    config: DialogueGradientConfig,
+    *,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> DialogueGradientStep:
+    """Train an adapter for the model in the folder `base`, and plot its losses beside it.
+
+    Raises:
+        OutputError: `output` exists or cannot be made.
+    """
+    if output.exists():
+        raise OutputError("exists already", where=str(output), fix="Give a folder that does not exist")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"cannot be made ({exc.strerror})", where=str(output)) from exc
+    model, tokenizer = load_model(base, config.device, "dialogue_gradient")
+    step = train_adapter(model, tokenizer, dialogues, config, output, seed=seed, on_step=on_step)
+    plot_dialogue_gradient([], [step], output)
+    return step

@@ -1,0 +1,1 @@
+"""What would fail, and what others can read or reach, before a run begins."""

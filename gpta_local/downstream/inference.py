@@ -1,0 +1,125 @@
+"""`predict` and `evaluate`: a product and a data file → labels or figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from gpta_local.data.readers import read_records
+from gpta_local.downstream.product import Product, open_product
+from gpta_local.errors import DataError, InputError, OutputError
+from gpta_local.metrics import macro_f1, wilson_interval
+from gpta_local.system.files import owner_only
+
+
+def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
+    """The product, and the texts of each row of the data."""
+    from gpta_local.tasks.classification import read_texts
+
+    product = open_product(run)
+    columns = _columns(product)
+    return product, [read_texts(record, columns) for record in read_records(str(data))]
+
+
+def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """A JSON line for each row: its label and the probability of each label."""
+    for logits in product.logits(rows):
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        for row in shifted / shifted.sum(axis=1, keepdims=True):
+            by_label = {name: round(float(p), 6) for name, p in zip(product.labels, row, strict=True)}
+            yield json.dumps(
+                {"label": product.labels[int(row.argmax())], "probabilities": by_label}, ensure_ascii=False
+            )
+
+
+def write_lines(lines: Iterable[str], output: Path | None) -> None:
+    """To standard output or a device, or to a file of its owner's alone that is there only when it is whole."""
+    if output is None:
+        for line in lines:
+            click.echo(line)
+        return
+    if output.is_dir():
+        raise OutputError("a directory is there", where=str(output), fix="Name a file")
+    if output.exists() and not output.is_file():  # /dev/null: another file must not take its place
+        with output.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+        return
+    partial = output.with_name(output.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)  # an existing file would keep its mode
+        with owner_only(), partial.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+        partial.replace(output)
+    except BaseException as exc:
+        partial.unlink(missing_ok=True)
+        if not isinstance(exc, OSError):
+            raise
+        raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(output)) from exc
+
+
+def evaluate(run: Path, data: Path | None, *, as_json: bool) -> str:
+    """Accuracy with its interval, macro-F1 and the figures of each label, as a table or JSON."""
+    from gpta_local.tasks.classification import check_columns, read_examples
+
+    product = open_product(run)
+    records = read_records(str(data or _test_of(run)))
+    label = product.record["columns"]["label"]
+    check_columns(records[0], [*_columns(product), label])
+    examples = read_examples(records, _columns(product), label, product.labels)
+    logits = np.concatenate(list(product.logits([example.texts for example in examples])))
+    predicted, targets = logits.argmax(axis=1), np.array([example.label for example in examples])
+    interval = wilson_interval(float((predicted == targets).sum()), len(targets))
+    figures: dict[str, Any] = {
+        "rows": len(targets),
+        "accuracy": interval.value,
+        "interval": [interval.low, interval.high],
+        "macro_f1": macro_f1(predicted.tolist(), targets.tolist(), len(product.labels)),
+        "labels": {},
+    }
+    for number, name in enumerate(product.labels):
+        hits = int(((predicted == number) & (targets == number)).sum())
+        figures["labels"][name] = {
+            "rows": int((targets == number).sum()),
+            "precision": hits / max(1, int((predicted == number).sum())),
+            "recall": hits / max(1, int((targets == number).sum())),
+        }
+    if as_json:
+        return json.dumps(figures, indent=2, ensure_ascii=False)
+    width = max(map(len, product.labels))
+    lines = [
+        f"{figures['rows']} rows: accuracy {interval.value:.3f}, macro-F1 {figures['macro_f1']:.3f}"
+        f" (95 % interval of the accuracy {interval.low:.3f} – {interval.high:.3f})",
+        f"{'label':<{width}}  rows  precision  recall",
+    ]
+    for name, row in figures["labels"].items():
+        lines.append(f"{name:<{width}}  {row['rows']:4d}  {row['precision']:9.3f}  {row['recall']:6.3f}")
+    return "\n".join(lines)
+
+
+def _columns(product: Product) -> list[str]:
+    columns = product.record["columns"]
+    return [columns["text"]] if columns["text_pair"] is None else [columns["text"], columns["text_pair"]]
+
+
+def _test_of(run: Path) -> str:
+    from gpta_local.config.sections import load
+
+    if not (run / "config.yaml").is_file():
+        raise InputError(
+            "this folder has no configuration that names test rows",
+            where=str(run),
+            fix="Give a data file: gpta-local evaluate RUN DATA",
+        )
+    test = load(run / "config.yaml").data.test
+    if test is None:
+        raise DataError(
+            "the run's configuration names no test rows",
+            where=str(run / "config.yaml"),
+            fix="Give a data file: gpta-local evaluate RUN DATA",
+        )
+    return test

@@ -1,0 +1,221 @@
+"""The product on disk: a folder that stock libraries load, the prefix inside its tokenizer.
+
+Writes it whole or not at all, and reads it back for `predict` and `evaluate` with nothing but the
+stock libraries, so that what users get elsewhere is what these commands show.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local import __version__
+from gpta_local.config.sections import DataConfig
+from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
+from gpta_local.errors import InputError, ModelError, OutputError, first_line
+from gpta_local.record.folder import BEFORE_A_RUN
+from gpta_local.system.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
+from gpta_local.system.models import quiet_transformers
+from gpta_local.tasks.base import Task
+
+RECORD = "gpta.json"
+"""What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
+HISTORY_ROOM = 2**25
+"""Bytes kept free for history, metrics and summary."""
+PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product read back: text rows → logits (n, c)."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.record["labels"])
+
+    def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
+        """Logits (b, c) of the rows in their order, a batch at a time."""
+        quiet_transformers()
+        rows = [row[0] if len(row) == 1 else row for row in texts]
+        if self.record["library"] == "sentence-transformers":
+            from sentence_transformers import SentenceTransformer
+
+            with _loading(self.folder):
+                sentence_model = SentenceTransformer(str(self.folder), local_files_only=True, trust_remote_code=False)
+            for start in range(0, len(rows), batch_size):
+                yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
+                    np.float64
+                )
+            return
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        with _loading(self.folder):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            ).eval()
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        for start in range(0, len(rows), batch_size):
+            columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
+            with torch.inference_mode():
+                yield (
+                    model(**tokenizer(*columns, truncation=True, padding=True, return_tensors="pt"))
+                    .logits.double()
+                    .numpy()
+                )
+
+
+def make_folder(folder: Path, product_bytes: int) -> None:
+    """Make a new directory that only its owner can read.
+
+    Args:
+        product_bytes: size of the weights that will be written at the end.
+
+    Raises:
+        OutputError: if it is there and not empty, cannot be made or written, or the disk has no
+            room for the product.
+    """
+    check_folder(folder)
+    with _writing(folder):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+        free, needed = shutil.disk_usage(folder).free, product_bytes + HISTORY_ROOM
+        if free < needed:
+            if made:
+                folder.rmdir()
+            raise OutputError(
+                f"the disk has {free // 2**20} MiB left and the run needs {needed // 2**20}",
+                where=str(folder),
+                fix="Make room, or choose another place with --output",
+            )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise what `make_folder` would, as far as can be seen without making anything."""
+    if folder.is_dir() and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
+        raise OutputError(
+            "there is something in this directory already",
+            where=str(folder),
+            fix="Choose another, or remove it",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place")
+    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place")
+
+
+def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
+    """Write the product folder: first beside it, then moved into place.
+
+    Raises:
+        ModelError: if the saved tokenizer does not put the prefix in as training did.
+        OSError, SafetensorError: it cannot be written.
+    """
+    with whole_or_nothing(folder) as partial:
+        _write(partial, model, prefix, task, columns)
+
+
+def _write(partial: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
+    model.save(partial, prefix, task.label_names)
+    (partial / "prefix.txt").write_text(prefix + "\n", encoding="utf-8")
+    record = {
+        "gpta_local": __version__,
+        "task": task.name,
+        "labels": task.label_names,
+        "prefix": prefix,
+        "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
+        "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
+    }
+    (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
+    write_manifest(partial)
+
+
+def open_product(run_or_folder: Path) -> Product:
+    """The product of a run, or an exported folder.
+
+    Raises:
+        InputError: if there is none.
+        ModelError: it holds files that can run code, or one that its `SHA256SUMS` does not list so.
+    """
+    for folder in (run_or_folder / "model", run_or_folder):
+        if (folder / RECORD).is_file():
+            if foreign := find_pickles(folder):
+                raise ModelError(
+                    f"{foreign[0].name!r} is of a format that can run code and is not read",
+                    where=str(folder),
+                    fix="Only safetensors weights are read; export the model again",
+                )
+            verify_manifest(folder)
+            try:
+                record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as exc:
+                raise InputError("broken record", where=str(folder / RECORD)) from exc
+            if not isinstance(record, dict) or not {"labels", "prefix", "library", "columns"} <= set(record):
+                raise InputError("broken record", where=str(folder / RECORD))
+            return Product(folder, record)
+    raise InputError(
+        "no trained model here",
+        where=str(run_or_folder),
+        fix="Give the directory of a finished run, or an exported folder",
+    )
+
+
+def copy_product(product: Product, target: Path) -> None:
+    """Copy the product to a new folder, whole or not at all, to be handed on: the umask says who may read it."""
+    check_folder(target)
+    with _writing(target), whole_or_nothing(target) as partial:
+        shutil.copytree(product.folder, partial, dirs_exist_ok=True)
+        as_umask_says(partial)
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
+        raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say clearly what the system says of a place that cannot be written."""
+    try:
+        yield
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise OutputError(
+            f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"
+        ) from exc
+
+
+def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
+    from transformers import AutoTokenizer
+
+    stock = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    rows = [(text, PROBES[0]) if pair else (text,) for text in PROBES]
+    wanted = model.tokenizer.encode(model.tokenizer.tokenise(rows), prefix)
+    for row, encoded in zip(rows, wanted, strict=True):
+        if stock(*row, truncation=True)["input_ids"] != encoded.input_ids:
+            raise ModelError(
+                "the saved tokenizer does not put the prefix in as in training",
+                where=str(folder),
+                fix="This backbone's tokenizer cannot carry a prefix",
+            )

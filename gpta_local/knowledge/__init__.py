@@ -1,0 +1,1 @@
+"""What is made of the assistant's texts: read, cleaned, scored, chosen. Knows no row: rows are numbers here."""

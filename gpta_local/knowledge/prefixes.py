@@ -1,0 +1,301 @@
+"""Propose → clean → score → choose. Knows completions, candidates and gains.
+
+Does not know rows (they are numbers here), tasks or models: it is given functions that embed a
+prefix and score it row by row.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.assistant.prompts import UnusableReply, read_label_texts, read_prefix, write_label_texts
+from gpta_local.metrics import paired_mean
+from gpta_local.record.history import Verdict
+from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
+
+Leak = Callable[[str], str]
+"""A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
+
+FIRST_HEAT = 64
+"""Scoring rows in the first heat of a race."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """New prefixes, in order of proposal, and what became of each completion."""
+
+    prefixes: list[str]
+    verdicts: list[Verdict]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(outcome for outcome, _ in self.verdicts))
+
+
+def clean(
+    completions: Sequence[Completion],
+    known: Sequence[str],
+    *,
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    tokens: Callable[[str], int],
+    max_tokens: int,
+    near_duplicate: float,
+    leak: Leak,
+) -> Candidates:
+    """Read completions and drop what cannot be used or was there before.
+
+    Args:
+        known: prefixes of earlier rounds.
+        embed: texts (n) → unit vectors (n, d).
+        tokens: length of a prefix in the backbone's tokens.
+        near_duplicate: cosine from which on a prefix counts as there before.
+        leak: what it finds something in is unusable: it would be shown in the next request.
+    """
+    fresh: list[str | None] = []
+    verdicts: list[Verdict] = []
+    seen = {_fold(prefix) for prefix in known}
+    for completion in completions:
+        try:
+            prefix = _usable(completion.text, tokens, max_tokens, leak)
+        except UnusableReply as exc:
+            fresh.append(None)
+            verdicts.append(("unusable", str(exc)))
+            continue
+        repeated = _fold(prefix) in seen
+        seen.add(_fold(prefix))
+        fresh.append(None if repeated else prefix)
+        verdicts.append(("repeated", prefix) if repeated else ("accepted", prefix))
+    new = [prefix for prefix in fresh if prefix is not None]
+    if new:
+        vectors = embed([*known, *new])
+        similar = vectors[len(known) :] @ vectors.T
+        kept = list(range(len(known)))
+        position = len(known)
+        for i, candidate in enumerate(fresh):
+            if candidate is None:
+                continue
+            if kept and similar[position - len(known), kept].max() >= near_duplicate:
+                verdicts[i] = ("repeated", candidate)
+            else:
+                kept.append(position)
+            position += 1
+    return Candidates([result for outcome, result in verdicts if outcome == "accepted"], verdicts)
+
+
+def read_label_text_sets(
+    completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
+) -> tuple[list[dict[str, str]], list[Verdict]]:
+    """The usable, distinct sets of label texts, and what became of each completion."""
+    sets: list[dict[str, str]] = []
+    verdicts: list[Verdict] = []
+    for completion in completions:
+        try:
+            texts = read_label_texts(completion.text, label_names)
+            for line in write_label_texts(texts).splitlines():  # as it would be taught
+                _refuse_leak(line, leak)
+        except UnusableReply as exc:
+            verdicts.append(("unusable", str(exc)))
+            continue
+        verdicts.append(("repeated" if texts in sets else "accepted", " | ".join(texts.values())))
+        if texts not in sets:
+            sets.append(texts)
+    return sets, verdicts
+
+
+def race(
+    prefixes: Sequence[str],
+    losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
+    rows: Sequence[int],
+    *,
+    first_heat: int = FIRST_HEAT,
+    kept: str = "",
+    on_scored: Callable[[], None] = lambda: None,
+) -> list[ScoredPrefix]:
+    """Score all prefixes on a few rows, the better half on twice as many, and so on to all rows (successive
+    halving, Jamieson & Talwalkar 2016). No prefix ("") is measured in every heat and leads the
+    result; then come the prefixes from best to worst, each with the gain of its last heat.
+
+    Args:
+        losses: (prefix, rows) → loss per row, in nats.
+        rows: all scoring rows, in the order in which heats take them.
+        first_heat: rows of the first heat; up to twice as many are taken in one.
+        kept: a prefix that stays in the race to the end.
+        on_scored: called after each prefix of the first heat.
+    """
+    size = len(rows) if len(rows) <= 2 * first_heat else first_heat
+    running, finished = list(dict.fromkeys(prefixes)), list[ScoredPrefix]()
+    while True:
+        heat = rows[:size]
+        baseline = losses("", heat)
+        scored = []
+        for prefix in running:
+            of_prefix = losses(prefix, heat)
+            gain, standard_error = paired_mean(baseline - of_prefix)
+            scored.append(ScoredPrefix(prefix, gain, standard_error, float(of_prefix.mean()), len(heat)))
+            if not finished:
+                on_scored()
+        scored.sort(key=lambda s: (s.text == kept, s.gain), reverse=True)
+        if size >= len(rows) or not scored:
+            none = ScoredPrefix("", 0.0, 0.0, float(baseline.mean()), len(heat))
+            return [none, *sorted(scored, key=lambda s: s.gain, reverse=True), *finished]
+        half = (len(scored) + 1) // 2
+        finished = scored[half:] + finished
+        running = [s.text for s in scored[:half]]
+        size = min(2 * size, len(rows))
+
+
+class GainReward:
+    """Completions → gains, for a method that samples in training. What cannot be used is worth as much
+    less than the worst known prefix as that one is less than the best.
+
+    `found`: the prefixes that were scored here for the first time.
+
+    Args:
+        known: scored prefixes whose gains compare with what is found here.
+        losses: (prefix, rows) → loss per row, in nats.
+    """
+
+    def __init__(
+        self,
+        known: Sequence[ScoredPrefix],
+        losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
+        rows: Sequence[int],
+        *,
+        tokens: Callable[[str], int],
+        max_tokens: int,
+        leak: Leak,
+    ) -> None:
+        self.found: list[ScoredPrefix] = []
+        self._gains = {_fold(s.text): s.gain for s in known}
+        worst, best = min(self._gains.values(), default=0.0), max(self._gains.values(), default=0.0)
+        self._unusable = 2 * worst - best
+        self._losses, self._rows, self._tokens, self._max_tokens = losses, rows, tokens, max_tokens
+        self._leak = leak
+        self._baseline = losses("", rows)
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        return [self._gain(text) for text in texts]
+
+    def _gain(self, text: str) -> float:
+        try:
+            prefix = _usable(text, self._tokens, self._max_tokens, self._leak)
+        except UnusableReply:
+            return self._unusable
+        if _fold(prefix) not in self._gains:
+            losses = self._losses(prefix, self._rows)
+            scored = ScoredPrefix(prefix, *paired_mean(self._baseline - losses), float(losses.mean()), len(self._rows))
+            self.found.append(scored)
+            self._gains[_fold(prefix)] = scored.gain
+        return self._gains[_fold(prefix)]
+
+
+def figures(
+    adapter: str, verdicts: Sequence[Verdict], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
+) -> ProposalFigures:
+    """How the proposals of an adapter did in a race.
+
+    Args:
+        verdicts: of its completions, as `clean` gives them.
+        scored: what `race` returned. Who ran longer than the best shown prefix has beaten it.
+        best_shown: with its score at the same θ on the same rows; None where nothing was shown.
+    """
+    ran = {s.text: s for s in scored}
+    fresh = [ran[text] for outcome, text in verdicts if outcome == "accepted"]
+    best = (best_shown.rows, best_shown.gain) if best_shown else (0, 0.0)
+    hits = sum((s.rows if best_shown else 0, s.gain) > best for s in fresh)
+    mean = float(np.mean([s.gain for s in fresh])) if fresh else None
+    return ProposalFigures(adapter, len(verdicts), len(fresh), hits, mean)
+
+
+def margin(candidates: int) -> float:
+    """Standard errors that a gain must exceed when it is the best of so many: √(2 ln k), which the
+    largest of k standard normal draws stays below on average (Boucheron, Lugosi & Massart 2013,
+    §2.5), and at least 1. It corrects the winner's curse: of many noisy candidates the best looks
+    better than it is."""
+    return max(1.0, math.sqrt(2 * math.log(max(1, candidates))))
+
+
+def choose(scored: Sequence[ScoredPrefix], current: str = "") -> ScoredPrefix:
+    """The best prefix of a race if it is clearly better than the current one, else the current one:
+    θ has learnt to read that, so leaving it must be worth it.
+
+    Args:
+        scored: what `race` returned; no prefix is among it.
+        current: the prefix that θ was last trained with.
+    """
+    finishers = [s for s in scored if s.rows == scored[0].rows]
+    kept = next(s for s in finishers if s.text == current)
+    challenger = finishers[best(finishers, len(scored) - 1)]
+    return challenger if challenger.bound(margin(len(scored) - 1)) > kept.gain else kept
+
+
+def best(gains: Sequence[ScoredPrefix], candidates: int) -> int:
+    """Position of the highest lower bound, given how many were tried; the first of equals."""
+    return max(range(len(gains)), key=lambda i: gains[i].bound(margin(candidates)))
+
+
+def ranked(scored: Sequence[ScoredPrefix], margin: float) -> list[ScoredPrefix]:
+    """Those that were measured on the most rows, from the highest lower bound to the lowest; "" is left out.
+
+    Args:
+        scored: prefixes whose gains compare.
+        margin: standard errors that are taken off a gain.
+    """
+    most = max((s.rows for s in scored if s.text), default=0)
+    return sorted((s for s in scored if s.text and s.rows == most), key=lambda s: s.bound(margin), reverse=True)
+
+
+def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list[ScoredPrefix]:
+    """What the assistant sees: half of `size` the best prefixes, the rest drawn from the others."""
+    ranked = sorted(history, key=lambda s: s.gain, reverse=True)
+    best, others = ranked[: (size + 1) // 2], ranked[(size + 1) // 2 :]
+    return best + random.Random(f"history-{seed}").sample(others, min(size // 2, len(others)))
+
+
+def templated(label_texts: Sequence[Mapping[str, str]], templates: Sequence[str]) -> list[dict[str, str]]:
+    """The sets of label texts, then each of them behind each of the templates. The mean of a label's embeddings in
+    many wordings stands better for its rows than one (prompt ensembling, Radford et al. 2021, §3.1.4)."""
+    behind = [
+        {name: f"{template} {text}" for name, text in texts.items()} for template in templates for texts in label_texts
+    ]
+    return [*map(dict, label_texts), *behind]
+
+
+def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
+    """Row numbers to score on: at most `size`, random, each class spread evenly over the order, so
+    that every heat holds the classes in about the proportions of the data."""
+    rng = random.Random(f"scoring-{seed}")
+    rows = list(range(len(labels)))
+    rng.shuffle(rows)
+    total, turn = Counter(labels), Counter[int]()
+    keyed = []
+    for row in rows:
+        label = labels[row]
+        keyed.append(((turn[label] + rng.random()) / total[label], row))
+        turn[label] += 1
+    return [row for _, row in sorted(keyed)][:size]
+
+
+def _usable(text: str, tokens: Callable[[str], int], max_tokens: int, leak: Leak) -> str:
+    """The prefix in a completion, not too long and without a private word; otherwise UnusableReply."""
+    prefix = read_prefix(text)
+    if (length := tokens(prefix)) > max_tokens:
+        raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
+    _refuse_leak(prefix, leak)
+    return prefix
+
+
+def _refuse_leak(text: str, leak: Leak) -> None:
+    if kind := leak(text):
+        raise UnusableReply(f"holds {kind}")
+
+
+def _fold(prefix: str) -> str:
+    return " ".join(prefix.casefold().split())

@@ -1,0 +1,182 @@
+"""The directory of a run: what is in it, and who is at work in it.
+
+Knows file names and locks; not how a run is made. A directory with a
+summary holds a finished run, one with a configuration and no summary a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from gpta_local.config import sections as configuration
+from gpta_local.config.sections import Config
+from gpta_local.errors import ConfigError, GptaError, OutputError
+from gpta_local.system.files import write_whole
+
+CONFIG = "config.yaml"
+HISTORY = "history.sqlite"
+LOCK = "run.lock"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+DRAFT = ".summary.json"
+"""The summary as long as the audit log has no end, whose hash belongs into it."""
+SUMMARY = "summary.json"
+BEFORE_A_RUN = (LOCK, f".{CONFIG}.partial")
+"""All that is in the directory of a run that was stopped before it began."""
+
+State = Literal["nothing", "stopped", "finished"]
+
+
+def state_of(folder: Path) -> State:
+    """What is there: no run, one that was stopped (or is going on), or one that is whole."""
+    if (folder / SUMMARY).is_file() and (folder / HISTORY).is_file():
+        return "finished"
+    begun = (folder / LOCK).is_file() or (folder / HISTORY).is_file()
+    return "stopped" if begun and (folder / CONFIG).is_file() else "nothing"
+
+
+def check(folder: Path, config: Config, *, resume: bool) -> State:
+    """What is there, if a run of this configuration can begin, or (`resume`) go on, in the folder.
+
+    Raises:
+        OutputError: it cannot; or another process is at work in it.
+        ConfigError: the run that was stopped there has another configuration.
+    """
+    refuse_others(folder)
+    state = state_of(folder)
+    if state == "finished" and not resume:
+        raise OutputError("a finished run is in this directory", where=str(folder), fix="Choose another")
+    if state == "stopped":
+        try:
+            keys = differences(configuration.load(folder / CONFIG), config)
+        except ConfigError as exc:
+            keys = [f"which cannot be read here: {exc}"]
+        if keys and resume:
+            what = f"the run that was stopped in {folder} has another configuration: {', '.join(keys)}"
+            raise ConfigError(what, fix=f"Give {folder / CONFIG}, or begin a new run")
+        if keys:
+            what = f"a run of another configuration was stopped in this directory ({', '.join(keys)})"
+            raise OutputError(what, where=str(folder), fix="Choose another")
+        if not resume:
+            what = "a run of this configuration was stopped in this directory"
+            raise OutputError(what, where=str(folder), fix="Give --resume to go on with it, or choose another")
+    return state
+
+
+def newest_stopped(parent: Path, name: str, config: Config) -> Path | None:
+    """The newest folder NAME-… in `parent` in which a run of this configuration was stopped."""
+    for folder in sorted(parent.glob(f"{name}-*"), reverse=True):
+        try:
+            if state_of(folder) == "stopped" and check(folder, config, resume=True):
+                return folder
+        except GptaError:
+            continue
+    return None
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a finished run found."""
+    found: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return found
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """The keys in which two configurations differ; the order of the labels, which numbers them, counts."""
+    first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    keys = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+    if list(one.card.labels or ()) != list(other.card.labels or ()):
+        keys.add("card.labels")
+    return sorted(keys)
+
+
+def _flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {above + key: value}
+    return flat
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """What is written into a file for a summary."""
+    return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+
+
+def whole_metrics(folder: Path) -> set[str]:
+    """The titles in `metrics.jsonl`; what was not written to its end there is taken out."""
+    path = folder / METRICS
+    content = path.read_bytes() if path.is_file() else b""
+    whole, titles = b"", set()
+    for line in content.split(b"\n")[:-1]:
+        try:
+            titles.add(str(json.loads(line)["title"]))
+        except (ValueError, LookupError, TypeError):
+            break
+        whole += line + b"\n"
+    if whole != content:
+        write_whole(path, whole.decode("utf-8"))
+    return titles
+
+
+def clear_product(folder: Path) -> None:
+    """Delete the model that a run which was stopped had exported, or half-exported."""
+    for path in (folder / "model", *folder.glob(".model-*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+# ── one process at a time ───────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock file says who does. It ends with the process, however that
+    ends, and is deleted with a run that is finished.
+
+    Raises:
+        OutputError: another process holds it, or the file system has no locks.
+    """
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        _lock(file, folder)
+        file.truncate(0)
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        file.write(json.dumps(owner) + "\n")
+        file.flush()
+        yield
+        if state_of(folder) == "finished":
+            (folder / LOCK).unlink()
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise what `locked` would if another process holds the folder; make nothing."""
+    if (folder / LOCK).is_file():
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            _lock(file, folder)
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        file.seek(0)
+        what = f"a run is going on in this directory: {_owner(file.read())}"
+        raise OutputError(what, where=str(folder), fix="Wait for its end, or choose another directory") from exc
+    except OSError as exc:
+        what = f"the file system has no locks ({exc.strerror}): two runs could not be kept apart"
+        raise OutputError(what, where=str(folder), fix="Choose a directory on a local disk with --output") from exc
+
+
+def _owner(content: str) -> str:
+    try:
+        owner = json.loads(content)
+        return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

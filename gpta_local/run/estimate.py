@@ -1,0 +1,103 @@
+"""How long a run would take, from a few measured steps. Writes nothing; asks for label texts and for prefixes once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpta_local.assistant.local import LocalAssistant
+from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.dialogue_gradient.dialogues import build_dialogues
+from gpta_local.dialogue_gradient.train import number_of_steps, train_adapter
+from gpta_local.knowledge.prefixes import templated
+from gpta_local.run.loop import Run
+from gpta_local.run.plan import Plan
+from gpta_local.schema import Request, ScoredPrefix
+
+MEASURED_STEPS = 3
+
+
+def estimate(run: Run) -> dict[str, float]:
+    """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
+    plan, task, search, splits = run.plan, run.plan.task, run.plan.config.search, run.plan.splits
+    templates = ["Text:"] * plan.most_templates
+    model = task.build(templated(task.own_label_texts(), templates))
+    rows = min(len(splits.train), search.scoring_rows)
+    heat = list(range(rows if rows <= 2 * plan.first_heat else plan.first_heat))
+    scorer = task.scorer(model, splits.train)
+    scorer.losses("", heat)  # the first call also warms up
+    one_prefix = _seconds(lambda: scorer.losses("Text:", heat))
+    heats = 1 if rows <= 2 * plan.first_heat else 2.5  # later heats: half the prefixes, twice the rows
+    sample = (splits.test or splits.train)[:128]
+    one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample)
+    training = plan.training(model)
+    training.run("Text:", 1)
+    one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
+    label_texts, prefixes = label_texts_request(plan.card), prefix_request(plan.card, [])
+    wanted = search.label_text_samples if task.uses_label_texts else 0
+
+    def request(texts: Request, n: int, number: int) -> float:
+        return _seconds(lambda: run.assistant.complete(texts, n, plan.sampling(number, texts)))
+
+    asking = request(label_texts, wanted, 0) if wanted else 0.0
+    asking += request(prefixes, search.proposals, 1) * search.rounds
+    dialogue_gradients = _dialogue_gradients(run)
+    plain = plan.trains_plainly
+    # online besides: plain fine-tuning, the model of the search with its prefix, and without
+    contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
+    return {
+        "asking the assistant": asking,
+        **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
+        "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
+        "training": one_step * plan.steps * number_of_trainings(plan),
+        "evaluating": one_row
+        * (
+            len(splits.validation) * contestants + (len(splits.test) + len(splits.fitted)) * plan.measured * (2 + plain)
+        ),
+    }
+
+
+def number_of_trainings(plan: Plan) -> int:
+    """Trainings of a run over all its steps, with as many templates and finalists as it may have; that of an online
+    search is one."""
+    finalists = 0 if plan.online else plan.config.finish.finalists if plan.splits.validation else 1
+    with_templates = plan.most_templates > 0
+    control = plan.measured or not with_templates
+    return control + with_templates + finalists + plan.online + plan.trains_plainly
+
+
+def _dialogue_gradients(run: Run) -> float:
+    """Seconds for all of them, from a short one; 0 where another process would train (that takes as long
+    as loading the weights there, and longer)."""
+    config, search = run.plan.config.dialogue_gradient, run.plan.config.search
+    if config is None or not isinstance(run.assistant, LocalAssistant) or config.method == "grpo":
+        return 0.0
+    history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(search.proposals)]
+    shown = search.history_shown
+    dialogues = build_dialogues(
+        run.plan.card,
+        [history],
+        [],
+        winners=config.winners,
+        per_winner=config.dialogues_per_winner,
+        shown=shown,
+        seed=0,
+    )
+    if not dialogues:
+        return 0.0
+    short = config.model_copy(update={"steps": MEASURED_STEPS})
+    model, tokenizer = run.assistant.base()
+    with tempfile.TemporaryDirectory() as scratch:
+        train_adapter(model, tokenizer, dialogues, short, Path(scratch, "first"), seed=0)  # also imports
+        seconds = _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, Path(scratch, "second"), seed=0))
+    rounds = range(config.every, search.rounds, config.every)
+    steps = sum(number_of_steps(config, len(dialogues) * number) for number in rounds)  # the history grows
+    return seconds / MEASURED_STEPS * steps
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,123 @@
+"""Models that are trained and measured for a run, each step and measurement once, whenever the run is stopped.
+
+Knows trainings, their shares of the rounds, checkpoints and slots; not why a model is trained with a prefix.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from gpta_local.downstream.model import DownstreamModel
+from gpta_local.downstream.training import Training
+from gpta_local.observer import Observer
+from gpta_local.record.audit import hex_digest
+from gpta_local.record.checkpoints import KEPT
+from gpta_local.record.journal import Journal
+from gpta_local.run.plan import Plan
+from gpta_local.schema import Round
+from gpta_local.system.interrupt import Interrupt
+from gpta_local.tasks.base import Evaluation
+
+SEARCH = "search"
+"""The slot of the training that goes on while an online search does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model after all its training steps, and the prefix it is used with. `slot`: of the training's checkpoints."""
+
+    model: DownstreamModel
+    prefix: str
+    seconds: float
+    slot: str
+
+    @property
+    def name(self) -> str:
+        """For the user, among the contestants."""
+        if self.slot == "plain":
+            return "plain fine-tuning"
+        return self.prefix or ("(no prefix), model of the search" if self.slot == SEARCH else "(no prefix)")
+
+
+class FineTuner:
+    def __init__(self, plan: Plan, journal: Journal, observer: Observer, interrupt: Interrupt) -> None:
+        self.plan, self.journal, self.observer, self.interrupt = plan, journal, observer, interrupt
+
+    def fine_tune(self, model: DownstreamModel, prefix: str, name: str, slot: str) -> Trained:
+        """All steps with one prefix."""
+        training = self.training(model, slot)
+        self.take_steps(training, prefix, training.steps, f"training {name}", slot)
+        return Trained(model, prefix, training.seconds, slot)
+
+    def training(self, model: DownstreamModel, slot: str) -> Training:
+        """A training that goes on from its newest checkpoint, if there is one in its slot."""
+        training = self.plan.training(model)
+        if checkpoint := self.journal.checkpoints.newest(slot):
+            training.load(checkpoint)
+        return training
+
+    def take_steps(self, training: Training, prefix: str, until: int, title: str, slot: str, first: int = 0) -> float:
+        """Train up to the step `until`, with checkpoints; put the losses from step `first` on into
+        `metrics.jsonl`, and return their mean."""
+        checkpoints = self.journal.checkpoints
+
+        def on_step(_: float) -> None:
+            self.observer.advance()
+            ended = training.done == training.steps
+            if ended or checkpoints.due or self.interrupt.asked:
+                state = training.state()
+                checkpoints.write(slot, training.done, state.tensors, state.state, kept=1 if ended else KEPT)
+                self.journal.keep_time()
+            if self.interrupt.asked:
+                raise KeyboardInterrupt
+
+        if left := max(0, until - training.done):
+            self.observer.stage(title, left)
+            with self.interrupt.held():
+                training.run(prefix, left, on_step)
+        losses = training.losses[first:until]
+        self.journal.add_losses(title, prefix, losses)
+        return sum(losses) / len(losses)
+
+    def take_share(self, training: Training, entry: Round) -> None:
+        """A round's share of the steps of an online search, with its prefix. It is none where there are more rounds
+        than steps; the last round takes what is left."""
+        first, until = (self.share(training, number) for number in (entry.number - 1, entry.number))
+        started, loss = self.journal.elapsed(), None
+        if until > first:
+            title = f"round {entry.number}: training"
+            loss = self.take_steps(training, entry.chosen.text, until, title, SEARCH, first)
+        if entry.training_loss is None:
+            seconds = entry.seconds + self.journal.elapsed() - started
+            self.journal.history.add_training(entry.number, loss, seconds)
+            self.observer.round(replace(entry, training_loss=loss, seconds=seconds))
+
+    def take_rest(self, training: Training, prefix: str, after: int) -> None:
+        """What is left of the steps when the search has ended after so many rounds."""
+        first = self.share(training, after)
+        self.take_steps(training, prefix, training.steps, "training to the end", SEARCH, first)
+
+    def share(self, training: Training, rounds: int) -> int:
+        """Steps of so many rounds together."""
+        return training.steps * rounds // self.plan.config.search.rounds
+
+    def measure(self, trained: Trained, split: str) -> tuple[Evaluation, float]:
+        """The results of a trained model and its prefix, row by row, and the seconds that took.
+
+        Args:
+            split: `test`, `validation`, or `fitted`: some rows of the training.
+        """
+        slot = f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}"
+        if (known := self.journal.checkpoints.newest(slot)) is None:
+            started = time.monotonic()
+            found = self.plan.task.evaluate(trained.model, getattr(self.plan.splits, split), trained.prefix)
+            seconds = time.monotonic() - started
+            tensors = {"scores": torch.from_numpy(found.scores), "losses": torch.from_numpy(found.losses)}
+            state = {"summary": found.summary, "seconds": seconds}
+            self.journal.checkpoints.write(slot, 0, tensors, state)
+            return found, seconds
+        scores, losses = (known.tensors[name].numpy() for name in ("scores", "losses"))
+        return Evaluation(scores, losses, known.state["summary"]), known.state["seconds"]

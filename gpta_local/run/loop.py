@@ -1,0 +1,115 @@
+"""The outer loop: propose, score, choose, train; then finish. It composes, and decides nothing
+that a module below it could decide. Progress goes to an `Observer`, results to the run directory.
+
+A run that was stopped, at whatever moment, goes through the same loop again. What is on record is not
+done twice: each of the steps that ask, score, teach, train and measure looks there first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpta_local.assistant import open_assistant
+from gpta_local.config.sections import Config
+from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
+from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.downstream.product import make_folder, write_product
+from gpta_local.observer import Observer
+from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
+from gpta_local.record import folder as run_folder
+from gpta_local.record.journal import Journal, opened
+from gpta_local.run import summary
+from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
+from gpta_local.run.finish import Finish
+from gpta_local.run.plan import Plan
+from gpta_local.run.search import Search
+from gpta_local.system.disk import explained
+from gpta_local.system.files import owner_only
+from gpta_local.system.interrupt import Interrupt
+from gpta_local.tasks import open_task
+from gpta_local.tasks.base import Task
+
+
+class Run:
+    """One run of `gpta-local train`. Making it reads and checks the data, builds the untrained
+    model and asks the assistant whether it can answer; nothing is written before `run`."""
+
+    def __init__(
+        self, config: Config, observer: Observer, interrupt: Interrupt | None = None, task: Task | None = None
+    ) -> None:
+        self.observer, self.interrupt = observer, interrupt or Interrupt()
+        task = task or open_task(config)
+        self.plan = Plan(config, task, task.splits(), task.card())
+        for warning in self.plan.splits.warnings:
+            observer.warn(warning)
+        self.leak_scan = scan_of(config, task.texts(), self.plan.card)
+        observer.note(f"leak scan: {self.leak_scan}")
+        if weakness := weaker_than_default(config.privacy.leak_scan):
+            observer.warn(weakness)
+        self.weights = sum(p.numel() * p.element_size() for p in task.build_plain().parameters())  # bytes
+        self.assistant = open_assistant(config.assistant)
+        observer.stage("waiting for the assistant", 1)
+        observer.note(f"assistant: {self.assistant.check()}")
+        self.tuner = Tuner(self.assistant, config)
+        if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
+            observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
+        observer.advance()
+
+    @owner_only()
+    def run(self, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+        """Search, train, choose, evaluate once on test, export. Returns what `summary.json` holds.
+
+        Args:
+            resume: go on with the run that was stopped in `folder`, if there is one.
+        """
+        state = run_folder.check(folder, self.plan.config, resume=resume)
+        if state == "finished":
+            return run_folder.summary(folder)
+        if state == "nothing":
+            make_folder(folder, self.plan.room(self.weights))
+        with explained(folder), run_folder.locked(folder), opened(folder, self.plan, self.observer) as journal:
+            return journal.sum_up() if journal.ended else self.outer_loop(journal)
+
+    def outer_loop(self, journal: Journal) -> dict[str, Any]:
+        plan, history = self.plan, journal.history
+        search = Search(plan, journal, self.observer, self.assistant, self.tuner, self.leak_scan)
+        fine_tuner = FineTuner(plan, journal, self.observer, self.interrupt)
+        finish = Finish(plan, history, fine_tuner, self.observer)
+
+        label_texts = search.choose_label_texts()
+        model = plan.task.build(label_texts)
+        training = fine_tuner.training(model, SEARCH) if plan.online else None
+        current = ""
+        for number in range(1, plan.config.search.rounds + 1):
+            entry = search.round(number, model, current)
+            if entry is None:
+                break
+            if training is not None:
+                current = entry.chosen.text
+                fine_tuner.take_share(training, entry)
+            search.teach(number, model)
+        ended_by = history.ended_by()
+        if training is not None and ended_by:
+            fine_tuner.take_rest(training, current, number - 1)
+        self.assistant.close()
+
+        searched = Trained(model, current, history.search_seconds(), SEARCH)
+        controls, templates, contestants = finish.contestants(label_texts, searched)
+        selection = finish.select(contestants)
+        product = contestants[selection.chosen]
+        result = summary.describe_run(plan.card, plan.regime, label_texts, templates, selection)
+        result |= finish.evaluate(product, controls)
+        result["ended_by"] = ended_by or None
+        result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}
+        self.write(journal, product)
+        return journal.end(result)
+
+    def write(self, journal: Journal, product: Trained) -> None:
+        """The product, before the summary that says it is whole."""
+        folder, steps = journal.folder, journal.history.steps()
+        run_folder.clear_product(folder)
+        write_product(folder / "model", product.model, product.prefix, self.plan.task, self.plan.config.data)
+        if steps:
+            plot_dialogue_gradient(journal.history.proposal_figures(), [step for _, step, _ in steps], folder)
+        journal.audit.wrote(folder / "model")

@@ -1,0 +1,100 @@
+"""What a run is before it begins: a configuration, a task with its rows, the card, and what follows from them.
+
+Knows what will be trained and measured; not where what is found is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpta_local.assistant.prompts import reply_room
+from gpta_local.config.sections import Config
+from gpta_local.data.readers import Splits
+from gpta_local.downstream.model import DownstreamModel
+from gpta_local.downstream.training import Training, total_steps
+from gpta_local.knowledge import prefixes
+from gpta_local.schema import DatasetCard, Regime, Request, Sampling, ScoredPrefix
+from gpta_local.tasks.base import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    config: Config
+    task: Task
+    splits: Splits
+    card: DatasetCard
+
+    @property
+    def regime(self) -> Regime:
+        auto: Regime = "online" if self.splits.many else "low-resource"
+        return auto if self.config.search.regime == "auto" else self.config.search.regime
+
+    @property
+    def online(self) -> bool:
+        return self.regime == "online"
+
+    @property
+    def steps(self) -> int:
+        """Of a fine-tuning that starts from label texts, where there are any."""
+        label_texts = self.task.uses_label_texts and self._label_texts_go_along
+        return total_steps(self.config.training, len(self.splits.train), label_texts=label_texts)
+
+    @property
+    def _label_texts_go_along(self) -> bool:
+        return self.config.training.label_text_loss and not self.online
+
+    def training(self, model: DownstreamModel, times: int = 1) -> Training:
+        """A model's fine-tuning on the training rows as the configuration says, or with so many times the steps."""
+        config, rows = self.config, self.splits.train
+        label_texts = self._label_texts_go_along
+        return Training(model, rows, config.training, seed=config.seed, label_texts=label_texts, times=times)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are rows besides those of the training."""
+        return bool(self.splits.validation or self.splits.test)
+
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether there is a training with a random head besides: where all heads are random it is the same."""
+        return self.measured and self.config.finish.plain_control and self.task.uses_label_texts
+
+    @property
+    def most_templates(self) -> int:
+        """How many prefixes may go before the label texts. Online θ has left its head's start behind when they are
+        known."""
+        return 0 if self.online or not self.task.uses_label_texts else self.config.finish.templates
+
+    @property
+    def first_heat(self) -> int:
+        """Scoring rows in the first heat of a race."""
+        return max(prefixes.FIRST_HEAT, 4 * len(self.card.labels))
+
+    def room(self, weights: int) -> int:
+        """Bytes of weights that a run has on the disk before its end, of a model of so many."""
+        contestants = 2 + (1 if self.online else 1 + self.config.finish.finalists)
+        return (1 + contestants) * weights
+
+    def scoring_rows(self, number: int) -> list[int]:
+        """Those of a round: the same in all rounds unless θ moves."""
+        seed = self.config.seed + (number if self.online else 0)
+        return self.task.scoring_rows(self.splits.train, self.config.search.scoring_rows, seed)
+
+    def finalists(self, scored: Sequence[ScoredPrefix]) -> list[str]:
+        """The prefixes with the best lower bounds above 0, of those that were measured on the most rows. Where
+        validation rows will tell them apart, one standard error is enough to be among them; otherwise the best must be
+        clear by itself.
+
+        Args:
+            scored: prefixes whose gains compare.
+        """
+        margin = 1.0 if self.splits.validation else prefixes.margin(len(scored))
+        size = self.config.finish.finalists if self.splits.validation else 1
+        ranked = prefixes.ranked(scored, margin)
+        return [s.text for s in ranked[:size] if s.bound(margin) > 0]
+
+    def sampling(self, round_number: int, request: Request) -> Sampling:
+        assistant = self.config.assistant
+        room = assistant.max_new_tokens or reply_room(request, self.card)
+        return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)

@@ -1,0 +1,294 @@
+"""The search: label texts first, then rounds in which the assistant proposes prefixes, they are scored and one is
+chosen; and between rounds the dialogue gradient.
+
+Every request of a run goes through `Search.ask`. What is on record is neither asked nor scored again. Knows the history
+and what to do with proposals; not rows, which are numbers here, nor how a model is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gpta_local.assistant import Assistant
+from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.dialogue_gradient.dialogues import build_dialogues
+from gpta_local.dialogue_gradient.train import number_of_steps, sampling_temperature
+from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.downstream.model import DownstreamModel
+from gpta_local.errors import AdapterRefused, EndpointError, ModelError, TrainingError
+from gpta_local.knowledge import prefixes
+from gpta_local.observer import Observer
+from gpta_local.privacy.leak_scan import LeakScan
+from gpta_local.record.history import Verdict
+from gpta_local.record.journal import Journal, other_version
+from gpta_local.run.plan import Plan
+from gpta_local.schema import Completion, ProposalFigures, Request, Round, ScoredPrefix, StepVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
+    the name of each adapter with the verdicts on its completions, the best prefix that it was shown, and whether the
+    server had lost the adapters, so that the base model answered."""
+
+    prefixes: list[str]
+    counts: dict[str, int]
+    verdicts: list[tuple[str, list[Verdict]]]
+    best_shown: ScoredPrefix | None
+    base_only: bool
+
+
+class Search:
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        observer: Observer,
+        assistant: Assistant,
+        tuner: Tuner,
+        leak_scan: LeakScan,
+    ) -> None:
+        self.plan, self.journal, self.observer = plan, journal, observer
+        self.config, self.history = plan.config, journal.history
+        self.assistant, self.tuner, self.leak_scan = assistant, tuner, leak_scan
+        self.last_asked = 0  # in the history
+        tuner.folder = journal.folder / "adapters"
+        tuner.resume(self.history.steps())
+        if isinstance(assistant, ReplayAssistant):
+            assistant.skip(self.history)
+
+    def choose_label_texts(self) -> list[dict[str, str]]:
+        """Ask the assistant for label texts, and keep those that start the model better than the card's
+        own texts do alone."""
+        if (known := self.history.label_texts()) is not None:
+            return known
+        task, card = self.plan.task, self.plan.card
+        asked = self.affordable("calls", 0, self.config.search.label_text_samples if task.uses_label_texts else 0)
+        sets: list[dict[str, str]] = []
+        if asked:
+            self.observer.stage("asking for label texts", 1)
+            request = label_texts_request(card)
+            try:
+                asking, completions = self.ask(0, request, asked, self.tuner.trusted)
+            except (AdapterRefused, EndpointError) as exc:
+                self.observer.advance()
+                self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
+                asked = 0
+            else:
+                sets, verdicts = prefixes.read_label_text_sets(completions, card.label_names, self.leak_scan.find)
+                self.history.judge_completions(asking, verdicts)
+        chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
+        self.history.add_label_texts(scored, chosen)
+        joined = len(chosen) - len(task.own_label_texts())
+        self.observer.label_texts(chosen, joined, len(sets), asked)
+        return chosen
+
+    def round(self, number: int, model: DownstreamModel, current: str) -> Round | None:
+        """One round, on record when this returns; at the current θ. None: the search has ended before it."""
+        if known := self.history.round(number):
+            return known
+        if self.history.ended_by() or self.budget_reached(number):
+            return None
+        started = self.journal.elapsed()
+        try:
+            proposals = self.propose(number, model)
+        except EndpointError as exc:
+            self.end(number, exc)
+            return None
+        scored = self.score(number, model, current, proposals)
+        figures, verdict = self.judge(proposals, scored)
+        chosen = prefixes.choose(scored, current)
+        seconds = self.journal.elapsed() - started
+        entry = Round(number, proposals.counts, figures, tuple(scored), chosen, None, seconds=seconds)
+        self.history.add_round(entry, verdict, base_only=proposals.base_only)
+        self.journal.keep_time()
+        if not self.plan.online:
+            self.observer.round(entry)
+        return entry
+
+    def propose(self, number: int, model: DownstreamModel) -> Proposals:
+        """Ask for prefixes, showing a part of the history; clean what comes back. An adapter on trial
+        gives half of them."""
+        search = self.config.search
+        known = self.history.scored()
+        shown = prefixes.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
+        request = prefix_request(self.plan.card, shown)
+        self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
+        proposals = self.affordable("trials", number, self.affordable("calls", number, search.proposals))
+        asked, base_only = [], False
+        try:
+            for folder, count in self.tuner.shares(proposals):
+                self.assistant.use_adapter(folder)
+                asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
+        except AdapterRefused as exc:  # after a new start of the server
+            base_only = True
+            self.tuner.go_back_to_base()
+            self.observer.warn(f"round {number}: {exc}. From here on the base model answers")
+            asked = [("", *self.ask(number, request, proposals, None))]
+        # in turns, so that neither of two adapters is the first to say what both say
+        turns = sorted(
+            (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
+        )
+        replies = [iter(reply) for *_, reply in asked]
+        candidates = prefixes.clean(
+            [next(replies[who]) for _, who in turns],
+            [scored.text for scored in known],
+            embed=lambda texts: model.embed(texts).cpu().numpy(),
+            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
+            max_tokens=search.max_prefix_tokens,
+            near_duplicate=search.near_duplicate,
+            leak=self.leak_scan.find,
+        )
+        verdicts = []
+        for who, (adapter, asking, _) in enumerate(asked):
+            own = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
+            self.history.judge_completions(asking, own)
+            verdicts.append((adapter, own))
+        # a gain on more rows stands firmer; where θ moves, the best runs again
+        best_shown = max(shown, key=lambda s: (0 if self.plan.online else s.rows, s.gain), default=None)
+        return Proposals(candidates.prefixes, candidates.counts, verdicts, best_shown, base_only)
+
+    def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
+        """Scan the request, record it, then send it and record what comes back; return its number in the
+        history and the completions.
+
+        Raises:
+            PrivacyError: private words or personal data are in it; it is neither recorded nor sent.
+        """
+        self.leak_scan.check(request)
+        sampling = self.plan.sampling(round_number, request)
+        sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
+        name = adapter.name if adapter else ""
+        recorded = self.history.asked(round_number, name, after=self.last_asked)
+        if recorded is None:
+            asking = self.history.add_request(round_number, request, sampling, name)
+        elif recorded.is_for(request, n, sampling):
+            asking = recorded.number
+        else:
+            what = f"in round {round_number} the run had asked something else"
+            raise other_version(self.journal.folder, self.history, what)
+        self.last_asked, audit = asking, self.journal.audit
+        if asking not in audit.requests:
+            audit.asked(asking, round_number, request, n, sampling, adapter)
+        completions = recorded.completions if recorded else []
+        if not completions:
+            completions = self.assistant.complete(request, n, sampling)
+            self.history.add_completions(asking, completions)
+            self.journal.keep_time()
+        if asking not in audit.answered_requests:
+            audit.answered(asking, completions)
+        self.observer.advance()
+        return asking, completions
+
+    def end(self, number: int, why: EndpointError) -> None:
+        """Go on with the prefixes known so far, and say so; without any, there is nothing to go on with."""
+        known = len(self.history.scored())
+        if not known:
+            raise why
+        reason = f"The assistant failed in round {number} of {self.config.search.rounds}: {why}"
+        self.history.end_search(reason)
+        self.observer.warn(f"{reason}. The search ends here, with the {known} prefixes known so far")
+
+    def score(self, number: int, model: DownstreamModel, current: str, proposals: Proposals) -> list[ScoredPrefix]:
+        """Race the new prefixes at the current θ. Where θ moves, the current and the best known
+        prefixes run again, on new rows: gains at different θ do not compare."""
+        known: list[str] = []
+        if self.plan.online:
+            best_shown = [proposals.best_shown.text] if proposals.best_shown else []
+            known = [current, *best_shown, *self.plan.finalists(self.history.comparable(self.plan.regime))]
+        runners = [text for text in dict.fromkeys([*known, *proposals.prefixes]) if text]
+        self.observer.stage(f"round {number}: scoring prefixes", len(runners))
+        return prefixes.race(
+            runners,
+            self.plan.task.scorer(model, self.plan.splits.train).losses,
+            self.plan.scoring_rows(number),
+            first_heat=self.plan.first_heat,
+            kept=current,
+            on_scored=self.observer.advance,
+        )
+
+    def judge(
+        self, proposals: Proposals, scored: Sequence[ScoredPrefix]
+    ) -> tuple[tuple[ProposalFigures, ...], tuple[str, StepVerdict] | None]:
+        """The hit rate of each adapter that proposed; one on trial is kept or rolled back."""
+        best = proposals.best_shown
+        if best is not None and self.plan.online:
+            best = next(s for s in scored if s.text == best.text)
+        figures = tuple(prefixes.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts)
+        if self.tuner.trial is None:
+            return figures, None
+        verdict = self.tuner.judge(figures)
+        self.observer.judged(figures[0], figures[1], verdict)
+        return figures, (figures[1].adapter, verdict)
+
+    def teach(self, number: int, model: DownstreamModel) -> None:
+        """The dialogue gradient: fine-tune the assistant on the history, and put the new adapter on
+        trial for the next round."""
+        config = self.config.dialogue_gradient
+        if config is None or number % config.every or number == self.config.search.rounds:
+            return
+        if self.history.taught(number):
+            return
+        dialogues = build_dialogues(
+            self.plan.card,
+            self.history.comparable_groups(self.plan.regime),
+            self.history.label_text_scores(),
+            winners=config.winners,
+            per_winner=config.dialogues_per_winner,
+            shown=self.config.search.history_shown,
+            seed=self.config.seed,
+        )
+        if not dialogues:
+            self.observer.warn(
+                f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
+            )
+            return
+        for dialogue in dialogues:
+            self.leak_scan.check_dialogue(dialogue)
+        self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
+        reward = self.reward(number, model) if config.method == "grpo" else None
+        try:
+            step, refused = self.tuner.step(number // config.every, dialogues, reward, self.observer.advance)
+        except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
+            self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
+            return
+        self.journal.audit.wrote(self.tuner.folder / step.adapter)
+        # where θ has moved since, what was found does not compare with the round's scores
+        found = [] if self.plan.online or reward is None else reward.found
+        self.history.add_step(number, step, "saved only" if refused else "on trial", found)
+        self.observer.taught(step, refused)
+
+    def reward(self, number: int, model: DownstreamModel) -> prefixes.GainReward:
+        """The gain of what `grpo` samples, on the rows of the round (online: of its first heat)."""
+        rows, first_heat = self.plan.scoring_rows(number), self.plan.first_heat
+        return prefixes.GainReward(
+            [] if self.plan.online else self.history.scored(),
+            self.plan.task.scorer(model, self.plan.splits.train).losses,
+            rows if len(rows) <= 2 * first_heat else rows[:first_heat],
+            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
+            max_tokens=self.config.search.max_prefix_tokens,
+            leak=self.leak_scan.find,
+        )
+
+    # ── budgets ─────────────────────────────────────────────────────────────────────────────────
+
+    def affordable(self, limit: Literal["calls", "trials"], number: int, wanted: int) -> int:
+        """As many as the budget has left before a round, if fewer than are wanted."""
+        budget: int | None = getattr(self.config.budget, limit)
+        return wanted if budget is None else max(0, min(wanted, budget - self.history.spent(number)[limit]))
+
+    def budget_reached(self, number: int) -> bool:
+        """Whether a budget leaves no room for a round; a round that has begun has its room."""
+        if self.history.asked(number) is not None:
+            return False
+        spent = self.history.spent(number) | {"seconds": self.journal.keep_time()}
+        for name, limit in self.config.budget.model_dump().items():
+            if limit is not None and spent[name] >= limit:
+                self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
+                self.history.end_search(f"budget.{name}")
+                return True
+        return False

