@@ -10,7 +10,7 @@ from tiny_models import tiny_llama
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.prompts import prefix_request
-from gpta_local.config.sections import DialogueGradientConfig
+from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.schema import Request, Sampling
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from commands import ROOT
 
-from gpta_local.config.sections import Config, load
+from gpta_local.config import Config, load
 from gpta_local.data.readers import Example
 from gpta_local.record.history import History
 from gpta_local.run.summary import Selection

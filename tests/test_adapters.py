@@ -24,7 +24,7 @@ from gpta_local.assistant import open_assistant
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError
 from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling

@@ -23,7 +23,7 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer
 from samples import SENTIMENT, Silent, sentiment_rows
 
-from gpta_local.config import sections
+from gpta_local.config import load
 from gpta_local.errors import EndpointError, OutputError
 from gpta_local.record.audit import GENESIS, LOG, Audit, canonical, hex_digest, split_lines
 from gpta_local.record.verification import Problem, check_chain, check_ends
@@ -92,7 +92,7 @@ class TestWhatItTells:
     def test_local_assistant_has_the_digests_of_its_files(self, nano_assistant: Path, tmp_path: Path) -> None:
         audit = Audit(tmp_path / LOG)
         (tmp_path / "config.yaml").touch()
-        audit.start(sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml"))
+        audit.start(load(ROOT / "configs" / "quickstart" / "quickstart.yaml"))
         audit.close()
         (assistant,) = of_kind(tmp_path, "assistant")
         digests = {name: digest["sha256"] for name, digest in assistant["files"].items()}
@@ -116,7 +116,7 @@ class TestWhatItTells:
         assistant = f"{{backend: vllm, base_url: 'http://127.0.0.1:9/v1', model: m, weights: {weights}}}"
         audit = Audit(tmp_path / LOG)
         (tmp_path / "config.yaml").touch()
-        audit.start(sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml", [f"assistant={assistant}"]))
+        audit.start(load(ROOT / "configs" / "quickstart" / "quickstart.yaml", [f"assistant={assistant}"]))
         audit.close()
         (opened,) = of_kind(tmp_path, "assistant")
         assert (opened["model"], opened["endpoint"]) == ("m", "http://127.0.0.1:9/v1")
@@ -181,7 +181,7 @@ class TestWhatItTells:
             raise EndpointError("gone")
 
         monkeypatch.setattr(LocalAssistant, "complete", unplugged)
-        settings = sections.load(ROOT / "configs" / "quickstart" / "quickstart.yaml")
+        settings = load(ROOT / "configs" / "quickstart" / "quickstart.yaml")
         with pytest.raises(EndpointError):
             loop.Run(settings, Silent()).run(tmp_path / "run")
         assert [events[-2:] for events in seen] == [["assistant", "request"], ["request", "request"]]

@@ -27,8 +27,8 @@ from gpta_local.benchmark import runner
 from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, perform, with_test_rows
 from gpta_local.benchmark.suite import load
 from gpta_local.benchmark.trials import Job, Results, Trial, plan
-from gpta_local.config import sections
-from gpta_local.config.sections import TrainingConfig
+from gpta_local.config import TrainingConfig
+from gpta_local.config import load as load_config
 from gpta_local.data.readers import Example, Splits
 from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import Training, total_steps
@@ -93,7 +93,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_models_are_measured_as_precisely_as_they_are_trained(folder: Path, precision: str) -> None:
-    settings = sections.load(folder / "guests.yaml", [f"training.precision={precision}"])
+    settings = load_config(folder / "guests.yaml", [f"training.precision={precision}"])
     task = MeasuredTask(settings)
     rows, model = task.splits().test, task.build(task.own_label_texts())
     measured, exact = (of.evaluate(model, rows, "").losses for of in (task, ClassificationTask(settings)))

@@ -15,7 +15,7 @@ from gpta_local.benchmark import report
 from gpta_local.benchmark.statistics import Comparison, gap, judge, mean_difference, points
 from gpta_local.benchmark.suite import GoalEntry, Suite, SuiteFile
 from gpta_local.benchmark.trials import Record, Trial
-from gpta_local.config.sections import Config
+from gpta_local.config import Config
 from gpta_local.metrics import Interval
 
 SETS = ("guests", "scenes")

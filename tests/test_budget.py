@@ -106,7 +106,7 @@ def test_seconds_before_a_pause_are_spent(tmp_path: Path, sentence: Path, monkey
     with sqlite3.connect(tmp_path / "run" / "history.sqlite") as db:
         db.execute("UPDATE runs SET seconds = 601")
     observer = Silent()
-    from gpta_local.config.sections import load
+    from gpta_local.config import load
 
     result = Run(load(tmp_path / "config.yaml"), observer).run(tmp_path / "run", resume=True)
     assert result["ended_by"] == "budget.seconds"
@@ -122,7 +122,7 @@ def test_run_that_is_resumed_with_a_reached_budget_keeps_its_rounds(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Finish, "contestants", stop)
         train(tmp_path, sentence, {"calls": 5})
-    from gpta_local.config.sections import load
+    from gpta_local.config import load
 
     result = Run(load(tmp_path / "config.yaml"), Silent()).run(tmp_path / "run", resume=True)
     assert result["ended_by"] == "budget.calls" and asked(tmp_path / "run") == [1, 2, 2]

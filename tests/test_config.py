@@ -9,9 +9,7 @@ import pytest
 from commands import ROOT
 from samples import write_config
 
-from gpta_local.config.sections import (
-    DEMO_BACKBONE,
-    EMBEDDED_ASSISTANT,
+from gpta_local.config import (
     DialogueGradientConfig,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
@@ -21,6 +19,7 @@ from gpta_local.config.sections import (
     load,
 )
 from gpta_local.errors import ConfigError
+from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 
 SUITES = {"suite.yaml", "quick.yaml", "benchmark.yaml"}  # of `gpta-local benchmark`
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name not in SUITES)

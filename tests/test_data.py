@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from samples import config_of, pair_rows, read_rows, sentiment_rows, write_config, write_jsonl
 
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.data.readers import Example, Splits, carve, make_splits, read_records, sample_shots
 from gpta_local.errors import ConfigError, DataError
 from gpta_local.tasks.classification import ClassificationTask, read_examples

@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from samples import SENTIMENT, Silent, record_replies, sentiment_rows, write_config, write_jsonl
 from servers import Endpoint, vllm_server
 
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.doctor import checks
 from gpta_local.downstream.product import HISTORY_ROOM
 from gpta_local.errors import ModelError

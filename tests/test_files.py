@@ -25,7 +25,7 @@ from evil_archives import plain, tarred, zipped
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant import open_assistant
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.downstream.product import open_product
 from gpta_local.errors import ConfigError, GptaError, ModelError
 from gpta_local.record.history import History

@@ -24,7 +24,7 @@ from samples import LABEL_TEXTS
 
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config.sections import dump, load
+from gpta_local.config import dump, load
 from gpta_local.data.readers import read_records
 from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ConfigError, EndpointError, GptaError

@@ -15,7 +15,7 @@ from samples import CARD, record_replies, scored
 
 from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
-from gpta_local.config.sections import ReplayAssistantConfig
+from gpta_local.config import ReplayAssistantConfig
 from gpta_local.errors import InputError, OutputError, ReplayExhausted
 from gpta_local.record.history import MIGRATIONS, History, open_existing
 from gpta_local.schema import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samples import CARD, QUICKSTART, read_rows, scored
 
 from gpta_local.assistant.prompts import label_texts_request, prefix_request
-from gpta_local.config.sections import Config, LeakScanConfig
+from gpta_local.config import Config, LeakScanConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, weaker_than_default, words
@@ -206,10 +206,10 @@ class TestRequests:
 
 
 def test_shipped_card_shares_no_run_of_words_with_its_rows() -> None:
-    from gpta_local.config import sections
+    from gpta_local.config import load
     from gpta_local.tasks import open_task
 
-    task = open_task(sections.load(QUICKSTART / "quickstart.yaml"))
+    task = open_task(load(QUICKSTART / "quickstart.yaml"))
     texts = list(task.texts())
     found = LeakScan(LeakScanConfig(), texts, task.label_names)
     assert len(texts) == sum(len(read_rows(split)) for split in ("train", "validation", "test"))

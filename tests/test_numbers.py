@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samples import SENTIMENT, examples, record_replies, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.config.sections import TrainingConfig, load
+from gpta_local.config import TrainingConfig, load
 from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.downstream.model import SequenceClassifier
 from gpta_local.downstream.training import Training

@@ -17,7 +17,7 @@ from audited import SAID, copy, entries, files_with, train
 from commands import assert_refused, invoke
 from samples import QUICKSTART, Silent
 
-from gpta_local.config import sections
+from gpta_local.config import load
 from gpta_local.record import purge
 from gpta_local.record.audit import LOG, Audit
 from gpta_local.record.history import History, open_existing
@@ -395,7 +395,7 @@ def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(
         *("finish.finalists=1", "finish.plain_control=false", "data.test=null"),
         *("dialogue_gradient.steps=3", "dialogue_gradient.batch_size=4", f"downstream.backbone={sentence}"),
     )
-    settings = sections.load(QUICKSTART / "quickstart.yaml", overrides)
+    settings = load(QUICKSTART / "quickstart.yaml", overrides)
     run = tmp_path / "run"
     loop.Run(settings, Silent()).run(run)
     events = [entry["event"] for entry in entries(run)]

@@ -356,7 +356,7 @@ class TestDisks:
 
 def test_run_object_refuses_a_finished_folder_quietly(config: Path) -> None:
     assert train(config).exit_code == 0
-    from gpta_local.config.sections import load
+    from gpta_local.config import load
 
     summary = Run(load(config), Silent()).run(config.parent / "run", resume=True)
     assert summary == json.loads((config.parent / "run" / "summary.json").read_text())

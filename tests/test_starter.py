@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samples import pair_rows, sentiment_rows, write_jsonl
 
-from gpta_local.config.sections import Config, load
+from gpta_local.config import Config, load
 from gpta_local.data.starter import starter_config
 from gpta_local.errors import ConfigError, DataError
 from gpta_local.tasks.classification import ClassificationTask

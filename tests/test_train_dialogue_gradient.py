@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from samples import QUICKSTART, Silent, read_rows
 
-from gpta_local.config import sections
-from gpta_local.config.sections import Config
+from gpta_local.config import Config, load
 from gpta_local.record.history import History, open_existing
 from gpta_local.run import loop
 from gpta_local.system.adapters import check_adapter
@@ -34,7 +33,7 @@ Finished = tuple[Path, Silent, dict[str, Any]]
 
 
 def configured(*overrides: str) -> Config:
-    return sections.load(QUICKSTART / "quickstart.yaml", [*SMALL, *overrides])
+    return load(QUICKSTART / "quickstart.yaml", [*SMALL, *overrides])
 
 
 def train(folder: Path, *overrides: str) -> Finished:

@@ -15,7 +15,7 @@ from samples import Silent
 from servers import Endpoint, vllm_server
 
 from gpta_local.assistant.prompts import read_prefix
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.dialogue_gradient.train import taught_replies
 from gpta_local.record.history import open_existing
 from gpta_local.run.loop import Run

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from samples import Silent
 
 from gpta_local.assistant.replay import ReplayAssistant
-from gpta_local.config import sections
+from gpta_local.config import load
 from gpta_local.data.readers import Example
 from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.downstream.inference import evaluate
@@ -81,7 +81,7 @@ def train(folder: Path, *overrides: str, assistant: Scripted | None = None) -> t
     with pytest.MonkeyPatch.context() as patch:
         if assistant is not None:
             patch.setattr(loop, "open_assistant", lambda settings: assistant)
-        run = loop.Run(sections.load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
+        run = loop.Run(load(QUICKSTART, [*SMALL, *(FEWER if assistant else ()), *overrides]), observer)
     return run.run(folder), observer
 
 
@@ -104,7 +104,7 @@ def test_run_directory_is_complete(finished: tuple[Path, dict[str, Any], Silent]
         "model",
         "summary.json",
     }
-    assert sections.load(folder / "config.yaml").model_dump() == sections.load(QUICKSTART, SMALL).model_dump()
+    assert load(folder / "config.yaml").model_dump() == load(QUICKSTART, SMALL).model_dump()
 
 
 def test_run_directory_is_for_its_owner_only(finished: tuple[Path, dict[str, Any], Silent]) -> None:
@@ -289,7 +289,7 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
 ) -> None:
     assistant = Scripted()
     monkeypatch.setattr(loop, "open_assistant", lambda settings: assistant)
-    run = loop.Run(sections.load(QUICKSTART, [*SMALL, *FEWER]), Silent())
+    run = loop.Run(load(QUICKSTART, [*SMALL, *FEWER]), Silent())
     leaking = replace(run.plan.card, description=run.plan.splits.test[0].texts[0])
     run.plan = replace(run.plan, card=leaking)
     with pytest.raises(PrivacyError) as raised:

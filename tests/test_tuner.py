@@ -13,7 +13,7 @@ from servers import ROOT
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config.sections import Config, load
+from gpta_local.config import Config, load
 from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.errors import AdapterRefused, ConfigError, ModelError
 from gpta_local.schema import Completion, ProposalFigures, Request, Sampling

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.assistant.base import Assistant
-from gpta_local.config.sections import (
+from gpta_local.config import (
     AssistantConfig,
     EndpointConfig,
     LocalAssistantConfig,

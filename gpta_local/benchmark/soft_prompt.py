@@ -8,7 +8,7 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from gpta_local.config.sections import TrainingConfig
+from gpta_local.config import TrainingConfig
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.downstream.training import total_steps

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from gpta_local.config import sections as configuration
-from gpta_local.config.sections import Config, Section
+from gpta_local.config import Config, Section, check, read_yaml
+from gpta_local.config import load as load_config
 from gpta_local.errors import ConfigError
 
 CONTROLS = {
@@ -186,13 +186,13 @@ def load(path: Path) -> Suite:
     Raises:
         ConfigError: with every problem of the first file that has some.
     """
-    file = configuration.check(SuiteFile, configuration.read_yaml(path), path)
+    file = check(SuiteFile, read_yaml(path), path)
     configs: dict[tuple[str, str], Config] = {}
     for name, entry in file.sets.items():
         for arm, overrides in {GPTA: {}, **file.variants}.items():
             given = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in overrides.items()]
             try:
-                config = configuration.load(path.parent / entry.config, given)
+                config = load_config(path.parent / entry.config, given)
             except ConfigError as exc:
                 where = f"{path}: sets.{name}.config" if arm == GPTA else f"{path}: variants.{arm}"
                 raise ConfigError(str(exc), where=where) from exc

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpta_local.benchmark.suite import GPTA, Shots, Suite, shots_name
-from gpta_local.config.sections import Config
+from gpta_local.config import Config
 from gpta_local.errors import DataError, OutputError
 from gpta_local.system.files import files_below, owner_only
 

@@ -30,7 +30,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from gpta_local.bundle import install
-from gpta_local.config.sections import load
+from gpta_local.config import load
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
 from gpta_local.system.files import MANIFEST, manifest_text

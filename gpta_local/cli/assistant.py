@@ -139,12 +139,12 @@ def tune(
     holds prefixes, label texts and their gains.
     """
     from gpta_local.cli import console
-    from gpta_local.config import sections
+    from gpta_local.config import dialogue_gradient
     from gpta_local.dialogue_gradient import tune
     from gpta_local.dialogue_gradient.train import number_of_steps
     from gpta_local.system.models import assistant_folder
 
-    settings = sections.dialogue_gradient(overrides)
+    settings = dialogue_gradient(overrides)
     dialogues = tune.dialogues_of(runs, settings, shown=history_shown, seed=seed)
     with console.TerminalObserver(0) as observer:
         observer.stage("teaching the assistant", number_of_steps(settings, len(dialogues)))
@@ -196,7 +196,7 @@ def evaluate(
 
     from gpta_local.assistant import open_assistant
     from gpta_local.cli import console
-    from gpta_local.config.sections import load
+    from gpta_local.config import load
     from gpta_local.dialogue_gradient import evaluate
     from gpta_local.system.network import GUARD
 

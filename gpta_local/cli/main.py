@@ -127,9 +127,9 @@ def train(
     With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
     newest below runs/ of this configuration. Where there is none, one begins.
     """
-    from gpta_local.config import sections as configuration
+    from gpta_local.config import load
 
-    settings = configuration.load(config, overrides)
+    settings = load(config, overrides)
     GUARD.allow(settings.privacy.allow_hosts)
     from datetime import datetime
 

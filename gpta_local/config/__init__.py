@@ -1,1 +1,37 @@
-"""The configuration: sections, YAML, messages."""
+"""The configuration: its sections, how it is loaded, and what is said of mistakes."""
+
+from gpta_local.config.loading import check, dialogue_gradient, dump, load, read_yaml
+from gpta_local.config.sections import (
+    AssistantConfig,
+    Config,
+    DataConfig,
+    DialogueGradientConfig,
+    EndpointConfig,
+    LeakScanConfig,
+    LocalAssistantConfig,
+    OpenAIAssistantConfig,
+    ReplayAssistantConfig,
+    Section,
+    TrainingConfig,
+    VLLMAssistantConfig,
+)
+
+__all__ = [
+    "AssistantConfig",
+    "Config",
+    "DataConfig",
+    "DialogueGradientConfig",
+    "EndpointConfig",
+    "LeakScanConfig",
+    "LocalAssistantConfig",
+    "OpenAIAssistantConfig",
+    "ReplayAssistantConfig",
+    "Section",
+    "TrainingConfig",
+    "VLLMAssistantConfig",
+    "check",
+    "dialogue_gradient",
+    "dump",
+    "load",
+    "read_yaml",
+]

@@ -1,20 +1,14 @@
-"""The configuration: YAML → checked, frozen models. Knows keys, types and limits.
+"""The sections of a configuration, as frozen models: keys, types, limits and defaults.
 
-Does not know what the values do, and opens no file but the YAML. Unknown keys are errors. Paths
-are relative to the folder of the configuration file. `--set a.b=c` overrides go in before the
-check, with the value read as YAML.
+Knows what a value may be, not what it does; opens no file. Unknown keys are errors.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,16 +16,13 @@ from pydantic import (
     Field,
     JsonValue,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from gpta_local.errors import ConfigError
+from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.system.network import is_this_machine, normal_host
 
-EMBEDDED_ASSISTANT = "nano-assistant"
-DEMO_BACKBONE = "all-MiniLM-L6-v2"
 SECRET_NAME = re.compile(
     r"(?i)(api|access|private|secret)[_-]?key|secret|passw(or)?d|authori[sz]ation|bearer|credential"
     r"|(api|access|auth|refresh|session|hf)[_-]?token$"
@@ -42,15 +33,8 @@ SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
 """As keys of well-known services begin."""
 
 
-SHOWN_PROBLEMS = 10
-"""Of a configuration, in one message."""
-
-
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-S = TypeVar("S", bound=Section)
 
 
 class DataConfig(Section):
@@ -138,7 +122,7 @@ class EndpointConfig(SamplingConfig):
             raise ValueError(
                 f"assistant.extra_body: {taken[0]!r} is set by gpta-local and cannot be replaced; leave it out"
             )
-        if name := _secret_in(self.extra_body):
+        if name := secret_in(self.extra_body):
             raise ValueError(
                 f"assistant.extra_body: {name!r} looks like a secret, and a run keeps its configuration. "
                 "A key belongs into the file that assistant.api_key_file names"
@@ -351,63 +335,13 @@ class Config(Section):
         return self
 
 
-def _secret_in(value: Any, name: str = "") -> str:
+def secret_in(value: Any, name: str = "") -> str:
     """The name of a field that holds a secret, by its name or by the form of its value; "" if there is none."""
     if isinstance(value, dict):
-        return next((found for key, inner in value.items() if (found := _secret_in(inner, str(key)))), "")
+        return next((found for key, inner in value.items() if (found := secret_in(inner, str(key)))), "")
     if isinstance(value, list):
-        return next((found for inner in value if (found := _secret_in(inner, name))), "")
+        return next((found for inner in value if (found := secret_in(inner, name))), "")
     return name if value and (SECRET_NAME.search(name) or SECRET_VALUE.match(str(value))) else ""
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read, override and check a configuration file; its paths come out absolute.
-
-    Raises:
-        ConfigError: with every problem found, each with its key.
-    """
-    content = read_yaml(path)
-    for override in overrides:
-        _override(content, override)
-    if "assistant" in content and isinstance(content["assistant"], dict):
-        content["assistant"].setdefault("backend", "local")
-    return _resolve(check(Config, content, path), path)
-
-
-def check(kind: type[S], content: dict[str, Any], path: Path) -> S:
-    """The content of a YAML file as a section.
-
-    Raises:
-        ConfigError: with every problem found, each with its key.
-    """
-    try:
-        return kind.model_validate(content)
-    except ValidationError as exc:
-        problems = [_explain(error, content, kind) for error in exc.errors()]
-        if more := len(problems[SHOWN_PROBLEMS:]):
-            problems[SHOWN_PROBLEMS:] = [f"and {more} more"]
-        raise ConfigError("\n".join(problems), where=str(path)) from exc
-
-
-def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
-    """The section `dialogue_gradient` from KEY=VALUE overrides alone.
-
-    Raises:
-        ConfigError: with every problem found.
-    """
-    content: dict[str, Any] = {}
-    for override in overrides:
-        _override(content, f"dialogue_gradient.{override}")
-    try:
-        return DialogueGradientConfig.model_validate(content.get("dialogue_gradient", {}))
-    except ValidationError as exc:
-        errors = [{**error, "loc": ("dialogue_gradient", *error["loc"])} for error in exc.errors()]
-        raise ConfigError("\n".join(_explain(error, content) for error in errors), where="--set") from exc
-
-
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML. It holds no secret: keys are only named."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _host_of(url: str) -> str | None:
@@ -416,155 +350,3 @@ def _host_of(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """A key given twice is an error instead of a silent overwrite. So is an alias: it can make a value that
-    holds itself, or one of a billion parts out of a few lines."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # the stubs leave it out
-            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked. Raises a ConfigError if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as exc:
-        raise ConfigError("no such configuration file", where=str(path)) from exc
-    except IsADirectoryError as exc:
-        raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
-    try:
-        content = yaml.load(text, Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"not valid YAML: {getattr(exc, 'problem', None) or exc}", where=where) from exc
-    if not isinstance(content, dict):
-        raise ConfigError("not a mapping of keys to values", where=str(path), fix="Start from `gpta-local init DATA`")
-    return content
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
-    try:
-        parsed = yaml.load(value, Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
-    section = content
-    for part in parts[:-1]:
-        if section.get(part) is None:  # also a section that is switched off
-            section[part] = {}
-        inner = section[part]
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{part!r} in {key.strip()!r} is a value, not a section", where="--set")
-        section = inner
-    section[parts[-1]] = parsed
-
-
-def _explain(error: Any, content: dict[str, Any], kind: type[Section] = Config) -> str:
-    """One line for one pydantic error of a `kind`: key, what is wrong, how to mend it."""
-    location = [str(part) for part in error["loc"]]
-    if location[:1] == ["assistant"] and len(location) > 1 and location[1] in {"local", "openai", "vllm", "replay"}:
-        del location[1]  # the discriminator that pydantic puts into the path
-    if location[:2] == ["card", "labels"]:
-        del location[2:3]  # another
-    key = f"a key of {'.'.join(location[:-2])}" if location[-1:] == ["[key]"] else ".".join(location)
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], content, kind)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        if SECRET_NAME.search(location[-1]):
-            return f"unknown key {key!r}; a key never goes into a configuration: see assistant.api_key_file"
-        return f"unknown key {key!r}" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}"
-        )
-    if error["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if error["type"] == "union_tag_invalid":
-        return f"{key}.backend must be one of local, openai, vllm, replay"
-    if error["type"] == "value_error":
-        return str(error["msg"]).removeprefix("Value error, ")
-    message = str(error["msg"]).removeprefix("Input ").removeprefix("String ")
-    given = error.get("input")
-    if location[-1:] in (["api_key_env"], ["api_key_file"]) or _secret_in(given):
-        return f"{key} {message}, not what is given"
-    shown = "a section" if isinstance(given, dict) else re.sub(r"//[^/@]*@", "//***@", f"{given!r}")[:80]
-    hint = " (put it in quotes)" if error["type"] == "string_type" and isinstance(given, bool | int | float) else ""
-    return f"{key} {message}, not {shown}{hint}"
-
-
-def _known_keys(location: list[str], content: dict[str, Any], kind: type[Section]) -> list[str]:
-    if kind is Config and location[:1] == ["assistant"]:
-        backends: dict[str, type[Section]] = {
-            "local": LocalAssistantConfig,
-            "openai": OpenAIAssistantConfig,
-            "vllm": VLLMAssistantConfig,
-            "replay": ReplayAssistantConfig,
-        }
-        return list(backends[content["assistant"]["backend"]].model_fields)
-    section = kind
-    for part in location:
-        if part in section.model_fields:  # otherwise the name or number of a section among others
-            annotation = section.model_fields[part].annotation
-            section = next((inner for inner in (annotation, *get_args(annotation)) if _is_section(inner)), section)
-    return list(section.model_fields)
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _resolve(config: Config, path: Path) -> Config:
-    """Make paths absolute and fill in what follows from the file's name and the task."""
-    base = path.resolve().parent
-
-    def absolute(value: str | None) -> str | None:
-        try:
-            return None if value is None else str((base / Path(value).expanduser()).resolve())
-        except (RuntimeError, ValueError, OSError) as exc:
-            raise ConfigError(f"{value!r} cannot be a path ({exc})", where=str(path)) from exc
-
-    data = config.data.model_copy(
-        update={
-            "train": absolute(config.data.train),
-            "validation": absolute(config.data.validation),
-            "test": absolute(config.data.test),
-            "text_pair": config.data.text_pair or ("text_pair" if config.task == "text-pair-classification" else None),
-        }
-    )
-    card = config.card.model_copy(update={"name": config.card.name or path.stem})
-    assistant = config.assistant
-    if isinstance(assistant, LocalAssistantConfig) and assistant.model != EMBEDDED_ASSISTANT:
-        assistant = assistant.model_copy(update={"model": absolute(assistant.model)})
-    if isinstance(assistant, ReplayAssistantConfig):
-        assistant = assistant.model_copy(update={"run": absolute(assistant.run)})
-    if isinstance(assistant, EndpointConfig):
-        paths = {"weights": absolute(assistant.weights), "api_key_file": absolute(assistant.api_key_file)}
-        assistant = assistant.model_copy(update=paths)
-    if isinstance(assistant, LocalAssistantConfig | VLLMAssistantConfig):
-        assistant = assistant.model_copy(update={"adapter": absolute(assistant.adapter)})
-    downstream = config.downstream
-    if downstream.backbone != DEMO_BACKBONE:
-        downstream = downstream.model_copy(update={"backbone": absolute(downstream.backbone)})
-    return config.model_copy(update={"data": data, "card": card, "assistant": assistant, "downstream": downstream})

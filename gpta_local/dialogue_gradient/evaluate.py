@@ -17,7 +17,7 @@ import numpy as np
 
 from gpta_local.assistant import Assistant
 from gpta_local.assistant.prompts import prefix_request, reply_room
-from gpta_local.config.sections import Config
+from gpta_local.config import Config
 from gpta_local.dialogue_gradient.train import sampling_temperature, taught_replies
 from gpta_local.dialogue_gradient.words import content_stems
 from gpta_local.knowledge import prefixes

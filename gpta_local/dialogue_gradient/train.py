@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from gpta_local.assistant.local import chat
-from gpta_local.config.sections import DialogueGradientConfig
+from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.schema import DialogueGradientStep

@@ -20,7 +20,7 @@ from typing import Any
 from gpta_local.assistant import Assistant
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
-from gpta_local.config.sections import AssistantConfig, Config, LocalAssistantConfig, ReplayAssistantConfig
+from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, ReplayAssistantConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.dialogue_gradient.train import Reward, train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpta_local.assistant.local import load_model
-from gpta_local.config.sections import DialogueGradientConfig, LeakScanConfig
+from gpta_local.config import DialogueGradientConfig, LeakScanConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.train import train_adapter

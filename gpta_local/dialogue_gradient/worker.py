@@ -22,7 +22,7 @@ from gpta_local.schema import DialogueGradientStep, Message, Request
 from gpta_local.system.network import GUARD, Refusal
 
 if TYPE_CHECKING:
-    from gpta_local.config.sections import (
+    from gpta_local.config import (
         DialogueGradientConfig,  # both bring libraries, before which the guard must stand
     )
     from gpta_local.dialogue_gradient.dialogues import Dialogue
@@ -160,7 +160,7 @@ def main() -> None:
     end: dict[str, Any]
     try:
         from gpta_local.assistant.local import load_model
-        from gpta_local.config.sections import DialogueGradientConfig
+        from gpta_local.config import DialogueGradientConfig
         from gpta_local.dialogue_gradient.train import train_adapter
 
         config = DialogueGradientConfig.model_validate(job["config"])

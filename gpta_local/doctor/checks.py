@@ -33,9 +33,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from gpta_local import __version__
-from gpta_local.config.sections import (
-    DEMO_BACKBONE,
-    EMBEDDED_ASSISTANT,
+from gpta_local.config import (
     Config,
     EndpointConfig,
     LocalAssistantConfig,
@@ -45,6 +43,7 @@ from gpta_local.config.sections import (
 from gpta_local.doctor import exposure
 from gpta_local.errors import GptaError, ModelError, PrivacyError, first_line
 from gpta_local.system.files import find_pickles, verify_manifest
+from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.system.network import GUARD, OFFLINE
 
 if TYPE_CHECKING:

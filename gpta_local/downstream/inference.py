@@ -107,7 +107,7 @@ def _columns(product: Product) -> list[str]:
 
 
 def _test_of(run: Path) -> str:
-    from gpta_local.config.sections import load
+    from gpta_local.config import load
 
     if not (run / "config.yaml").is_file():
         raise InputError(

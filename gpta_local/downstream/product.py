@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpta_local import __version__
-from gpta_local.config.sections import DataConfig
+from gpta_local.config import DataConfig
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, OutputError, first_line
 from gpta_local.record.folder import BEFORE_A_RUN

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from gpta_local.config.sections import TrainingConfig
+from gpta_local.config import TrainingConfig
 from gpta_local.data.readers import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.downstream.tokenization import EncodedRow

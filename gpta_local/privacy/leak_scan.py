@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpta_local.assistant.prompts import named_lines, prefix_request
-from gpta_local.config.sections import Config, EndpointConfig, LeakScanConfig
+from gpta_local.config import Config, EndpointConfig, LeakScanConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy import personal_data

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError
 
 from gpta_local import __version__
-from gpta_local.config.sections import Config, EndpointConfig, LocalAssistantConfig
+from gpta_local.config import Config, EndpointConfig, LocalAssistantConfig
 from gpta_local.errors import InputError, OutputError
 from gpta_local.record.history import NUMBERS, RESULTS, History, as_json
 from gpta_local.schema import Completion, Request, Sampling

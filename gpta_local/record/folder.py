@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from gpta_local.config import sections as configuration
-from gpta_local.config.sections import Config
+from gpta_local.config import Config, load
 from gpta_local.errors import ConfigError, GptaError, OutputError
 from gpta_local.system.files import write_whole
 
@@ -57,7 +56,7 @@ def check(folder: Path, config: Config, *, resume: bool) -> State:
         raise OutputError("a finished run is in this directory", where=str(folder), fix="Choose another")
     if state == "stopped":
         try:
-            keys = differences(configuration.load(folder / CONFIG), config)
+            keys = differences(load(folder / CONFIG), config)
         except ConfigError as exc:
             keys = [f"which cannot be read here: {exc}"]
         if keys and resume:

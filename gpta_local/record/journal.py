@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local import __version__
-from gpta_local.config.sections import dump
+from gpta_local.config import dump
 from gpta_local.errors import InputError
 from gpta_local.observer import Observer
 from gpta_local.record import folder as run_folder

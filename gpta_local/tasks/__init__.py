@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpta_local.config.sections import Config
+from gpta_local.config import Config
 from gpta_local.tasks.base import Task
 
 

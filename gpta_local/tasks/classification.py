@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gpta_local import metrics
-from gpta_local.config.sections import Config, DataConfig
+from gpta_local.config import Config, DataConfig
 from gpta_local.data import readers
 from gpta_local.data.readers import Example, Record, Splits
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier, is_sentence_backbone

@@ -1,0 +1,171 @@
+"""YAML files and overrides → checked configurations, and back.
+
+Paths are relative to the folder of the configuration file. `--set a.b=c` overrides go in before the check, with the
+value read as YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from gpta_local.config.messages import explain
+from gpta_local.config.sections import Config, DialogueGradientConfig, LocalAssistantConfig, Section
+from gpta_local.errors import ConfigError
+from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
+
+MOST_PROBLEMS = 10
+"""Of a configuration, in one message."""
+ASSISTANT_PATHS = {"adapter", "api_key_file", "run", "weights"}
+"""Keys of the assistants' sections that are paths, whichever the backend."""
+
+S = TypeVar("S", bound=Section)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and check a configuration file; its paths come out absolute.
+
+    Raises:
+        ConfigError: with every problem found, each with its key.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _override(content, override)
+    if "assistant" in content and isinstance(content["assistant"], dict):
+        content["assistant"].setdefault("backend", "local")
+    return _resolve(check(Config, content, path), path)
+
+
+def check(kind: type[S], content: dict[str, Any], path: Path) -> S:
+    """The content of a YAML file as a section.
+
+    Raises:
+        ConfigError: with every problem found, each with its key.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as exc:
+        problems = [explain(error, content, kind) for error in exc.errors()]
+        if more := len(problems[MOST_PROBLEMS:]):
+            problems[MOST_PROBLEMS:] = [f"and {more} more"]
+        raise ConfigError("\n".join(problems), where=str(path)) from exc
+
+
+def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
+    """The section `dialogue_gradient` from KEY=VALUE overrides alone.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _override(content, f"dialogue_gradient.{override}")
+    try:
+        return DialogueGradientConfig.model_validate(content.get("dialogue_gradient", {}))
+    except ValidationError as exc:
+        errors = [{**error, "loc": ("dialogue_gradient", *error["loc"])} for error in exc.errors()]
+        raise ConfigError("\n".join(explain(error, content) for error in errors), where="--set") from exc
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML. It holds no secret: keys are only named."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A key given twice is an error instead of a silent overwrite. So is an alias: it can make a value that
+    holds itself, or one of a billion parts out of a few lines."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # the stubs leave it out
+            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked. Raises a ConfigError if there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError("no such configuration file", where=str(path)) from exc
+    except IsADirectoryError as exc:
+        raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
+    try:
+        content = yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"not valid YAML: {getattr(exc, 'problem', None) or exc}", where=where) from exc
+    if not isinstance(content, dict):
+        raise ConfigError("not a mapping of keys to values", where=str(path), fix="Start from `gpta-local init DATA`")
+    return content
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
+    try:
+        parsed = yaml.load(value, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
+    section = content
+    for part in parts[:-1]:
+        if section.get(part) is None:  # also a section that is switched off
+            section[part] = {}
+        inner = section[part]
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{part!r} in {key.strip()!r} is a value, not a section", where="--set")
+        section = inner
+    section[parts[-1]] = parsed
+
+
+def _resolve(config: Config, path: Path) -> Config:
+    """Make paths absolute and fill in what follows from the file's name and the task."""
+    base = path.resolve().parent
+
+    def absolute(value: str | None) -> str | None:
+        try:
+            return None if value is None else str((base / Path(value).expanduser()).resolve())
+        except (RuntimeError, ValueError, OSError) as exc:
+            raise ConfigError(f"{value!r} cannot be a path ({exc})", where=str(path)) from exc
+
+    data = config.data.model_copy(
+        update={
+            "train": absolute(config.data.train),
+            "validation": absolute(config.data.validation),
+            "test": absolute(config.data.test),
+            "text_pair": config.data.text_pair or ("text_pair" if config.task == "text-pair-classification" else None),
+        }
+    )
+    card = config.card.model_copy(update={"name": config.card.name or path.stem})
+    assistant = config.assistant
+    keys = ASSISTANT_PATHS & type(assistant).model_fields.keys()
+    assistant = assistant.model_copy(update={key: absolute(getattr(assistant, key)) for key in keys})
+    if isinstance(assistant, LocalAssistantConfig) and assistant.model != EMBEDDED_ASSISTANT:
+        assistant = assistant.model_copy(update={"model": absolute(assistant.model)})
+    downstream = config.downstream
+    if downstream.backbone != DEMO_BACKBONE:
+        downstream = downstream.model_copy(update={"backbone": absolute(downstream.backbone)})
+    return config.model_copy(update={"data": data, "card": card, "assistant": assistant, "downstream": downstream})
