@@ -14,7 +14,6 @@ from samples import CARD, QUICKSTART, read_rows, scored
 
 from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.config import Config, LeakScanConfig
-from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, weaker_than_default, words
 from gpta_local.schema import DatasetCard, Label
@@ -186,12 +185,12 @@ class TestRequests:
         history = [scored(f"Text number {number}", number * 1.111 - 4) for number in range(8)]
         scan(ROW).check(prefix_request(card, history))
 
-    @pytest.mark.parametrize("field", ["reply", "worse"])
-    def test_reply_that_would_be_taught_is_scanned(self, field: str) -> None:
-        dialogue = Dialogue(prefix_request(CARD, []), "Text:", 1.0, "Note:")
-        scan(ROW).check_dialogue(dialogue)
+    @pytest.mark.parametrize("replies", [(f"bad: {ROW}", "Note:"), ("Text:", f"bad: {ROW}")])
+    def test_reply_that_would_be_taught_is_scanned(self, replies: tuple[str, str]) -> None:
+        request = prefix_request(CARD, [])
+        scan(ROW).check_dialogue(request, "Text:", "Note:")
         with pytest.raises(PrivacyError, match="taught"):
-            scan(ROW).check_dialogue(replace(dialogue, **{field: f"bad: {ROW}"}))
+            scan(ROW).check_dialogue(request, *replies)
 
     def test_every_line_that_is_sent_is_scanned(self) -> None:
         request = prefix_request(replace(CARD, name="two\n\nlines"), [scored("Text:", 0.1)])

@@ -56,7 +56,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
         history.close()
         for dialogue in of_run:
             try:
-                leak_scan.check_dialogue(dialogue)
+                leak_scan.check_dialogue(dialogue.request, dialogue.reply, dialogue.worse)
             except PrivacyError as exc:
                 raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
         if not of_run:

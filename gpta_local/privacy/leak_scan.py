@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from gpta_local.assistant.prompts import named_lines, prefix_request
 from gpta_local.config import Config, EndpointConfig, LeakScanConfig
-from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy import personal_data
 from gpta_local.schema import DatasetCard, Request
@@ -122,10 +121,10 @@ class LeakScan:
         for field, line in named_lines(request):
             self.check_text(field, line)
 
-    def check_dialogue(self, dialogue: Dialogue) -> None:
-        """As `check`, for the request and both replies."""
-        self.check(dialogue.request)
-        for reply in (dialogue.reply, dialogue.worse):
+    def check_dialogue(self, request: Request, *replies: str) -> None:
+        """As `check`, for the request and the replies that the assistant would be taught."""
+        self.check(request)
+        for reply in replies:
             for line in reply.splitlines():
                 self.check_text("a reply that the assistant would be taught", line)
 
@@ -148,12 +147,8 @@ class LeakScan:
     def _index(self, texts: Iterable[str]) -> Hashes:
         """Sorted hashes of the runs of n words of each text, and of the short texts as a whole, that
         are in fewer than `COMMON` different texts."""
-        runs = np.concatenate([*self._runs_of_texts(texts), np.empty(0, np.uint64)])
-        runs.sort()
-        first, common = np.ones(len(runs), bool), np.zeros(len(runs), bool)
-        first[1:] = runs[1:] != runs[:-1]
-        common[: 1 - COMMON] = runs[: 1 - COMMON] == runs[COMMON - 1 :]
-        return runs[first & ~common]
+        runs, texts_with = np.unique(np.concatenate(list(self._runs_of_texts(texts))), return_counts=True)
+        return runs[texts_with < COMMON]
 
     def _runs_of_texts(self, texts: Iterable[str]) -> Iterator[Hashes]:
         """Chunk by chunk, the runs of each different text, none twice of one text."""

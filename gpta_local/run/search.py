@@ -248,7 +248,7 @@ class Search:
             )
             return
         for dialogue in dialogues:
-            self.leak_scan.check_dialogue(dialogue)
+            self.leak_scan.check_dialogue(dialogue.request, dialogue.reply, dialogue.worse)
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model) if config.method == "grpo" else None
         try:
