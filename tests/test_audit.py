@@ -25,7 +25,8 @@ from samples import SENTIMENT, Silent, sentiment_rows
 
 from gpta_local.config import load
 from gpta_local.errors import EndpointError, OutputError
-from gpta_local.record.audit import GENESIS, LOG, Audit, canonical, hex_digest, split_lines
+from gpta_local.record.audit import Audit
+from gpta_local.record.entries import GENESIS, LOG, canonical, hex_digest, split_lines
 from gpta_local.record.verification import Problem, check_chain, check_ends
 from gpta_local.run import loop
 from gpta_local.schema import Completion, Message, Request, Sampling

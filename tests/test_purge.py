@@ -19,7 +19,8 @@ from samples import QUICKSTART, Silent
 
 from gpta_local.config import load
 from gpta_local.record import purge
-from gpta_local.record.audit import LOG, Audit
+from gpta_local.record.audit import Audit
+from gpta_local.record.entries import LOG
 from gpta_local.record.history import History, open_existing
 from gpta_local.run import loop
 from gpta_local.schema import Completion

@@ -19,8 +19,9 @@ from gpta_local.config import dump
 from gpta_local.errors import InputError
 from gpta_local.observer import Observer
 from gpta_local.record import folder as run_folder
-from gpta_local.record.audit import HEAD, LOG, Audit, history_digest
+from gpta_local.record.audit import HEAD_KEY, Audit, history_digest
 from gpta_local.record.checkpoints import Checkpoints
+from gpta_local.record.entries import LOG
 from gpta_local.record.history import FORMAT, History
 from gpta_local.run.plan import Plan
 from gpta_local.system.files import flush, write_whole
@@ -76,7 +77,7 @@ class Journal:
         """Leave nothing that is not for the user and, now that the log has its end, write the summary."""
         self.checkpoints.clear()
         draft = self.folder / run_folder.DRAFT
-        result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD: self.audit.head}
+        result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD_KEY: self.audit.head}
         write_whole(draft, run_folder.as_text(result))
         draft.replace(self.folder / run_folder.SUMMARY)
         flush(self.folder)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.errors import InputError
-from gpta_local.record.audit import HEAD, LOG, Audit, Written, history_digest, read_log, summary_digest
+from gpta_local.record.audit import HEAD_KEY, Audit, history_digest, summary_digest
+from gpta_local.record.entries import LOG, Written, read_log
 from gpta_local.record.folder import CHECKPOINTS, DRAFT, as_text
 from gpta_local.record.history import open_existing
 from gpta_local.system.files import owner_only, write_whole
@@ -75,7 +76,7 @@ def purge(run: Path) -> Purge:
             digests = (summary_digest(summary) if summary else "", history_digest(history))
             log.purged(requests, completions, sorted(names), metrics, *digests)
         if log and summary:
-            _rewrite(run / "summary.json", as_text(summary | {HEAD: log.head}))
+            _rewrite(run / "summary.json", as_text(summary | {HEAD_KEY: log.head}))
         written = [path.name for path in rewritten]
         left, head = _left(run, prefix), log.head if log else ""
         return Purge(requests, completions, sorted(names), written, left, head, before)

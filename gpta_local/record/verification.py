@@ -14,29 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpta_local.errors import GptaError
-from gpta_local.record.audit import (
-    GENESIS,
-    HEAD,
-    Answered,
-    AnyEntry,
-    Asked,
-    Files,
-    Finished,
-    Line,
-    Purged,
-    Started,
-    TextDigest,
-    Torn,
-    Written,
-    file_digest,
-    history_digest,
-    read_log,
-    summary_digest,
-    text_digest,
-    torn_line,
-)
+from gpta_local.record import entries
+from gpta_local.record.audit import HEAD_KEY, file_digest, history_digest, summary_digest, text_digest
+from gpta_local.record.entries import GENESIS, AnyEntry, Files, Finished, Line, Purged, TextDigest, Torn, read_log
 from gpta_local.record.history import GONE_MESSAGES, GONE_TEXT, open_existing
 from gpta_local.system.files import files_below
+
+Whole = Sequence[tuple[int, AnyEntry]]
+"""Each whole entry with the number of its line."""
 
 
 class Problem(NamedTuple):
@@ -50,7 +35,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Findings:
     """`head`: the hash of the last whole entry. `notes` are no problems, but good to know."""
 
     entries: list[AnyEntry]
@@ -59,7 +44,7 @@ class Verdict:
     head: str
 
 
-def verify(run: Path, noted_head: str = "") -> Verdict:
+def verify(run: Path, noted_head: str = "") -> Findings:
     """Check the chain of the log, its beginning and end, the texts of the history, the files of the run.
 
     Args:
@@ -74,7 +59,7 @@ def verify(run: Path, noted_head: str = "") -> Verdict:
     if noted_head:
         found.append(_check_head(whole, noted_head))
     found += [*_check_texts(run, whole), *_check_files(run, whole), *_check_summary(run, whole)]
-    return Verdict(
+    return Findings(
         entries=[entry for _, entry in whole],
         problems=[one for one in found if isinstance(one, Problem)],
         notes=[one for one in found if isinstance(one, str)],
@@ -92,7 +77,7 @@ def check_chain(lines: Sequence[Line]) -> list[Problem]:
         if entry is None:
             broken.append(line)
             continue
-        if isinstance(entry, Torn) and entry.lines == [torn_line(b) for b in broken]:
+        if isinstance(entry, Torn) and entry.lines == [entries.torn_line(b) for b in broken]:
             broken = []
         problems += [Problem(b.number, b.problem) for b in broken]
         expected = number + len(broken) + 1
@@ -109,10 +94,10 @@ def check_chain(lines: Sequence[Line]) -> list[Problem]:
     return problems + [Problem(b.number, b.problem) for b in broken]
 
 
-def check_ends(whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
+def check_ends(whole: Whole) -> Iterator[Problem]:
     """A log begins with the start of a run; after its end come only purges."""
     first = next((entry for _, entry in whole if not isinstance(entry, Torn)), None)
-    if not isinstance(first, Started):
+    if not isinstance(first, entries.Started):
         yield Problem(whole[0][0] if whole else 1, "is not the start of a run")
     finished = False
     for number, entry in whole:
@@ -124,7 +109,7 @@ def check_ends(whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
         yield Problem(after + 1, "should tell of the end of the run: it did not finish, or the end was cut off")
 
 
-def _check_head(whole: Sequence[tuple[int, AnyEntry]], noted: str) -> Problem | str:
+def _check_head(whole: Whole, noted: str) -> Problem | str:
     place = next((number for number, entry in whole if entry.hash == noted), None)
     if place is None:
         return Problem(0, "no entry has the noted head: the end was cut off, or all was written anew")
@@ -132,7 +117,7 @@ def _check_head(whole: Sequence[tuple[int, AnyEntry]], noted: str) -> Problem | 
     return f"the noted head is that of line {place}" + (f"; after it came {later}" if later else ", the last")
 
 
-def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem | str]:
+def _check_texts(run: Path, whole: Whole) -> Iterator[Problem | str]:
     try:
         history = open_existing(run / "history.sqlite")
         requests = {number: (about, messages) for number, *about, messages in history.requests()}
@@ -162,14 +147,14 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
         return same or (bool(logged or purged) and text == gone)
 
     for line, entry in whole:
-        if isinstance(entry, Asked):
+        if isinstance(entry, entries.Asked):
             if entry.request not in requests:
                 yield Problem(line, f"tells of request {entry.request}, which is not in the history")
                 continue
             about, messages = requests.pop(entry.request)
             if about != [entry.round, entry.kind, entry.adapter] or not kept(entry.text, messages, GONE_MESSAGES):
                 yield Problem(line, f"tells of another request {entry.request} than is in the history")
-        elif isinstance(entry, Answered):
+        elif isinstance(entry, entries.Answered):
             replies = texts.pop(entry.request, [])
             if len(replies) != len(entry.completions):
                 counts = f"{len(entry.completions)} completions of request {entry.request}"
@@ -184,16 +169,16 @@ def _check_texts(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
         yield Problem(0, f"the history holds completions of request {number}, of which the log does not tell")
 
 
-def _check_files(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
+def _check_files(run: Path, whole: Whole) -> Iterator[Problem]:
     """By what was written last under a name. Only what a purge deleted may be gone."""
     known: Files = {}
     lines: dict[str, int] = {}
     folders: set[str] = set()
     for line, entry in whole:
-        if isinstance(entry, Started | Written | Finished | Purged):
+        if isinstance(entry, entries.Started | entries.Written | Finished | Purged):
             known |= entry.files
             lines |= dict.fromkeys(entry.files, line)
-        if isinstance(entry, Written):
+        if isinstance(entry, entries.Written):
             folders.add(entry.folder)
         if isinstance(entry, Purged):
             known = {name: digest for name, digest in known.items() if name not in entry.deleted}
@@ -212,7 +197,7 @@ def _check_files(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[P
                 yield Problem(0, f"{name} is here, and the log does not tell of it")
 
 
-def _check_summary(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator[Problem]:
+def _check_summary(run: Path, whole: Whole) -> Iterator[Problem]:
     ends = [(line, entry.summary) for line, entry in whole if isinstance(entry, Finished | Purged) and entry.summary]
     if not (run / "summary.json").is_file():
         if ends:
@@ -220,7 +205,7 @@ def _check_summary(run: Path, whole: Sequence[tuple[int, AnyEntry]]) -> Iterator
         return
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        head, digest = summary.get(HEAD), summary_digest(summary)
+        head, digest = summary.get(HEAD_KEY), summary_digest(summary)
     except OSError as exc:
         yield Problem(0, f"summary.json cannot be read: {exc.strerror}")
         return

@@ -7,24 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpta_local.errors import GptaError
-from gpta_local.record.audit import (
-    LOG,
-    AdapterInUse,
-    Answered,
-    AnyEntry,
-    Asked,
-    AssistantOpened,
-    Backbone,
-    Data,
-    Files,
-    Finished,
-    Purged,
-    Resumed,
-    Started,
-    Torn,
-    Written,
-    read_log,
-)
+from gpta_local.record import entries
+from gpta_local.record.entries import LOG, AnyEntry, Files, read_log
 from gpta_local.record.history import open_existing
 
 
@@ -51,9 +35,9 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
             continue
         entry = line.entry
         yield printable(f"{entry.time[:19]}  {entry.event:<11}  {_describe(entry)}")
-        if isinstance(entry, Asked):
+        if isinstance(entry, entries.Asked):
             yield from _indented(_dialogue(messages.get(entry.request, "[]")) or gone)
-        elif isinstance(entry, Answered):
+        elif isinstance(entry, entries.Answered):
             for place, text in enumerate(replies.get(entry.request, []), start=1):
                 yield from _indented(f"{place}: {_text(text) or gone}")
     if not any(line.entry for line in log):
@@ -62,36 +46,36 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
 
 def _describe(entry: AnyEntry) -> str:
     match entry:
-        case Started():
+        case entries.Started():
             versions = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
             return f"{versions}; config.yaml: {_sizes(entry.files)}"
-        case Resumed():
+        case entries.Resumed():
             again = f"; request {entry.unanswered} is sent once more" if entry.unanswered else ""
             return f"gpta-local {entry.versions['gpta-local']}{again}"
-        case Data():
+        case entries.Data():
             return f"{entry.split}: {entry.path}, {_sizes(entry.files)}"
-        case Backbone():
+        case entries.Backbone():
             return f"{entry.path}, {_sizes(entry.files)}"
-        case AssistantOpened():
+        case entries.AssistantOpened():
             files = f", {_sizes(entry.files)}" if entry.files else ""
             return f"{entry.backend}: {entry.model}" + (f" at {entry.endpoint}" if entry.endpoint else "") + files
-        case AdapterInUse():
+        case entries.AdapterInUse():
             return f"{entry.path}, weights {entry.sha256[:12]}" if entry.name else "none: the base model"
-        case Asked():
+        case entries.Asked():
             adapter = f", adapter {entry.adapter}" if entry.adapter else ""
             size = f"{entry.text.characters} characters, {entry.text.sha256[:12]}"
             return f"{entry.request}, round {entry.round}: {entry.kind} × {entry.completions}{adapter}, {size}"
-        case Answered():
+        case entries.Answered():
             characters = sum(completion.characters for completion in entry.completions)
             return f"of request {entry.request}: {len(entry.completions)}, {characters} characters"
-        case Written():
+        case entries.Written():
             return f"{entry.folder}/: {_sizes(entry.files)}"
-        case Finished():
+        case entries.Finished():
             return f"{entry.requests} requests, {entry.completions} completions"
-        case Purged():
+        case entries.Purged():
             texts = f"the texts of {entry.requests} requests and {entry.completions} completions"
             return ", ".join([texts, *entry.deleted])
-        case Torn():
+        case entries.Torn():
             return f"line {', '.join(str(line.line) for line in entry.lines)} was not written to its end"
 
 

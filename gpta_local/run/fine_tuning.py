@@ -13,8 +13,8 @@ import torch
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.training import Training
 from gpta_local.observer import Observer
-from gpta_local.record.audit import hex_digest
 from gpta_local.record.checkpoints import KEPT
+from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.run.plan import Plan
 from gpta_local.schema import Round

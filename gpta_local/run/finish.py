@@ -13,7 +13,7 @@ from typing import Any
 from gpta_local.knowledge import prefixes
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
-from gpta_local.record.audit import hex_digest
+from gpta_local.record.entries import hex_digest
 from gpta_local.record.history import History
 from gpta_local.run import summary
 from gpta_local.run.fine_tuning import FineTuner, Trained
