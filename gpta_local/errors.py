@@ -21,6 +21,9 @@ the caller counts it.
 
 from __future__ import annotations
 
+LOWER_RATES = "Lower the learning rates of `training`, or set training.precision to fp32"
+"""How to mend a training that diverged."""
+
 
 class GptaError(Exception):
     """An error with one clear message: what is wrong, where, and how to mend it.

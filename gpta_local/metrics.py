@@ -63,3 +63,7 @@ def macro_f1(predictions: Sequence[int], targets: Sequence[int], classes: int) -
     hits = np.diag(confusion)
     total = confusion.sum(axis=0) + confusion.sum(axis=1)
     return float(np.mean(np.divide(2 * hits, total, out=np.zeros(classes), where=total > 0)))
+
+
+Losses = NDArray[np.float64]
+"""One loss per row, in nats: lower is better."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from gpta_local.run.summary import Selection
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, StepVerdict
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, Selection, StepVerdict
 
 
 class Observer(Protocol):

@@ -160,3 +160,26 @@ class Round:
     chosen: ScoredPrefix
     training_loss: float | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How the product was chosen among trained contestants; the first has no prefix in front.
+
+    `gains` are against that one, on `rows`; `names` are for the user; `chosen` is the position of the winner.
+    """
+
+    rows: str
+    gains: tuple[ScoredPrefix, ...]
+    names: tuple[str, ...]
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The prefixes that are put before the label texts; and what those that were tried gained on the validation rows,
+    where there are any: the loss without less the loss with them, in nats."""
+
+    texts: tuple[str, ...]
+    gain: float | None = None
+    standard_error: float | None = None

@@ -11,9 +11,8 @@ import yaml
 from commands import ROOT
 
 from gpta_local.config import Config, load
-from gpta_local.data.readers import Example
+from gpta_local.data.examples import Example
 from gpta_local.record.history import History
-from gpta_local.run.summary import Selection
 from gpta_local.schema import (
     Completion,
     DatasetCard,
@@ -26,6 +25,7 @@ from gpta_local.schema import (
     Round,
     Sampling,
     ScoredPrefix,
+    Selection,
     StepVerdict,
 )
 

@@ -29,7 +29,8 @@ from gpta_local.benchmark.suite import load
 from gpta_local.benchmark.trials import Job, Results, Trial, plan
 from gpta_local.config import TrainingConfig
 from gpta_local.config import load as load_config
-from gpta_local.data.readers import Example, Splits
+from gpta_local.data.examples import Example
+from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import Training, total_steps
 from gpta_local.tasks.classification import ClassificationTask

@@ -16,9 +16,16 @@ import pytest
 from samples import config_of, pair_rows, read_rows, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.config import load
-from gpta_local.data.readers import Example, Splits, carve, make_splits, read_records, sample_shots
+from gpta_local.data.examples import Example, read_examples
+from gpta_local.data.readers import read_records
+from gpta_local.data.splits import (
+    Splits,
+    carve,
+    make_splits,
+    sample_shots,
+)
 from gpta_local.errors import ConfigError, DataError
-from gpta_local.tasks.classification import ClassificationTask, read_examples
+from gpta_local.tasks.classification import ClassificationTask
 
 CANARY = "zyxwvutcanary"
 AWKWARD = [

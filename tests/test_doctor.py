@@ -28,8 +28,8 @@ from servers import Endpoint, vllm_server
 
 from gpta_local.config import load
 from gpta_local.doctor import checks
-from gpta_local.downstream.product import HISTORY_ROOM
 from gpta_local.errors import ModelError
+from gpta_local.record.folder import HISTORY_ROOM
 from gpta_local.run.loop import Run
 
 OF_THE_MACHINE = ["python", "packages", "devices", "disk", "environment"]

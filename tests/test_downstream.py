@@ -14,13 +14,14 @@ from samples import LABEL_TEXTS, config_of, examples, pair_rows, read_rows, sent
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.prompts import label_texts_request, prefix_request
-from gpta_local.data.readers import Example
+from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier
+from gpta_local.downstream.probe import probe_losses
 from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.errors import ModelError
 from gpta_local.schema import DatasetCard, Label, Sampling
 from gpta_local.system.models import DEMO_SHA256, assistant_folder, backbone_folder
-from gpta_local.tasks.classification import ClassificationTask, probe_losses
+from gpta_local.tasks.classification import ClassificationTask
 
 SINGLES = [(row["text"],) for row in read_rows("validation")]
 PAIRS = [(row["text"], row["text_pair"]) for row in pair_rows()]
@@ -179,7 +180,7 @@ class TestProbe:
         torch.manual_seed(0)
         features, labels, head = torch.randn(40, 3), torch.arange(40) % 2, torch.nn.Linear(3, 2)
         own = torch.nn.functional.cross_entropy(head(features), labels, reduction="none").detach()
-        monkeypatch.setattr("gpta_local.tasks.classification.PROBE_L2", 1e5)
+        monkeypatch.setattr("gpta_local.downstream.probe.PROBE_L2", 1e5)
         torch.testing.assert_close(probe_losses(features, labels, head), own, atol=1e-3, rtol=0)
 
     def test_head_of_the_model_is_left_as_it_was(self) -> None:

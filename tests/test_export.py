@@ -17,9 +17,17 @@ from samples import PAIRS, config_of, pair_rows, read_rows, sentiment_rows
 
 from gpta_local.downstream import product as product_module
 from gpta_local.downstream.model import DownstreamModel
-from gpta_local.downstream.product import check_folder, copy_product, make_folder, open_product, write_product
+from gpta_local.downstream.product import (
+    copy_product,
+    open_product,
+    write_product,
+)
 from gpta_local.downstream.training import Training
 from gpta_local.errors import InputError, ModelError, OutputError
+from gpta_local.record.folder import (
+    check_folder,
+    make_folder,
+)
 from gpta_local.system.files import MANIFEST, find_pickles
 from gpta_local.tasks.classification import ClassificationTask
 

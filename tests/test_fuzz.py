@@ -28,7 +28,8 @@ from gpta_local.config import dump, load
 from gpta_local.data.readers import read_records
 from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ConfigError, EndpointError, GptaError
-from gpta_local.knowledge.prefixes import clean, read_label_text_sets
+from gpta_local.knowledge.label_texts import read_label_text_sets
+from gpta_local.knowledge.prefixes import clean
 from gpta_local.schema import Completion
 from gpta_local.tasks import open_task
 

@@ -22,10 +22,13 @@ from gpta_local.assistant.local import LocalAssistant
 from gpta_local.config import TrainingConfig, load
 from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.downstream.model import SequenceClassifier
+from gpta_local.downstream.probe import (
+    ProbeScorer,
+    probe_losses,
+)
 from gpta_local.downstream.training import Training
 from gpta_local.errors import TrainingError
 from gpta_local.tasks import open_task
-from gpta_local.tasks.classification import ProbeScorer, probe_losses
 
 Losses = NDArray[np.float64]
 PREFIXES = ("Review:", "What a guest says:", "In short,")

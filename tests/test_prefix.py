@@ -10,6 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from samples import scored
 
+from gpta_local.data.splits import scoring_order
+from gpta_local.knowledge.label_texts import (
+    read_label_text_sets,
+    templated,
+)
 from gpta_local.knowledge.prefixes import (
     FIRST_HEAT,
     Candidates,
@@ -19,9 +24,6 @@ from gpta_local.knowledge.prefixes import (
     figures,
     race,
     ranked,
-    read_label_text_sets,
-    scoring_order,
-    templated,
 )
 from gpta_local.knowledge.prefixes import shown_history as shown
 from gpta_local.metrics import paired_mean

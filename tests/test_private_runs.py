@@ -236,7 +236,7 @@ def test_adapter_of_tune_is_its_owners_alone_and_holds_no_pickle(tmp_path: Path,
 
 
 def test_folder_of_runs_that_is_there_keeps_its_mode(tmp_path: Path, umask: Callable[[int], int]) -> None:
-    from gpta_local.downstream.product import make_folder
+    from gpta_local.record.folder import make_folder
     from gpta_local.system.files import owner_only
 
     (tmp_path / "runs").mkdir(mode=0o755)

@@ -16,7 +16,7 @@ from samples import Silent
 
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.config import load
-from gpta_local.data.readers import Example
+from gpta_local.data.examples import Example
 from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.downstream.inference import evaluate
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier

@@ -13,7 +13,7 @@ import torch
 from samples import SENTIMENT, examples, sentiment_rows
 
 from gpta_local.config import TrainingConfig
-from gpta_local.data.readers import Example
+from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier
 from gpta_local.downstream.training import MIN_STEPS, Training, total_steps
 from gpta_local.errors import TrainingError

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from gpta_local.benchmark.suite import GPTA
 from gpta_local.benchmark.trials import Job, Record, Trial
-from gpta_local.data.readers import Splits
+from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.downstream.training import Training
 from gpta_local.knowledge import prefixes
+from gpta_local.knowledge.label_texts import templated
 from gpta_local.record.history import open_existing
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import Plan
-from gpta_local.run.summary import Selection
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, StepVerdict
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, Selection, StepVerdict
 from gpta_local.system.models import multiplies_in_bf16
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
@@ -102,14 +102,14 @@ class Bench:
         """As `found`, and other templates of its label texts."""
         if list(templates) == found["templates"]:
             return figures_of(found)  # without any
-        head = self.task.build(prefixes.templated(found["label_texts"], templates))
+        head = self.task.build(templated(found["label_texts"], templates))
         return self.fine_tune(head, found["prefix"])
 
     def head_of(self, found: Record) -> DownstreamModel:
         """The model before training as the run of a record had it."""
         if found["product_is_plain"]:
             return self.task.build_plain()
-        return self.task.build(prefixes.templated(found["label_texts"], found["templates"]))
+        return self.task.build(templated(found["label_texts"], found["templates"]))
 
     def transferred(self, own: Record, other: Record) -> Figures:
         """The best prefix and the templates of another set; its label texts too where it has one for each label of
@@ -120,7 +120,7 @@ class Bench:
         theirs = [{fold(name): text for name, text in texts.items()} for texts in other["label_texts"]]
         fits = all(fold(name) in texts for texts in theirs for name in names)
         label_texts = [{name: texts[fold(name)] for name in names} for texts in theirs] if fits else own["label_texts"]
-        head = self.task.build(prefixes.templated(label_texts, other["templates"]))
+        head = self.task.build(templated(label_texts, other["templates"]))
         figures = self.fine_tune(head, other["best_prefix"])
         return {**figures, "with_label_texts": fits}
 

@@ -16,7 +16,8 @@ import numpy as np
 from gpta_local import metrics
 from gpta_local.benchmark.arms import Figures, own_figures
 from gpta_local.config import Config
-from gpta_local.data.readers import Example, Splits
+from gpta_local.data.examples import Example
+from gpta_local.data.splits import Splits
 from gpta_local.system.models import backbone_folder, quiet_transformers
 from gpta_local.tasks.base import Evaluation
 

@@ -27,8 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gpta_local.run.summary import Selection, verdict
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, StepVerdict
+from gpta_local.run.summary import verdict
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, Selection, StepVerdict
 
 if TYPE_CHECKING:
     from gpta_local.dialogue_gradient.evaluate import ProposalQuality

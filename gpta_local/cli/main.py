@@ -146,7 +146,7 @@ def train(
         if stopped and not resume:
             observer.note(f"a run of this configuration was stopped; to go on with it: {_resume_command(stopped)}")
         observer.stage("reading data, loading models", 1)
-        from gpta_local.downstream.product import check_folder
+        from gpta_local.record.folder import check_folder
 
         match run_folder.check(folder, settings, resume=resume):
             case "finished":
@@ -224,7 +224,10 @@ def evaluate(run: Path, data: Path | None, as_json: bool) -> None:
 @click.argument("directory", metavar="DIR", type=PATH)
 def export(run: Path, directory: Path) -> None:
     """Copy the model of RUN to DIR: stock libraries load it, the prefix is inside."""
-    from gpta_local.downstream.product import copy_product, open_product
+    from gpta_local.downstream.product import (
+        copy_product,
+        open_product,
+    )
 
     product = open_product(run)
     copy_product(product, directory)

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpta_local.errors import DataError
-
-MANY_ROWS = 500
-"""From this many training rows on, validation rows are carved and the search is online."""
-CARVED_SHARE = 0.1
-FITTED_ROWS = 1000
-"""Training rows at most on which a trained model is measured, for the gap to the test rows."""
 
 FORMATS = "a .jsonl, .csv, .tsv or .parquet file, or a folder saved by `datasets`"
 
@@ -33,34 +26,6 @@ class Record:
 
     values: Mapping[str, Any]
     where: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Example:
-    """A checked row: one text or a pair, and the number of its label. Its repr hides the text."""
-
-    texts: tuple[str, ...]
-    label: int
-
-    def __repr__(self) -> str:
-        return f"Example(<{len(self.texts)} text(s)>, label={self.label})"
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """`validation` and `test` may be empty. `many`: whether there were at least `MANY_ROWS` training
-    rows, before any were carved. `warnings` are sentences for the user."""
-
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
-    many: bool
-    warnings: tuple[str, ...]
-
-    @property
-    def fitted(self) -> list[Example]:
-        """Training rows that a trained model is measured on, evenly spread: `FITTED_ROWS` at most."""
-        return self.train[:: -(-len(self.train) // FITTED_ROWS)]
 
 
 def read_records(path: str) -> list[Record]:
@@ -90,94 +55,6 @@ def read_records(path: str) -> list[Record]:
     if not records:
         raise DataError("no rows", where=path)
     return records
-
-
-def make_splits(
-    train: list[Example],
-    validation: list[Example] | None,
-    test: list[Example] | None,
-    label_names: Sequence[str],
-    *,
-    shots: int | None,
-    seed: int,
-    carve_few: bool = False,
-) -> Splits:
-    """Sample shots, carve validation rows if there are none and enough to carve from, and warn.
-
-    Args:
-        carve_few: carve also from fewer than `MANY_ROWS` training rows.
-
-    Raises:
-        DataError: if a class has no training row, or fewer than `shots`.
-    """
-    counts = Counter(example.label for example in train)
-    missing = [name for number, name in enumerate(label_names) if not counts[number]]
-    if missing:
-        raise DataError(
-            f"no training row has the label {missing[0]!r}",
-            where="data.train",
-            fix="Drop it from card.labels or add rows",
-        )
-    if shots is not None:
-        scarce = [(counts[number], name) for number, name in enumerate(label_names) if counts[number] < shots]
-        if scarce:
-            rows, name = min(scarce)
-            raise DataError(
-                f"data.shots is {shots} but the label {name!r} has only {rows} training rows",
-                where="data.train",
-                fix=f"Set data.shots to {rows} or less",
-            )
-        train = sample_shots(train, shots, seed)
-    many = len(train) >= MANY_ROWS
-    if validation is None and (carve_few or many):
-        train, validation = carve(train, CARVED_SHARE, seed)
-    splits = {"training": train, "validation": validation or [], "test": test or []}
-    return Splits(train, splits["validation"], splits["test"], many, tuple(_overlaps(splits)))
-
-
-def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """`shots` examples of each class, in random order; the same for the same seed."""
-    rng = random.Random(f"shots-{seed}")
-    by_label = _by_label(examples)
-    sample = [example for label in sorted(by_label) for example in rng.sample(by_label[label], shots)]
-    rng.shuffle(sample)
-    return sample
-
-
-def carve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off a stratified share, at least a row of each class that has two: (rest, carved)."""
-    rng = random.Random(f"carve-{seed}")
-    rest: list[Example] = []
-    carved: list[Example] = []
-    for _, members in sorted(_by_label(examples).items()):
-        rng.shuffle(members)
-        size = min(max(1, round(len(members) * share)), len(members) - 1)
-        carved += members[:size]
-        rest += members[size:]
-    rng.shuffle(rest)
-    rng.shuffle(carved)
-    return rest, carved
-
-
-def _by_label(examples: Sequence[Example]) -> dict[int, list[Example]]:
-    by_label: dict[int, list[Example]] = defaultdict(list)
-    for example in examples:
-        by_label[example.label].append(example)
-    return by_label
-
-
-def _overlaps(splits: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """A sentence for each pair of splits that share rows (case and white space folded)."""
-    keys = {
-        name: [tuple(" ".join(text.casefold().split()) for text in row.texts) for row in rows]
-        for name, rows in splits.items()
-    }
-    for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
-        other = set(keys[second])
-        shared = sum(key in other for key in keys[first])
-        if shared:
-            rows = "row is" if shared == 1 else "rows are"
-            yield f"{shared} {first} {rows} also in {second}: results on {second} are too good; remove them"
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from gpta_local.data.readers import Record, read_records
+from gpta_local.data.readers import (
+    Record,
+    read_records,
+)
 from gpta_local.errors import DataError
 
 LONGEST_LABEL = 200

@@ -201,7 +201,7 @@ def devices() -> Iterator[Verdict]:
 
 def disk() -> Iterator[Verdict]:
     """Where `train` puts its runs."""
-    from gpta_local.downstream.product import HISTORY_ROOM
+    from gpta_local.record.folder import HISTORY_ROOM
 
     place = _nearest_existing(RUNS.absolute())
     free = shutil.disk_usage(place).free
@@ -269,8 +269,8 @@ def assistant_files(case: Case) -> Iterator[Verdict]:
 
 def data(case: Case) -> Iterator[Verdict]:
     """The rows, read as `train` reads them."""
+    from gpta_local.downstream.probe import FOLDS
     from gpta_local.tasks import open_task
-    from gpta_local.tasks.classification import FOLDS
 
     try:
         task = case.task = open_task(case.config)
@@ -310,7 +310,7 @@ def _leaks(config: Config, task: Task) -> Iterator[Verdict]:
 
 def backbone(case: Case) -> Iterator[Verdict]:
     """The model before training, on its device, and room for what is made of it."""
-    from gpta_local.downstream.product import HISTORY_ROOM
+    from gpta_local.record.folder import HISTORY_ROOM
     from gpta_local.run.plan import Plan
     from gpta_local.system.models import multiplies_in_bf16, resolve_device
 

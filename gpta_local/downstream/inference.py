@@ -11,7 +11,10 @@ import click
 import numpy as np
 
 from gpta_local.data.readers import read_records
-from gpta_local.downstream.product import Product, open_product
+from gpta_local.downstream.product import (
+    Product,
+    open_product,
+)
 from gpta_local.errors import DataError, InputError, OutputError
 from gpta_local.metrics import macro_f1, wilson_interval
 from gpta_local.system.files import owner_only
@@ -19,7 +22,7 @@ from gpta_local.system.files import owner_only
 
 def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
     """The product, and the texts of each row of the data."""
-    from gpta_local.tasks.classification import read_texts
+    from gpta_local.data.examples import read_texts
 
     product = open_product(run)
     columns = _columns(product)
@@ -64,7 +67,10 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
 
 def evaluate(run: Path, data: Path | None, *, as_json: bool) -> str:
     """Accuracy with its interval, macro-F1 and the figures of each label, as a table or JSON."""
-    from gpta_local.tasks.classification import check_columns, read_examples
+    from gpta_local.data.examples import (
+        check_columns,
+        read_examples,
+    )
 
     product = open_product(run)
     records = read_records(str(data or _test_of(run)))

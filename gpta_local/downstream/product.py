@@ -7,9 +7,7 @@ stock libraries, so that what users get elsewhere is what these commands show.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +20,13 @@ from numpy.typing import NDArray
 from gpta_local import __version__
 from gpta_local.config import DataConfig
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
-from gpta_local.errors import InputError, ModelError, OutputError, first_line
-from gpta_local.record.folder import BEFORE_A_RUN
+from gpta_local.errors import InputError, ModelError, first_line
+from gpta_local.record.folder import check_folder, writing
 from gpta_local.system.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
 from gpta_local.system.models import quiet_transformers
-from gpta_local.tasks.base import Task
 
 RECORD = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
-HISTORY_ROOM = 2**25
-"""Bytes kept free for history, metrics and summary."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
 
 
@@ -78,50 +73,9 @@ class Product:
                 )
 
 
-def make_folder(folder: Path, product_bytes: int) -> None:
-    """Make a new directory that only its owner can read.
-
-    Args:
-        product_bytes: size of the weights that will be written at the end.
-
-    Raises:
-        OutputError: if it is there and not empty, cannot be made or written, or the disk has no
-            room for the product.
-    """
-    check_folder(folder)
-    with _writing(folder):
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-        free, needed = shutil.disk_usage(folder).free, product_bytes + HISTORY_ROOM
-        if free < needed:
-            if made:
-                folder.rmdir()
-            raise OutputError(
-                f"the disk has {free // 2**20} MiB left and the run needs {needed // 2**20}",
-                where=str(folder),
-                fix="Make room, or choose another place with --output",
-            )
-
-
-def check_folder(folder: Path) -> None:
-    """Raise what `make_folder` would, as far as can be seen without making anything."""
-    if folder.is_dir() and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
-        raise OutputError(
-            "there is something in this directory already",
-            where=str(folder),
-            fix="Choose another, or remove it",
-        )
-    if folder.exists() and not folder.is_dir():
-        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place")
-    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place")
-
-
-def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
+def write_product(
+    folder: Path, model: DownstreamModel, prefix: str, task: str, labels: Sequence[str], columns: DataConfig
+) -> None:
     """Write the product folder: first beside it, then moved into place.
 
     Raises:
@@ -129,16 +83,18 @@ def write_product(folder: Path, model: DownstreamModel, prefix: str, task: Task,
         OSError, SafetensorError: it cannot be written.
     """
     with whole_or_nothing(folder) as partial:
-        _write(partial, model, prefix, task, columns)
+        _write(partial, model, prefix, task, labels, columns)
 
 
-def _write(partial: Path, model: DownstreamModel, prefix: str, task: Task, columns: DataConfig) -> None:
-    model.save(partial, prefix, task.label_names)
+def _write(
+    partial: Path, model: DownstreamModel, prefix: str, task: str, labels: Sequence[str], columns: DataConfig
+) -> None:
+    model.save(partial, prefix, labels)
     (partial / "prefix.txt").write_text(prefix + "\n", encoding="utf-8")
     record = {
         "gpta_local": __version__,
-        "task": task.name,
-        "labels": task.label_names,
+        "task": task,
+        "labels": list(labels),
         "prefix": prefix,
         "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
         "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
@@ -181,7 +137,7 @@ def open_product(run_or_folder: Path) -> Product:
 def copy_product(product: Product, target: Path) -> None:
     """Copy the product to a new folder, whole or not at all, to be handed on: the umask says who may read it."""
     check_folder(target)
-    with _writing(target), whole_or_nothing(target) as partial:
+    with writing(target), whole_or_nothing(target) as partial:
         shutil.copytree(product.folder, partial, dirs_exist_ok=True)
         as_umask_says(partial)
 
@@ -192,18 +148,6 @@ def _loading(folder: Path) -> Iterator[None]:
         yield
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say clearly what the system says of a place that cannot be written."""
-    try:
-        yield
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-        raise OutputError(
-            f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"
-        ) from exc
 
 
 def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:

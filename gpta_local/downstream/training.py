@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from gpta_local.config import TrainingConfig
-from gpta_local.data.readers import Example
+from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.downstream.tokenization import EncodedRow
-from gpta_local.errors import TrainingError
+from gpta_local.errors import LOWER_RATES, TrainingError
 from gpta_local.record.checkpoints import Checkpoint
 from gpta_local.system.models import multiplies_in_bf16
 
@@ -224,7 +224,7 @@ class Training:
     def _diverged(self, what: str, value: float) -> TrainingError:
         return TrainingError(
             f"the {what} is {value} at step {min(self.done + 1, self.steps)} of {self.steps}",
-            fix="Lower the learning rates of `training`, or set training.precision to fp32",
+            fix=LOWER_RATES,
         )
 
     def _parameter_groups(self, config: TrainingConfig) -> list[dict[str, object]]:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.assistant.prompts import UnusableReply, read_label_texts, read_prefix, write_label_texts
+from gpta_local.assistant.prompts import UnusableReply, read_prefix
+from gpta_local.knowledge.label_texts import Leak, refuse_leak
 from gpta_local.metrics import paired_mean
 from gpta_local.record.history import Verdict
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
-
-Leak = Callable[[str], str]
-"""A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
 
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
@@ -87,26 +85,6 @@ def clean(
                 kept.append(position)
             position += 1
     return Candidates([result for outcome, result in verdicts if outcome == "accepted"], verdicts)
-
-
-def read_label_text_sets(
-    completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
-) -> tuple[list[dict[str, str]], list[Verdict]]:
-    """The usable, distinct sets of label texts, and what became of each completion."""
-    sets: list[dict[str, str]] = []
-    verdicts: list[Verdict] = []
-    for completion in completions:
-        try:
-            texts = read_label_texts(completion.text, label_names)
-            for line in write_label_texts(texts).splitlines():  # as it would be taught
-                _refuse_leak(line, leak)
-        except UnusableReply as exc:
-            verdicts.append(("unusable", str(exc)))
-            continue
-        verdicts.append(("repeated" if texts in sets else "accepted", " | ".join(texts.values())))
-        if texts not in sets:
-            sets.append(texts)
-    return sets, verdicts
 
 
 def race(
@@ -259,42 +237,13 @@ def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list
     return best + random.Random(f"history-{seed}").sample(others, min(size // 2, len(others)))
 
 
-def templated(label_texts: Sequence[Mapping[str, str]], templates: Sequence[str]) -> list[dict[str, str]]:
-    """The sets of label texts, then each of them behind each of the templates. The mean of a label's embeddings in
-    many wordings stands better for its rows than one (prompt ensembling, Radford et al. 2021, §3.1.4)."""
-    behind = [
-        {name: f"{template} {text}" for name, text in texts.items()} for template in templates for texts in label_texts
-    ]
-    return [*map(dict, label_texts), *behind]
-
-
-def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:
-    """Row numbers to score on: at most `size`, random, each class spread evenly over the order, so
-    that every heat holds the classes in about the proportions of the data."""
-    rng = random.Random(f"scoring-{seed}")
-    rows = list(range(len(labels)))
-    rng.shuffle(rows)
-    total, turn = Counter(labels), Counter[int]()
-    keyed = []
-    for row in rows:
-        label = labels[row]
-        keyed.append(((turn[label] + rng.random()) / total[label], row))
-        turn[label] += 1
-    return [row for _, row in sorted(keyed)][:size]
-
-
 def _usable(text: str, tokens: Callable[[str], int], max_tokens: int, leak: Leak) -> str:
     """The prefix in a completion, not too long and without a private word; otherwise UnusableReply."""
     prefix = read_prefix(text)
     if (length := tokens(prefix)) > max_tokens:
         raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
-    _refuse_leak(prefix, leak)
+    refuse_leak(prefix, leak)
     return prefix
-
-
-def _refuse_leak(text: str, leak: Leak) -> None:
-    if kind := leak(text):
-        raise UnusableReply(f"holds {kind}")
 
 
 def _fold(prefix: str) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -179,3 +180,62 @@ def _owner(content: str) -> str:
         return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+HISTORY_ROOM = 2**25
+"""Bytes kept free for history, metrics and summary."""
+
+
+def make_folder(folder: Path, product_bytes: int) -> None:
+    """Make a new directory that only its owner can read.
+
+    Args:
+        product_bytes: size of the weights that will be written at the end.
+
+    Raises:
+        OutputError: if it is there and not empty, cannot be made or written, or the disk has no
+            room for the product.
+    """
+    check_folder(folder)
+    with writing(folder):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+        free, needed = shutil.disk_usage(folder).free, product_bytes + HISTORY_ROOM
+        if free < needed:
+            if made:
+                folder.rmdir()
+            raise OutputError(
+                f"the disk has {free // 2**20} MiB left and the run needs {needed // 2**20}",
+                where=str(folder),
+                fix="Make room, or choose another place with --output",
+            )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise what `make_folder` would, as far as can be seen without making anything."""
+    if folder.is_dir() and any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
+        raise OutputError(
+            "there is something in this directory already",
+            where=str(folder),
+            fix="Choose another, or remove it",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("a file, not a directory", where=str(folder), fix="Choose another place")
+    nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say clearly what the system says of a place that cannot be written."""
+    try:
+        yield
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise OutputError(
+            f"cannot be written ({reason})", where=str(folder), fix="Make room, or choose another place"
+        ) from exc

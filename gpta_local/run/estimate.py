@@ -11,7 +11,7 @@ from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.dialogue_gradient.dialogues import build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, train_adapter
-from gpta_local.knowledge.prefixes import templated
+from gpta_local.knowledge.label_texts import templated
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import Plan
 from gpta_local.schema import Request, ScoredPrefix

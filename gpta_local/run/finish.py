@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpta_local.knowledge import prefixes
+from gpta_local.knowledge.label_texts import templated
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
@@ -18,8 +19,11 @@ from gpta_local.record.history import History
 from gpta_local.run import summary
 from gpta_local.run.fine_tuning import FineTuner, Trained
 from gpta_local.run.plan import Plan
-from gpta_local.run.summary import Selection, Templates
-from gpta_local.schema import ScoredPrefix
+from gpta_local.schema import (
+    ScoredPrefix,
+    Selection,
+    Templates,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Finish:
         if self.plan.measured or not templates.texts:
             control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         if templates.texts:
-            head = self.task.build(prefixes.templated(label_texts, templates.texts))
+            head = self.task.build(templated(label_texts, templates.texts))
             bare = self.fine_tune(head, "", "with templates", "templates")
             if control and self.splits.validation:
                 templates = self.judge_templates(templates, control, bare)
@@ -96,7 +100,7 @@ class Finish:
         finalists = self.plan.finalists(self.history.comparable(self.plan.regime))
         if self.plan.online:
             return [replace(searched, prefix=text) for text in dict.fromkeys([searched.prefix, *finalists, ""])]
-        head = prefixes.templated(label_texts, templates.texts)
+        head = templated(label_texts, templates.texts)
         slots = [f"finalist-{hex_digest(text.encode())[:8]}" for text in finalists]
         return [
             self.fine_tune(self.task.build(head), text, f'with "{text}"', slot)

@@ -14,10 +14,11 @@ from gpta_local.assistant import open_assistant
 from gpta_local.config import Config
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import Tuner
-from gpta_local.downstream.product import make_folder, write_product
+from gpta_local.downstream.product import write_product
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.record import folder as run_folder
+from gpta_local.record.folder import make_folder
 from gpta_local.record.journal import Journal, opened
 from gpta_local.run import summary
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
@@ -109,7 +110,10 @@ class Run:
         """The product, before the summary that says it is whole."""
         folder, steps = journal.folder, journal.history.steps()
         run_folder.clear_product(folder)
-        write_product(folder / "model", product.model, product.prefix, self.plan.task, self.plan.config.data)
+        task = self.plan.task
+        write_product(
+            folder / "model", product.model, product.prefix, task.name, task.label_names, self.plan.config.data
+        )
         if steps:
             plot_dialogue_gradient(journal.history.proposal_figures(), [step for _, step, _ in steps], folder)
         journal.audit.wrote(folder / "model")

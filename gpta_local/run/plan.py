@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpta_local.assistant.prompts import reply_room
 from gpta_local.config import Config
-from gpta_local.data.readers import Splits
+from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.training import Training, total_steps
 from gpta_local.knowledge import prefixes

@@ -21,6 +21,7 @@ from gpta_local.dialogue_gradient.trial import Tuner
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError, TrainingError
 from gpta_local.knowledge import prefixes
+from gpta_local.knowledge.label_texts import read_label_text_sets
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.record.history import Verdict
@@ -79,7 +80,7 @@ class Search:
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
                 asked = 0
             else:
-                sets, verdicts = prefixes.read_label_text_sets(completions, card.label_names, self.leak_scan.find)
+                sets, verdicts = read_label_text_sets(completions, card.label_names, self.leak_scan.find)
                 self.history.judge_completions(asking, verdicts)
         chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.history.add_label_texts(scored, chosen)

@@ -6,38 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gpta_local import __version__
 from gpta_local.metrics import Interval, paired_bootstrap, wilson_interval
-from gpta_local.schema import DatasetCard, ScoredPrefix
+from gpta_local.schema import DatasetCard, ScoredPrefix, Selection, Templates
 
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How the product was chosen among trained contestants; the first has no prefix in front.
-
-    `gains` are against that one, on `rows`; `names` are for the user; `chosen` is the position of the winner.
-    """
-
-    rows: str
-    gains: tuple[ScoredPrefix, ...]
-    names: tuple[str, ...]
-    chosen: int
-
-
-@dataclass(frozen=True, slots=True)
-class Templates:
-    """The prefixes that are put before the label texts; and what those that were tried gained on the validation rows,
-    where there are any: the loss without less the loss with them, in nats."""
-
-    texts: tuple[str, ...]
-    gain: float | None = None
-    standard_error: float | None = None
 
 
 def arm(

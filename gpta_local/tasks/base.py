@@ -13,12 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.data.readers import Example, Splits
+from gpta_local.data.examples import Example
+from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
+from gpta_local.metrics import Losses
 from gpta_local.schema import DatasetCard, ScoredLabelTexts
-
-Losses = NDArray[np.float64]
-"""One loss per row, in nats: lower is better."""
 
 
 @dataclass(frozen=True, slots=True)

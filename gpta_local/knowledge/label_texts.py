@@ -1,0 +1,46 @@
+"""Label texts: read out of completions, and put behind templates. Knows texts, neither rows nor models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from gpta_local.assistant.prompts import UnusableReply, read_label_texts, write_label_texts
+from gpta_local.record.history import Verdict
+from gpta_local.schema import Completion
+
+Leak = Callable[[str], str]
+"""A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
+
+
+def read_label_text_sets(
+    completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
+) -> tuple[list[dict[str, str]], list[Verdict]]:
+    """The usable, distinct sets of label texts, and what became of each completion."""
+    sets: list[dict[str, str]] = []
+    verdicts: list[Verdict] = []
+    for completion in completions:
+        try:
+            texts = read_label_texts(completion.text, label_names)
+            for line in write_label_texts(texts).splitlines():  # as it would be taught
+                refuse_leak(line, leak)
+        except UnusableReply as exc:
+            verdicts.append(("unusable", str(exc)))
+            continue
+        verdicts.append(("repeated" if texts in sets else "accepted", " | ".join(texts.values())))
+        if texts not in sets:
+            sets.append(texts)
+    return sets, verdicts
+
+
+def templated(label_texts: Sequence[Mapping[str, str]], templates: Sequence[str]) -> list[dict[str, str]]:
+    """The sets of label texts, then each of them behind each of the templates. The mean of a label's embeddings in
+    many wordings stands better for its rows than one (prompt ensembling, Radford et al. 2021, §3.1.4)."""
+    behind = [
+        {name: f"{template} {text}" for name, text in texts.items()} for template in templates for texts in label_texts
+    ]
+    return [*map(dict, label_texts), *behind]
+
+
+def refuse_leak(text: str, leak: Leak) -> None:
+    if kind := leak(text):
+        raise UnusableReply(f"holds {kind}")
