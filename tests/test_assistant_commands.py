@@ -13,7 +13,10 @@ from commands import ROOT, assert_refused, invoke
 from samples import CARD, read_rows, scored
 
 from gpta_local.dialogue_gradient.evaluate import ProposalQuality, compare
-from gpta_local.record.history import History, open_existing
+from gpta_local.record.history import (
+    History,
+    open_existing,
+)
 from gpta_local.schema import Round
 from gpta_local.system.adapters import check_adapter
 
@@ -176,7 +179,7 @@ def test_run_can_begin_with_an_adapter(adapter: Path, tmp_path: Path) -> None:
     words = [word for key in overrides for word in ("--set", key)]
     result = invoke("train", QUICKSTART, "--output", tmp_path / "run", *words)
     assert result.exit_code == 0, result.output
-    asked = open_existing(tmp_path / "run" / "history.sqlite").requests()
+    asked = open_existing(tmp_path / "run").requests()
     assert {adapter for _, _, kind, adapter, _ in asked if kind == "prefix"} == {"adapter"}
 
 
@@ -188,11 +191,9 @@ def test_adapter_that_a_run_begins_with_may_have_the_name_of_one_that_it_makes(a
     words = [word for key in (*search, *taught, "finish.plain_control=false") for word in ("--set", key)]
     result = invoke("train", QUICKSTART, "--output", tmp_path / "run", *words)
     assert result.exit_code == 0, result.output
-    ((_, step, verdict),) = open_existing(tmp_path / "run" / "history.sqlite").steps()
+    ((_, step, verdict),) = open_existing(tmp_path / "run").steps()
     assert step.adapter == "001" and verdict in ("kept", "rolled back")
-    figures = [
-        of for number, of in open_existing(tmp_path / "run" / "history.sqlite").proposal_figures() if number == 2
-    ]
+    figures = [of for number, of in open_existing(tmp_path / "run").proposal_figures() if number == 2]
     assert [of.asked for of in figures] == [4, 4]
 
 

@@ -39,7 +39,7 @@ def train(folder: Path, sentence: Path, budget: dict[str, Any], **changes: Any) 
 
 
 def asked(run: Path) -> list[int]:
-    history = open_existing(run / "history.sqlite")
+    history = open_existing(run)
     counts = [len(texts) for texts in history.texts().values()]
     history.close()
     return counts
@@ -69,7 +69,7 @@ def test_search_ends_before_the_round_for_which_there_is_no_budget(
 
 def test_no_more_prefixes_are_scored_than_there_are_trials(tmp_path: Path, sentence: Path) -> None:
     result, run, _ = train(tmp_path, sentence, {"trials": 3})
-    history = open_existing(run / "history.sqlite")
+    history = open_existing(run)
     assert len(history.scored()) == 3
     history.close()
     assert result["ended_by"] == "budget.trials"
@@ -82,7 +82,7 @@ def test_tokens_that_were_not_counted_are_bounded_by_the_bytes(tmp_path: Path, s
             "SELECT sum(length(CAST(messages AS BLOB)) + length(CAST(text AS BLOB)))"
             " FROM requests r JOIN completions c ON c.request_id = r.id"
         ).fetchone()[0]
-    history = open_existing(run / "history.sqlite")
+    history = open_existing(run)
     assert history.spent(1)["tokens"] == bytes_of > 100
     history.close()
 

@@ -66,7 +66,7 @@ def run_without_a_reader(*arguments: object) -> tuple[int, str]:
 def test_output_that_nobody_reads_ends_the_command_as_it_ends_others(command: str, tmp_path: Path) -> None:
     """By the signal of a broken pipe and without a word; through click's printing and through rich's."""
     run = record_replies(tmp_path / "run", [], [])
-    record = open_existing(run / "history.sqlite")
+    record = open_existing(run)
     record.add_round(Round(1, {}, (), (scored("Review:", 0.1),), scored("Review:", 0.1), None, 1.0))
     record.close()
     arguments = {"history": ("history", run), "doctor": ("doctor",)}[command]

@@ -16,7 +16,7 @@ import pytest
 from samples import config_of, pair_rows, read_rows, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.config import load
-from gpta_local.data.examples import Example, read_examples
+from gpta_local.data.examples import Example, Rows, read_examples
 from gpta_local.data.readers import read_records
 from gpta_local.data.splits import (
     Splits,
@@ -25,6 +25,7 @@ from gpta_local.data.splits import (
     sample_shots,
 )
 from gpta_local.errors import ConfigError, DataError
+from gpta_local.schema import Label
 from gpta_local.tasks.classification import ClassificationTask
 
 CANARY = "zyxwvutcanary"
@@ -63,6 +64,10 @@ WRITERS: dict[str, Callable[[Path, Sequence[dict[str, Any]]], Path]] = {
     "rows.parquet": write_parquet,
     "rows": write_saved_folder,
 }
+
+
+def rows_of(train: list[Example], validation: list[Example] | None = None, test: list[Example] | None = None) -> Rows:
+    return Rows((Label("a"), Label("b")), train, validation, test)
 
 
 def numbered(n: int, labels: int) -> list[Example]:
@@ -327,19 +332,19 @@ class TestCarving:
         assert carve(numbered(100, 2), 0.1, seed=3) == carve(numbered(100, 2), 0.1, seed=3)
 
     def test_many_rows_without_validation_are_carved(self) -> None:
-        splits = make_splits(numbered(500, 2), None, None, ["a", "b"], shots=None, seed=0)
+        splits = make_splits(rows_of(numbered(500, 2)), shots=None, seed=0)
         assert (len(splits.train), len(splits.validation)) == (450, 50)
 
     def test_few_rows_are_not_carved(self) -> None:
-        splits = make_splits(numbered(499, 2), None, None, ["a", "b"], shots=None, seed=0)
+        splits = make_splits(rows_of(numbered(499, 2)), shots=None, seed=0)
         assert (len(splits.train), len(splits.validation)) == (499, 0)
 
     def test_online_search_carves_from_few_rows_too(self) -> None:
-        splits = make_splits(numbered(40, 2), None, None, ["a", "b"], shots=None, seed=0, carve_few=True)
+        splits = make_splits(rows_of(numbered(40, 2)), shots=None, seed=0, carve_few=True)
         assert (len(splits.train), len(splits.validation)) == (36, 4)
 
     def test_given_validation_rows_leave_the_training_rows_whole(self) -> None:
-        splits = make_splits(numbered(600, 2), numbered(4, 2), None, ["a", "b"], shots=None, seed=0)
+        splits = make_splits(rows_of(numbered(600, 2), numbered(4, 2)), shots=None, seed=0)
         assert (len(splits.train), len(splits.validation)) == (600, 4)
 
 
@@ -348,7 +353,7 @@ class TestOverlaps:
         def rows(texts: list[str]) -> list[Example]:
             return [Example((text,), i % 2) for i, text in enumerate(texts)]
 
-        return make_splits(rows(train), rows(validation), rows(test), ["a", "b"], shots=None, seed=0).warnings
+        return make_splits(rows_of(rows(train), rows(validation), rows(test)), shots=None, seed=0).warnings
 
     def test_no_shared_row_gives_no_warning(self) -> None:
         assert self.splits(["a", "b"], ["c"], ["d"]) == ()

@@ -46,7 +46,7 @@ def make(folder: Path, backbone: Path | None, *, pair: bool, prefix: str) -> tup
     task = ClassificationTask(config)
     model = task.build([{name: name for name in task.label_names}])
     Training(model, task.splits().train, config.training, seed=0).run(prefix, 2)
-    write_product(folder / "model", model, prefix, task, config.data)
+    write_product(folder / "model", model, prefix, task.name, task.label_names, config.data)
     return folder / "model", model
 
 

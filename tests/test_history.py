@@ -17,7 +17,11 @@ from gpta_local.assistant import open_assistant
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.config import ReplayAssistantConfig
 from gpta_local.errors import InputError, OutputError, ReplayExhausted
-from gpta_local.record.history import MIGRATIONS, History, open_existing
+from gpta_local.record.history import (
+    History,
+    open_existing,
+)
+from gpta_local.record.tables import VERSION
 from gpta_local.schema import (
     Completion,
     DialogueGradientStep,
@@ -113,7 +117,7 @@ def test_record_is_there_after_reopening(path: Path) -> None:
     first.add_completions(asking, [Completion("a", "m")])
     first.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
     first.close()
-    again = open_existing(path)
+    again = open_existing(path.parent)
     assert again.completions("prefix") == [Completion("a", "m")]
     assert again.scored() == [scored("a", 0.1)]
     again.close()
@@ -122,7 +126,7 @@ def test_record_is_there_after_reopening(path: Path) -> None:
 def test_every_write_is_there_without_closing(path: Path, history: History) -> None:
     asking = history.add_request(1, request("prefix"), SAMPLING)
     history.add_completions(asking, [Completion("a", "m")])
-    reader = open_existing(path)
+    reader = open_existing(path.parent)
     assert len(reader.completions("prefix")) == 1
     reader.close()
 
@@ -157,7 +161,7 @@ def test_request_is_recorded_before_it_is_answered(history: History) -> None:
 
 def test_new_file_has_the_latest_version(path: Path, history: History) -> None:
     with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
 FIGURES = ProposalFigures("001", 8, 3, 1, 0.125)
@@ -256,15 +260,15 @@ def test_two_can_open_a_new_file_at_once(tmp_path: Path) -> None:
 
 def test_file_of_a_later_version_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(InputError, match="Install the newer gpta-local"):
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(InputError, match="begin a new run"):
         History(path)
 
 
 def test_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_text("a history of the world, in 10 chapters and an index of names", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be opened"):
-        open_existing(path)
+        open_existing(path.parent)
 
 
 def test_database_of_another_program_is_refused(path: Path) -> None:
@@ -272,7 +276,7 @@ def test_database_of_another_program_is_refused(path: Path) -> None:
         connection.execute("CREATE TABLE pages (url TEXT)")
         connection.execute("PRAGMA user_version = 1")
     with pytest.raises(InputError, match="not a history"):
-        open_existing(path)
+        open_existing(path.parent)
 
 
 def test_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -282,7 +286,7 @@ def test_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 def test_missing_history_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no history here"):
-        open_existing(tmp_path / "history.sqlite")
+        open_existing(tmp_path)
 
 
 class TestReplay:

@@ -34,7 +34,7 @@ def started(folder: Path, backbone: Path, *overrides: str) -> Iterator[subproces
     with subprocess.Popen(command, **pipes, preexec_fn=hears_ctrl_c) as run:
         try:
             deadline = time.monotonic() + 120
-            while not (folder / "history.sqlite").is_file() or not open_existing(folder / "history.sqlite").rounds():
+            while not (folder / "history.sqlite").is_file() or not open_existing(folder).rounds():
                 assert run.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
             yield run
@@ -54,7 +54,7 @@ def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(
     last = messages.splitlines()[-1]
     assert output == "" and "Traceback" not in messages
     assert last == f"stopped. To go on: gpta-local train {folder}/config.yaml --output {folder} --resume"
-    assert open_existing(folder / "history.sqlite").scored()
+    assert open_existing(folder).scored()
     assert not (folder / "summary.json").exists() and not (folder / "model").exists()
 
 

@@ -155,7 +155,7 @@ class TestKey:
         assert places_of_the_key(failed) == []
 
     def test_what_the_endpoint_repeated_was_recorded_without_it(self, finished: Watched) -> None:
-        history = open_existing(finished.folder / "history.sqlite")
+        history = open_existing(finished.folder)
         recorded = [*history.completions("prefix"), *history.completions("label-texts")]
         history.close()
         assert any("***" in completion.text for completion in recorded)

@@ -88,12 +88,12 @@ class TestWhatIsGone:
 
     def test_what_a_server_said_when_it_failed_is_gone(self, copied: Path) -> None:
         failed = "The assistant failed in round 2 of 4: http://127.0.0.1: JSON that is no completion: Vorlax"
-        with closing(open_existing(copied / "history.sqlite")) as history:
+        with closing(open_existing(copied)) as history:
             history.end_search(failed)
         summary = json.loads((copied / "summary.json").read_text("utf-8")) | {"ended_by": failed}
         (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         purge.purge(copied)
-        with closing(open_existing(copied / "history.sqlite")) as history:
+        with closing(open_existing(copied)) as history:
             reasons = history.ended_by(), json.loads((copied / "summary.json").read_text("utf-8"))["ended_by"]
         assert reasons == ("The assistant failed in round 2 of 4",) * 2
         assert files_with(copied, ["JSON that is no completion"]) == []
@@ -120,11 +120,11 @@ class TestWhatIsGone:
 class TestWhatStays:
     def test_shipped_prefix_keeps_its_text_and_others_their_figures(self, copied: Path) -> None:
         summary = json.loads((copied / "summary.json").read_text("utf-8"))
-        before = open_existing(copied / "history.sqlite").scored()
+        before = open_existing(copied).scored()
         summary["prefix"] = before[1].text
         (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         purge.purge(copied)
-        after = open_existing(copied / "history.sqlite").scored()
+        after = open_existing(copied).scored()
         assert [s.text for s in after] == [
             "(purged 1)",
             before[1].text,
@@ -155,7 +155,7 @@ class TestWhatStays:
         assert after["label_texts"] == []
 
     def test_counts_and_tokens_stay(self, run: Path, purged: Path) -> None:
-        costs = [open_existing(path / "history.sqlite").cost() for path in (run, purged)]
+        costs = [open_existing(path).cost() for path in (run, purged)]
         assert costs[0] == costs[1]
 
     def test_model_is_the_same_and_works(self, run: Path, purged: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class TestNothingIsDoneTwice:
             assert train(config).exit_code == 3
             assert train(config, "--resume").exit_code == 0
         assert asked.calls == 3 + 1
-        history = open_existing(config.parent / "run" / "history.sqlite")
+        history = open_existing(config.parent / "run")
         assert [len(texts) for texts in history.texts().values()] == [1, 3, 3]
         history.close()
 

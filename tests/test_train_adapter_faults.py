@@ -72,7 +72,7 @@ def train(base_url: str, folder: Path, backend: str = "vllm", **assistant: Any) 
 
 
 def verdicts(run: Path) -> list[StepVerdict]:
-    return [verdict for *_, verdict in open_existing(run / "history.sqlite").steps()]
+    return [verdict for *_, verdict in open_existing(run).steps()]
 
 
 def test_adapters_go_into_the_server_and_out_again(server: Server, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_server_that_dies_during_the_swap_ends_the_search_and_nothing_is_lost(se
     assert "adapter 001 is saved but does not answer" in result.stderr
     assert "The search ended before its last round: The assistant failed in round 2 of 3" in result.stdout
     assert verdicts(tmp_path / "run") == ["saved only"]
-    history = open_existing(tmp_path / "run" / "history.sqlite")
+    history = open_existing(tmp_path / "run")
     assert [number for number, *_ in history.rounds()] == [1]
     assert len(history.scored()) == 4
     check_adapter(tmp_path / "run" / "adapters" / "001", ROOT / "models" / "nano-assistant")

@@ -57,7 +57,7 @@ def adapters(folder: Path) -> list[Path]:
 
 
 def record(folder: Path) -> History:
-    return open_existing(folder / "history.sqlite")
+    return open_existing(folder)
 
 
 def asked_of(folder: Path) -> list[tuple[int, str, int]]:

@@ -38,7 +38,7 @@ def test_quickstart_through_transformers_serve(transformers_endpoint: Endpoint, 
     assistant = {"backend": "openai", "base_url": transformers_endpoint.base_url, "model": transformers_endpoint.model}
     output = train(assistant, tmp_path / "run")
     assert "plain fine-tuning" in output
-    history = open_existing(tmp_path / "run" / "history.sqlite")
+    history = open_existing(tmp_path / "run")
     assert len(history.completions("prefix")) == 12, "the server ignores n, the client asks again"
 
 
@@ -77,7 +77,7 @@ def test_quickstart_through_vllm(vllm_endpoint: Endpoint, tmp_path: Path, monkey
     assistant = {"backend": "vllm", "base_url": vllm_endpoint.base_url, "model": vllm_endpoint.model}
     output = train({**assistant, "api_key_env": "GPTA_TEST_KEY"}, tmp_path / "run")
     assert "plain fine-tuning" in output
-    history = open_existing(tmp_path / "run" / "history.sqlite")
+    history = open_existing(tmp_path / "run")
     assert {completion.model for completion in history.completions("prefix")} == {vllm_endpoint.model}
     assert history.scored(), "the served embedded assistant proposes usable prefixes"
     for path in (tmp_path / "run").rglob("*"):

@@ -83,7 +83,7 @@ class Run:
 
     @property
     def rounds(self) -> list[int]:
-        return [number for number, *_ in open_existing(self.folder / "history.sqlite").rounds()]
+        return [number for number, *_ in open_existing(self.folder).rounds()]
 
 
 Train = Callable[..., Run]
@@ -334,7 +334,7 @@ def with_adapter(server: Restarted, adapter: tuple[Path, Path], sentence: Path, 
 
 
 def answered(run: Run) -> list[str]:
-    return [completion.model for completion in open_existing(run.folder / "history.sqlite").completions("prefix")]
+    return [completion.model for completion in open_existing(run.folder).completions("prefix")]
 
 
 def test_server_that_starts_anew_gets_its_adapter_again(

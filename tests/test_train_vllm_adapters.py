@@ -130,6 +130,6 @@ def test_nothing_is_left_on_the_server_after_the_run(run: tuple[Path, Watcher], 
 
 def test_history_says_what_became_of_each_step(run: tuple[Path, Watcher]) -> None:
     folder, watcher = run
-    steps = open_existing(folder / "history.sqlite").steps()
+    steps = open_existing(folder).steps()
     assert [(number, step.adapter) for number, step, _ in steps] == [(1, "001"), (2, "002")]
     assert [verdict for *_, verdict in steps] == [verdict for verdict, _ in watcher.after_verdict]

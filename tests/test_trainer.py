@@ -138,7 +138,7 @@ def test_embedded_assistant_writes_usable_label_texts_and_prefixes(
 
 def test_best_prefixes_are_templates_of_the_label_texts(finished: tuple[Path, dict[str, Any], Silent]) -> None:
     folder, result, _ = finished
-    scored = sorted(open_existing(folder / "history.sqlite").scored(), key=lambda s: s.gain, reverse=True)
+    scored = sorted(open_existing(folder).scored(), key=lambda s: s.gain, reverse=True)
     assert result["templates"] == [s.text for s in scored[:16]] and result["templates"]
     titles = [json.loads(line)["title"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert titles[:2] == ["training without a prefix", "training with templates"]
@@ -233,7 +233,7 @@ def test_replay_of_a_run_scores_the_same_prefixes(
     folder, result, _ = finished
     again, _ = train(tmp_path / "replay", f"assistant={{backend: replay, run: {folder}}}")
     assert again["label_texts"] == result["label_texts"]
-    scores = [open_existing(path / "history.sqlite").scored() for path in (folder, tmp_path / "replay")]
+    scores = [open_existing(path).scored() for path in (folder, tmp_path / "replay")]
     assert scores[0] == scores[1]
 
 
@@ -266,7 +266,7 @@ def test_what_was_answered_before_a_round_broke_off_stays_on_record(
     monkeypatch.setattr(Tuner, "shares", lambda self, n: [(None, 3), (None, n - 3)])
     with pytest.raises(type(error)):
         train(tmp_path / "run", assistant=Unplugged(error))
-    history = open_existing(tmp_path / "run" / "history.sqlite")
+    history = open_existing(tmp_path / "run")
     assert [completion.text for completion in history.completions("prefix")] == list(PREFIXES[:3])
     assert history.cost() == {"completions": 5, "prompt_tokens": 500, "completion_tokens": 50}
     history.close()
@@ -296,7 +296,7 @@ def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
         run.run(tmp_path / "run")
     assert raised.value.where == "card.description"
     assert assistant.requests == []
-    assert open_existing(tmp_path / "run" / "history.sqlite").requests() == []
+    assert open_existing(tmp_path / "run").requests() == []
 
 
 def test_unusable_label_texts_fall_back_to_label_names(tmp_path: Path) -> None:
@@ -373,4 +373,4 @@ def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(tmp_p
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert model(**tokenizer("my bill is wrong", return_tensors="pt")).logits.shape == (1, 7)
     assert set(result["arms"]) == {"gpta", "no_prefix"} and result["arms"]["gpta"]["rows"] == 70
-    assert not open_existing(tmp_path / "run" / "history.sqlite").completions("label-texts"), "they could start no head"
+    assert not open_existing(tmp_path / "run").completions("label-texts"), "they could start no head"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpta_local.errors import AdapterRefused, ReplayExhausted
-from gpta_local.record.history import History, open_with_texts
+from gpta_local.record.history import (
+    History,
+    open_with_texts,
+)
 from gpta_local.schema import Completion, Request, RequestKind, Sampling
 
 
@@ -17,7 +20,7 @@ class ReplayAssistant:
 
     def __init__(self, run: Path) -> None:
         self.name = f"replay of {run}"
-        history = open_with_texts(run / "history.sqlite")
+        history = open_with_texts(run)
         kinds: tuple[RequestKind, ...] = ("label-texts", "prefix")
         self._left = {kind: history.completions(kind) for kind in kinds}
         history.close()

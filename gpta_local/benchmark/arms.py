@@ -290,7 +290,7 @@ def figures_of(record: Record) -> Figures:
 
 def best_ranked(plan: Plan, folder: Path) -> str:
     """The prefix with the best lower bound, whether or not that is above 0; "" if none was scored."""
-    with closing(open_existing(folder / "history.sqlite")) as history:
+    with closing(open_existing(folder)) as history:
         scored = history.comparable(plan.regime)
     ranked = prefixes.ranked(scored, prefixes.margin(len(scored)))
     return ranked[0].text if ranked else ""

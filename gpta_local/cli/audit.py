@@ -77,7 +77,7 @@ def purge(run: Path, yes: bool) -> None:
     from gpta_local.record.history import open_existing
     from gpta_local.record.view import printable
 
-    open_existing(run / "history.sqlite").close()
+    open_existing(run).close()
     question = f"Delete all requests, completions, label texts and unused prefixes of {run}? They cannot be recovered."
     if not yes and not click.confirm(question):
         click.echo("nothing was deleted")

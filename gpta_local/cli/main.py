@@ -245,7 +245,7 @@ def history(run: Path, best: int) -> None:
     """Show the rounds of RUN, the adapters of its assistant, and its prefixes from best to worst."""
     from gpta_local.record.history import open_existing
 
-    record = open_existing(run / "history.sqlite")
+    record = open_existing(run)
     if time := record.purged():
         click.echo(f"purged {time}: figures are left, the texts of prefixes are gone")
     figures = record.proposal_figures()

@@ -35,7 +35,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     dialogues = []
     leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:
-        history = open_with_texts(run / "history.sqlite")
+        history = open_with_texts(run)
         about = history.run()
         if about is None:
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gpta_local.assistant.prompts import UnusableReply, read_label_texts, write_label_texts
-from gpta_local.record.history import Verdict
+from gpta_local.record.history import Outcome
 from gpta_local.schema import Completion
 
 Leak = Callable[[str], str]
@@ -14,10 +14,10 @@ Leak = Callable[[str], str]
 
 def read_label_text_sets(
     completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
-) -> tuple[list[dict[str, str]], list[Verdict]]:
+) -> tuple[list[dict[str, str]], list[Outcome]]:
     """The usable, distinct sets of label texts, and what became of each completion."""
     sets: list[dict[str, str]] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[Outcome] = []
     for completion in completions:
         try:
             texts = read_label_texts(completion.text, label_names)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gpta_local.assistant.prompts import UnusableReply, read_prefix
 from gpta_local.knowledge.label_texts import Leak, refuse_leak
 from gpta_local.metrics import paired_mean
-from gpta_local.record.history import Verdict
+from gpta_local.record.history import Outcome
 from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 FIRST_HEAT = 64
@@ -30,7 +30,7 @@ class Candidates:
     """New prefixes, in order of proposal, and what became of each completion."""
 
     prefixes: list[str]
-    verdicts: list[Verdict]
+    verdicts: list[Outcome]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,7 +57,7 @@ def clean(
         leak: what it finds something in is unusable: it would be shown in the next request.
     """
     fresh: list[str | None] = []
-    verdicts: list[Verdict] = []
+    verdicts: list[Outcome] = []
     seen = {_fold(prefix) for prefix in known}
     for completion in completions:
         try:
@@ -175,7 +175,7 @@ class GainReward:
 
 
 def figures(
-    adapter: str, verdicts: Sequence[Verdict], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
+    adapter: str, verdicts: Sequence[Outcome], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
 ) -> ProposalFigures:
     """How the proposals of an adapter did in a race.
 

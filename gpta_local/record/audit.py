@@ -26,7 +26,8 @@ from gpta_local.config import Config, EndpointConfig, LocalAssistantConfig
 from gpta_local.errors import InputError, OutputError
 from gpta_local.record import entries
 from gpta_local.record.entries import GENESIS, LOG, FileDigest, Files, HistoryDigest, TextDigest, canonical, hex_digest
-from gpta_local.record.history import NUMBERS, RESULTS, History, as_json
+from gpta_local.record.history import History, as_json
+from gpta_local.record.tables import NUMBERS, RESULTS
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.system.adapters import WEIGHTS, adapter_digest
 from gpta_local.system.files import LOADED, files_below, sha256

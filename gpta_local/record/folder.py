@@ -22,15 +22,17 @@ from gpta_local.config import Config, load
 from gpta_local.errors import ConfigError, GptaError, OutputError
 from gpta_local.system.files import write_whole
 
-CONFIG = "config.yaml"
-HISTORY = "history.sqlite"
-LOCK = "run.lock"
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.yaml"
+HISTORY_FILE = "history.sqlite"
+LOCK_FILE = "run.lock"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS_FOLDER = "checkpoints"
+ADAPTERS_FOLDER = "adapters"
+MODEL_FOLDER = "model"
 DRAFT = ".summary.json"
 """The summary as long as the audit log has no end, whose hash belongs into it."""
-SUMMARY = "summary.json"
-BEFORE_A_RUN = (LOCK, f".{CONFIG}.partial")
+SUMMARY_FILE = "summary.json"
+BEFORE_A_RUN = (LOCK_FILE, f".{CONFIG_FILE}.partial")
 """All that is in the directory of a run that was stopped before it began."""
 
 State = Literal["nothing", "stopped", "finished"]
@@ -38,10 +40,10 @@ State = Literal["nothing", "stopped", "finished"]
 
 def state_of(folder: Path) -> State:
     """What is there: no run, one that was stopped (or is going on), or one that is whole."""
-    if (folder / SUMMARY).is_file() and (folder / HISTORY).is_file():
+    if (folder / SUMMARY_FILE).is_file() and (folder / HISTORY_FILE).is_file():
         return "finished"
-    begun = (folder / LOCK).is_file() or (folder / HISTORY).is_file()
-    return "stopped" if begun and (folder / CONFIG).is_file() else "nothing"
+    begun = (folder / LOCK_FILE).is_file() or (folder / HISTORY_FILE).is_file()
+    return "stopped" if begun and (folder / CONFIG_FILE).is_file() else "nothing"
 
 
 def check(folder: Path, config: Config, *, resume: bool) -> State:
@@ -57,12 +59,12 @@ def check(folder: Path, config: Config, *, resume: bool) -> State:
         raise OutputError("a finished run is in this directory", where=str(folder), fix="Choose another")
     if state == "stopped":
         try:
-            keys = differences(load(folder / CONFIG), config)
+            keys = differences(load(folder / CONFIG_FILE), config)
         except ConfigError as exc:
             keys = [f"which cannot be read here: {exc}"]
         if keys and resume:
             what = f"the run that was stopped in {folder} has another configuration: {', '.join(keys)}"
-            raise ConfigError(what, fix=f"Give {folder / CONFIG}, or begin a new run")
+            raise ConfigError(what, fix=f"Give {folder / CONFIG_FILE}, or begin a new run")
         if keys:
             what = f"a run of another configuration was stopped in this directory ({', '.join(keys)})"
             raise OutputError(what, where=str(folder), fix="Choose another")
@@ -85,7 +87,7 @@ def newest_stopped(parent: Path, name: str, config: Config) -> Path | None:
 
 def summary(folder: Path) -> dict[str, Any]:
     """What a finished run found."""
-    found: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     return found
 
 
@@ -112,7 +114,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 def whole_metrics(folder: Path) -> set[str]:
     """The titles in `metrics.jsonl`; what was not written to its end there is taken out."""
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     content = path.read_bytes() if path.is_file() else b""
     whole, titles = b"", set()
     for line in content.split(b"\n")[:-1]:
@@ -128,7 +130,7 @@ def whole_metrics(folder: Path) -> set[str]:
 
 def clear_product(folder: Path) -> None:
     """Delete the model that a run which was stopped had exported, or half-exported."""
-    for path in (folder / "model", *folder.glob(".model-*")):
+    for path in (folder / MODEL_FOLDER, *folder.glob(f".{MODEL_FOLDER}-*")):
         if path.is_dir():
             shutil.rmtree(path)
 
@@ -144,7 +146,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: another process holds it, or the file system has no locks.
     """
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
         _lock(file, folder)
         file.truncate(0)
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
@@ -152,13 +154,13 @@ def locked(folder: Path) -> Iterator[None]:
         file.flush()
         yield
         if state_of(folder) == "finished":
-            (folder / LOCK).unlink()
+            (folder / LOCK_FILE).unlink()
 
 
 def refuse_others(folder: Path) -> None:
     """Raise what `locked` would if another process holds the folder; make nothing."""
-    if (folder / LOCK).is_file():
-        with (folder / LOCK).open(encoding="utf-8") as file:
+    if (folder / LOCK_FILE).is_file():
+        with (folder / LOCK_FILE).open(encoding="utf-8") as file:
             _lock(file, folder)
 
 

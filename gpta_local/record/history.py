@@ -15,6 +15,8 @@ from typing import Any
 
 from gpta_local import __version__
 from gpta_local.errors import InputError, OutputError
+from gpta_local.record.folder import HISTORY_FILE
+from gpta_local.record.tables import SCHEMA, VERSION
 from gpta_local.schema import (
     Completion,
     DatasetCard,
@@ -31,116 +33,11 @@ from gpta_local.schema import (
     StepVerdict,
 )
 
-MIGRATIONS = (
-    """
-    CREATE TABLE requests (
-        id INTEGER PRIMARY KEY,
-        round INTEGER NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('label-texts', 'prefix')),
-        messages TEXT NOT NULL,
-        sampling TEXT NOT NULL,
-        created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-    );
-    CREATE TABLE completions (
-        id INTEGER PRIMARY KEY,
-        request_id INTEGER NOT NULL REFERENCES requests (id),
-        text TEXT NOT NULL,
-        model TEXT NOT NULL,
-        finish_reason TEXT NOT NULL,
-        prompt_tokens INTEGER,
-        completion_tokens INTEGER,
-        outcome TEXT NOT NULL,
-        result TEXT NOT NULL
-    );
-    CREATE TABLE rounds (
-        number INTEGER PRIMARY KEY,
-        chosen TEXT NOT NULL,
-        proposals TEXT NOT NULL,
-        training_loss REAL,
-        seconds REAL NOT NULL
-    );
-    CREATE TABLE scores (
-        id INTEGER PRIMARY KEY,
-        round INTEGER NOT NULL REFERENCES rounds (number),
-        prefix TEXT NOT NULL,
-        gain REAL NOT NULL,
-        standard_error REAL NOT NULL,
-        loss REAL NOT NULL,
-        rows INTEGER NOT NULL
-    );
-    """,
-    """
-    ALTER TABLE requests ADD COLUMN adapter TEXT NOT NULL DEFAULT '';
-    CREATE TABLE runs (
-        card TEXT NOT NULL,
-        regime TEXT NOT NULL CHECK (regime IN ('low-resource', 'online'))
-    );
-    CREATE TABLE label_text_scores (
-        id INTEGER PRIMARY KEY,
-        texts TEXT NOT NULL,
-        loss REAL NOT NULL
-    );
-    CREATE TABLE dialogue_gradient_steps (
-        adapter TEXT PRIMARY KEY,
-        round INTEGER NOT NULL REFERENCES rounds (number),
-        method TEXT NOT NULL,
-        dialogues INTEGER NOT NULL,
-        losses TEXT NOT NULL,
-        seconds REAL NOT NULL,
-        verdict TEXT NOT NULL
-    );
-    CREATE TABLE proposal_figures (
-        id INTEGER PRIMARY KEY,
-        round INTEGER NOT NULL,
-        adapter TEXT NOT NULL,
-        asked INTEGER NOT NULL,
-        fresh INTEGER NOT NULL,
-        hits INTEGER NOT NULL,
-        mean_gain REAL
-    );
-    """,
-    """
-    CREATE TABLE purges (
-        time TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
-    );
-    """,
-    """
-    ALTER TABLE runs ADD COLUMN written_by TEXT NOT NULL DEFAULT '';
-    ALTER TABLE runs ADD COLUMN format INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE runs ADD COLUMN seconds REAL NOT NULL DEFAULT 0;
-    ALTER TABLE runs ADD COLUMN label_texts TEXT;
-    ALTER TABLE runs ADD COLUMN ended_by TEXT NOT NULL DEFAULT '';
-    """,
-)
-"""Numbered by position; PRAGMA user_version says how many a file has seen."""
-
-FORMAT = 4
-"""Of what a run is resumed from: this file and the checkpoints. 0: of versions that could not resume."""
-
-NUMBERS = (
-    "SELECT card, regime FROM runs",
-    "SELECT round, kind, sampling, created, adapter FROM requests ORDER BY id",
-    "SELECT request_id, model, finish_reason, prompt_tokens, completion_tokens, outcome FROM completions ORDER BY id",
-    "SELECT loss FROM label_text_scores ORDER BY id",
-    "SELECT round, gain, standard_error, loss, rows FROM scores ORDER BY id",
-    "SELECT number, proposals, training_loss, seconds FROM rounds ORDER BY number",
-    "SELECT round, adapter, asked, fresh, hits, mean_gain FROM proposal_figures ORDER BY id",
-    "SELECT * FROM dialogue_gradient_steps ORDER BY adapter",
-)
-"""What no purge changes."""
-RESULTS = (
-    "SELECT result FROM completions ORDER BY id",
-    "SELECT texts FROM label_text_scores ORDER BY id",
-    "SELECT prefix FROM scores ORDER BY id",
-    "SELECT chosen FROM rounds ORDER BY number",
-)
-"""The texts that were read out of completions."""
-
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
 """What stands in a purged history in the place of a request's messages and of a completion's text."""
 
-Verdict = tuple[str, str]
+Outcome = tuple[str, str]
 """What became of a completion: its outcome (accepted, repeated, unusable) and, for an accepted
 one, the text that was read out of it, otherwise the reason. Both are empty until it is judged."""
 
@@ -174,29 +71,28 @@ class History:
         try:
             self._connection = sqlite3.connect(path)
             self._connection.execute("PRAGMA foreign_keys = ON")
-            if self._version(path) < len(MIGRATIONS):
-                with self._connection as db:
-                    db.execute("BEGIN IMMEDIATE")  # two processes can open a new file at once: one waits here
-                    for migration in MIGRATIONS[self._version(path) :]:
-                        for statement in migration.split(";"):
-                            db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            with self._connection as db:
+                db.execute("BEGIN IMMEDIATE")  # two processes can open a new file at once: one waits here
+                if self._is_new(path):
+                    for statement in SCHEMA.split(";"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.DatabaseError as exc:
             kind = OutputError if isinstance(exc, sqlite3.OperationalError) else InputError
             raise kind(f"the history cannot be opened ({exc})", where=str(path)) from exc
 
-    def _version(self, path: Path) -> int:
-        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise InputError(
-                f"the history is of version {version}, this gpta-local knows up to {len(MIGRATIONS)}",
-                where=str(path),
-                fix="Install the newer gpta-local",
-            )
+    def _is_new(self, path: Path) -> bool:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")]
-        if (version or tables) and "completions" not in tables:
+        if tables and "completions" not in tables:
             raise InputError("not a history of gpta-local", where=str(path))
-        return version
+        if version not in (0, VERSION):
+            raise InputError(
+                f"the history is of version {version}, this gpta-local knows version {VERSION}",
+                where=str(path),
+                fix="Use the gpta-local that made it, or begin a new run",
+            )
+        return not version
 
     def add_request(
         self,
@@ -225,7 +121,7 @@ class History:
                 ],
             )
 
-    def judge_completions(self, request: int, verdicts: Sequence[Verdict]) -> None:
+    def judge_completions(self, request: int, verdicts: Sequence[Outcome]) -> None:
         """Record what became of each completion of a request, in order."""
         with self._connection as db:
             ids = db.execute("SELECT id FROM completions WHERE request_id = ? ORDER BY id", (request,)).fetchall()
@@ -275,8 +171,8 @@ class History:
     def add_run(self, card: DatasetCard, regime: Regime) -> None:
         """Record, once, whose history this is."""
         with self._connection as db:
-            row = (json.dumps(asdict(card), ensure_ascii=False), regime, __version__, FORMAT)
-            db.execute("INSERT INTO runs (card, regime, written_by, format) VALUES (?, ?, ?, ?)", row)
+            row = (json.dumps(asdict(card), ensure_ascii=False), regime, __version__)
+            db.execute("INSERT INTO runs (card, regime, written_by) VALUES (?, ?, ?)", row)
 
     def add_seconds(self, total: float) -> None:
         """Record how long the run has been going on, pauses left out."""
@@ -340,17 +236,16 @@ class History:
         return rounds
 
     def run(self) -> tuple[DatasetCard, Regime] | None:
-        """The card and regime of the run; None for histories of version 1, which did not keep them."""
+        """The card and regime of the run; None before it has begun."""
         row = self._connection.execute("SELECT card, regime FROM runs").fetchone()
         if row is None:
             return None
         fields = json.loads(row[0])
         return DatasetCard(**fields | {"labels": tuple(Label(**label) for label in fields["labels"])}), row[1]
 
-    def written_by(self) -> tuple[str, int]:
-        """The version of gpta-local that began the run ("" where it was not kept), and its `FORMAT`."""
-        row = self._connection.execute("SELECT written_by, format FROM runs").fetchone()
-        return row or ("", 0)
+    def written_by(self) -> str:
+        """The version of gpta-local that began the run."""
+        return str(self._connection.execute("SELECT written_by FROM runs").fetchone()[0])
 
     def seconds(self) -> float:
         """How long the run has been going on, as far as it is on record."""
@@ -563,25 +458,26 @@ def as_json(request: Request) -> str:
     return json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
 
 
-def open_existing(path: Path) -> History:
+def open_existing(run: Path) -> History:
     """The history of an earlier run.
 
     Raises:
         InputError: if there is none.
     """
-    if not path.is_file():
-        raise InputError("no history here", where=str(path), fix="Give the directory of a run")
-    return History(path)
+    if not (run / HISTORY_FILE).is_file():
+        raise InputError("no history here", where=str(run / HISTORY_FILE), fix="Give the directory of a run")
+    return History(run / HISTORY_FILE)
 
 
-def open_with_texts(path: Path) -> History:
+def open_with_texts(run: Path) -> History:
     """The history of an earlier run that still has its texts.
 
     Raises:
         InputError: if there is none, or it was purged.
     """
-    history = open_existing(path)
+    history = open_existing(run)
     if time := history.purged():
         history.close()
-        raise InputError(f"the texts of this run were purged ({time})", where=str(path), fix="Use another run")
+        where = str(run / HISTORY_FILE)
+        raise InputError(f"the texts of this run were purged ({time})", where=where, fix="Use another run")
     return history

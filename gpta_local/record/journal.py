@@ -1,4 +1,4 @@
-"""What a run keeps in its directory while it goes on: history, audit log, checkpoints, metrics, and its clock.
+"""The one door to what a run keeps: history, audit log, checkpoints, losses and clock, in step with each other.
 
 Knows these files, and that the summary comes last; not how a run is made. What is on record when a run is
 stopped is there when it goes on.
@@ -9,42 +9,78 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gpta_local import __version__
-from gpta_local.config import dump
+from gpta_local.config import Config, dump
 from gpta_local.errors import InputError
 from gpta_local.observer import Observer
 from gpta_local.record import folder as run_folder
 from gpta_local.record.audit import HEAD_KEY, Audit, history_digest
-from gpta_local.record.checkpoints import Checkpoints
+from gpta_local.record.checkpoints import KEPT, Checkpoint, Checkpoints
 from gpta_local.record.entries import LOG
-from gpta_local.record.history import FORMAT, History
-from gpta_local.run.plan import Plan
+from gpta_local.record.history import History
+from gpta_local.schema import (
+    Completion,
+    DatasetCard,
+    DialogueGradientStep,
+    Regime,
+    Request,
+    Round,
+    Sampling,
+    ScoredPrefix,
+    StepVerdict,
+)
 from gpta_local.system.files import flush, write_whole
 
 
-class Journal:
-    """Opened by `opened`. `ended`: the run that was stopped there is over but for its summary."""
+class Journal(History):
+    """The history of a run that is going on. What is written to it goes to the audit log and the clock at the same
+    moment."""
 
-    def __init__(
-        self, folder: Path, history: History, audit: Audit, started: float, plan: Plan, observer: Observer
-    ) -> None:
-        self.folder, self.history, self.audit = folder, history, audit
-        self.checkpoints = Checkpoints(
-            folder / run_folder.CHECKPOINTS, plan.config.training.checkpoint_seconds, observer.warn
-        )
-        self.ended = audit.last_event == "finished"
-        self._started, self._seconds_before = started, history.seconds()
+    def __init__(self, folder: Path, config: Config) -> None:
+        self._started = time.monotonic()
+        if not (folder / run_folder.CONFIG_FILE).is_file():
+            write_whole(folder / run_folder.CONFIG_FILE, dump(config))
+        super().__init__(folder / run_folder.HISTORY_FILE)
+        self.folder, self._config = folder, config
+        self._audit: Audit | None = None
+        self._last_asked = 0
+
+    def begin(self, card: DatasetCard, regime: Regime, observer: Observer) -> None:
+        """Put on record what runs; or, in the folder of a run that was stopped, that it goes on."""
+        if self.run() is None:
+            self.add_run(card, regime)
+        if purged := self.purged():
+            where = str(self.folder)
+            raise InputError(f"the texts of this run were purged ({purged})", where=where, fix="Begin a new run")
+        self._audit = Audit(self.folder / LOG)
+        seconds = self._config.training.checkpoint_seconds
+        self._checkpoints = Checkpoints(self.folder / run_folder.CHECKPOINTS_FOLDER, seconds, observer.warn)
+        self._seconds_before = self.seconds()
         if not self.ended:
-            for package in audit.start(plan.config, history.unanswered()):
+            for package in self.audit.start(self._config, self.unanswered()):
                 observer.warn(f"{package} is of another version than when the run began: results can differ in digits")
-            self._titles = run_folder.whole_metrics(folder)
-            if requests := history.requests():
-                observer.note(f"going on with the run: {len(requests)} requests, {len(history.rounds())} rounds")
+            self._titles = run_folder.whole_metrics(self.folder)
+            if requests := self.requests():
+                observer.note(f"going on with the run: {len(requests)} requests, {len(self.rounds())} rounds")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run that was stopped here is over but for its summary."""
+        return self.audit.last_event == "finished"
+
+    @property
+    def audit(self) -> Audit:
+        assert self._audit is not None  # `opened` begins each journal
+        return self._audit
+
+    # ── the clock ───────────────────────────────────────────────────────────────────────────────
 
     def elapsed(self) -> float:
         """Seconds since the run began, pauses left out."""
@@ -53,8 +89,82 @@ class Journal:
     def keep_time(self) -> float:
         """Put the seconds on record; return them."""
         elapsed = self.elapsed()
-        self.history.add_seconds(elapsed)
+        self.add_seconds(elapsed)
         return elapsed
+
+    # ── the search ──────────────────────────────────────────────────────────────────────────────
+
+    def exchange(
+        self,
+        round_number: int,
+        request: Request,
+        n: int,
+        sampling: Sampling,
+        adapter: Path | None,
+        complete: Callable[[], list[Completion]],
+    ) -> tuple[int, list[Completion]]:
+        """The number of a request, and its `n` completions: those on record, or those that `complete` brings now.
+        The request is in history and audit log before it is sent.
+
+        Raises:
+            InputError: in its place the run had asked something else.
+        """
+        name = adapter.name if adapter else ""
+        recorded = self.asked(round_number, name, after=self._last_asked)
+        if recorded is None:
+            number = self.add_request(round_number, request, sampling, name)
+        elif recorded.is_for(request, n, sampling):
+            number = recorded.number
+        else:
+            raise InputError(
+                f"in round {round_number} the run had asked something else",
+                where=str(self.folder),
+                fix=f"It was begun by gpta-local {self.written_by()}, this is {__version__}: resume it with that one, "
+                "or begin a new run",
+            )
+        self._last_asked = number
+        if number not in self.audit.requests:
+            self.audit.asked(number, round_number, request, n, sampling, adapter)
+        completions = recorded.completions if recorded else []
+        if not completions:
+            completions = complete()
+            self.add_completions(number, completions)
+            self.keep_time()
+        if number not in self.audit.answered_requests:
+            self.audit.answered(number, completions)
+        return number, completions
+
+    def add_round(
+        self, entry: Round, verdict: tuple[str, StepVerdict] | None = None, *, base_only: bool = False
+    ) -> None:
+        super().add_round(entry, verdict, base_only=base_only)
+        self.keep_time()
+
+    def add_step(
+        self,
+        round_number: int,
+        step: DialogueGradientStep,
+        verdict: StepVerdict,
+        found: Sequence[ScoredPrefix] = (),
+    ) -> None:
+        self.audit.wrote(self.folder / run_folder.ADAPTERS_FOLDER / step.adapter)
+        super().add_step(round_number, step, verdict, found)
+
+    # ── fine-tunings ────────────────────────────────────────────────────────────────────────────
+
+    def checkpoint(self, slot: str) -> Checkpoint | None:
+        """The newest whole one of a slot."""
+        return self._checkpoints.newest(slot)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return self._checkpoints.due
+
+    def add_checkpoint(
+        self, slot: str, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], kept: int = KEPT
+    ) -> None:
+        self._checkpoints.write(slot, step, tensors, state, kept=kept)
+        self.keep_time()
 
     def add_losses(self, title: str, prefix: str, losses: Sequence[float]) -> None:
         """A line of `metrics.jsonl`, once for each title."""
@@ -62,51 +172,43 @@ class Journal:
             return
         self._titles.add(title)
         line = {"title": title, "prefix": prefix, "losses": [round(loss, 6) for loss in losses]}
-        with (self.folder / run_folder.METRICS).open("a", encoding="utf-8") as file:
+        with (self.folder / run_folder.METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────
+
     def end(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the end of the log, and then the summary: a run with a summary is whole."""
+        """Record the model, write the end of the log, and then the summary: a run with a summary is whole."""
+        self.audit.wrote(self.folder / run_folder.MODEL_FOLDER)
         write_whole(self.folder / run_folder.DRAFT, run_folder.as_text(result))
-        self.audit.finish(result, history_digest(self.history))
+        self.audit.finish(result, history_digest(self))
         return self.sum_up()
 
     def sum_up(self) -> dict[str, Any]:
         """Leave nothing that is not for the user and, now that the log has its end, write the summary."""
-        self.checkpoints.clear()
+        self._checkpoints.clear()
         draft = self.folder / run_folder.DRAFT
         result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD_KEY: self.audit.head}
         write_whole(draft, run_folder.as_text(result))
-        draft.replace(self.folder / run_folder.SUMMARY)
+        draft.replace(self.folder / run_folder.SUMMARY_FILE)
         flush(self.folder)
         return result
 
+    def close(self) -> None:
+        if self._audit is not None:
+            self._audit.close()
+        super().close()
+
 
 @contextmanager
-def opened(folder: Path, plan: Plan, observer: Observer) -> Iterator[Journal]:
+def opened(folder: Path, config: Config, card: DatasetCard, regime: Regime, observer: Observer) -> Iterator[Journal]:
     """Begin a run in the folder, or go on with the one that was stopped there.
 
     Raises:
         InputError: that run was purged, is of another version, or its files were changed.
     """
-    started = time.monotonic()
-    if not (folder / run_folder.CONFIG).is_file():
-        write_whole(folder / run_folder.CONFIG, dump(plan.config))
-    with closing(History(folder / run_folder.HISTORY)) as history:
-        if history.run() is None:
-            history.add_run(plan.card, plan.regime)
-        if history.written_by()[1] != FORMAT:
-            raise other_version(folder, history, "the run is of another format")
-        if purged := history.purged():
-            raise InputError(f"the texts of this run were purged ({purged})", where=str(folder), fix="Begin a new run")
-        with closing(Audit(folder / LOG)) as audit:
-            yield Journal(folder, history, audit, started, plan, observer)
-
-
-def other_version(folder: Path, history: History, what: str) -> InputError:
-    version, _ = history.written_by()
-    begun = f"gpta-local {version}" if version else "an earlier gpta-local that could not resume"
-    fix = f"It was begun by {begun}, this is {__version__}: resume it with that one, or begin a new run"
-    return InputError(what, where=str(folder), fix=fix)
+    with closing(Journal(folder, config)) as journal:
+        journal.begin(card, regime, observer)
+        yield journal

@@ -19,7 +19,7 @@ from typing import Any
 from gpta_local.errors import InputError
 from gpta_local.record.audit import HEAD_KEY, Audit, history_digest, summary_digest
 from gpta_local.record.entries import LOG, Written, read_log
-from gpta_local.record.folder import CHECKPOINTS, DRAFT, as_text
+from gpta_local.record.folder import CHECKPOINTS_FOLDER, DRAFT, as_text
 from gpta_local.record.history import open_existing
 from gpta_local.system.files import owner_only, write_whole
 
@@ -52,7 +52,7 @@ def purge(run: Path) -> Purge:
         OutputError: the run is still going on.
     """
     with ExitStack() as stack:
-        history = stack.enter_context(closing(open_existing(run / "history.sqlite")))
+        history = stack.enter_context(closing(open_existing(run)))
         log = stack.enter_context(closing(Audit(run / LOG))) if (run / LOG).is_file() else None
         summary = _clean_summary(run / "summary.json")
         prefix = str(summary.get("prefix", ""))
@@ -137,7 +137,7 @@ def _left(run: Path, prefix: str) -> list[str]:
         "history.sqlite": "gains, counts, times; the card with your description",
         "metrics.jsonl": "losses of training",
         "adapters": "adapters of the assistant; trained on the texts, they may say some of their words",
-        CHECKPOINTS: "weights of the training that was stopped",
+        CHECKPOINTS_FOLDER: "weights of the training that was stopped",
         LOG: "the audit log: digests, versions, counts",
     }
     return [f"{name}: {what}" for name, what in known.items() if (run / name).exists()]

@@ -119,7 +119,7 @@ def _check_head(whole: Whole, noted: str) -> Problem | str:
 
 def _check_texts(run: Path, whole: Whole) -> Iterator[Problem | str]:
     try:
-        history = open_existing(run / "history.sqlite")
+        history = open_existing(run)
         requests = {number: (about, messages) for number, *about, messages in history.requests()}
         texts, purged, digest_here = history.texts(), history.purged(), history_digest(history)
         history.close()

@@ -24,7 +24,7 @@ def lines(run: Path, *, full: bool) -> Iterator[str]:
     messages: dict[int, str] = {}
     replies: dict[int, list[str]] = {}
     if full:
-        history = open_existing(run / "history.sqlite")
+        history = open_existing(run)
         messages = {number: text for number, *_, text in history.requests()}
         replies = history.texts()
         gone = "(purged)" if history.purged() else ""

@@ -55,22 +55,21 @@ class FineTuner:
     def training(self, model: DownstreamModel, slot: str) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
         training = self.plan.training(model)
-        if checkpoint := self.journal.checkpoints.newest(slot):
+        if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
         return training
 
     def take_steps(self, training: Training, prefix: str, until: int, title: str, slot: str, first: int = 0) -> float:
         """Train up to the step `until`, with checkpoints; put the losses from step `first` on into
         `metrics.jsonl`, and return their mean."""
-        checkpoints = self.journal.checkpoints
 
         def on_step(_: float) -> None:
             self.observer.advance()
             ended = training.done == training.steps
-            if ended or checkpoints.due or self.interrupt.asked:
+            if ended or self.journal.checkpoint_due or self.interrupt.asked:
                 state = training.state()
-                checkpoints.write(slot, training.done, state.tensors, state.state, kept=1 if ended else KEPT)
-                self.journal.keep_time()
+                kept = 1 if ended else KEPT
+                self.journal.add_checkpoint(slot, training.done, state.tensors, state.state, kept)
             if self.interrupt.asked:
                 raise KeyboardInterrupt
 
@@ -92,7 +91,7 @@ class FineTuner:
             loss = self.take_steps(training, entry.chosen.text, until, title, SEARCH, first)
         if entry.training_loss is None:
             seconds = entry.seconds + self.journal.elapsed() - started
-            self.journal.history.add_training(entry.number, loss, seconds)
+            self.journal.add_training(entry.number, loss, seconds)
             self.observer.round(replace(entry, training_loss=loss, seconds=seconds))
 
     def take_rest(self, training: Training, prefix: str, after: int) -> None:
@@ -111,13 +110,13 @@ class FineTuner:
             split: `test`, `validation`, or `fitted`: some rows of the training.
         """
         slot = f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}"
-        if (known := self.journal.checkpoints.newest(slot)) is None:
+        if (known := self.journal.checkpoint(slot)) is None:
             started = time.monotonic()
             found = self.plan.task.evaluate(trained.model, getattr(self.plan.splits, split), trained.prefix)
             seconds = time.monotonic() - started
             tensors = {"scores": torch.from_numpy(found.scores), "losses": torch.from_numpy(found.losses)}
             state = {"summary": found.summary, "seconds": seconds}
-            self.journal.checkpoints.write(slot, 0, tensors, state)
+            self.journal.add_checkpoint(slot, 0, tensors, state)
             return found, seconds
         scores, losses = (known.tensors[name].numpy() for name in ("scores", "losses"))
         return Evaluation(scores, losses, known.state["summary"]), known.state["seconds"]

@@ -15,7 +15,7 @@ from gpta_local.knowledge.label_texts import templated
 from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
-from gpta_local.record.history import History
+from gpta_local.record.journal import Journal
 from gpta_local.run import summary
 from gpta_local.run.fine_tuning import FineTuner, Trained
 from gpta_local.run.plan import Plan
@@ -36,8 +36,8 @@ class Controls:
 
 
 class Finish:
-    def __init__(self, plan: Plan, history: History, fine_tuner: FineTuner, observer: Observer) -> None:
-        self.plan, self.history, self.fine_tuner, self.observer = plan, history, fine_tuner, observer
+    def __init__(self, plan: Plan, journal: Journal, fine_tuner: FineTuner, observer: Observer) -> None:
+        self.plan, self.journal, self.fine_tuner, self.observer = plan, journal, fine_tuner, observer
         self.task, self.splits, self.fine_tune = plan.task, plan.splits, fine_tuner.fine_tune
 
     def contestants(
@@ -78,7 +78,7 @@ class Finish:
 
     def best_prefixes(self) -> list[str]:
         """Those with the highest gains of those that ran longest in their races, for templates."""
-        ranked = sorted(self.history.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
+        ranked = sorted(self.journal.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
         return [s.text for s in ranked[: self.plan.most_templates]]
 
     def judge_templates(self, templates: Templates, without: Trained, with_them: Trained) -> Templates:
@@ -97,7 +97,7 @@ class Finish:
     ) -> list[Trained]:
         """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
         low-resource runs each finalist gets a fine-tuning of its own."""
-        finalists = self.plan.finalists(self.history.comparable(self.plan.regime))
+        finalists = self.plan.finalists(self.journal.comparable(self.plan.regime))
         if self.plan.online:
             return [replace(searched, prefix=text) for text in dict.fromkeys([searched.prefix, *finalists, ""])]
         head = templated(label_texts, templates.texts)
@@ -119,13 +119,13 @@ class Finish:
             ]
             rows = "validation"
         else:
-            known = {scored.text: scored for scored in self.history.scored()}
+            known = {scored.text: scored for scored in self.journal.scored()}
             gains = [known.get(c.prefix, ScoredPrefix(c.prefix, 0.0, 0.0, 0.0, 0)) for c in contestants[1:]]
             rows = "training, cross-validated"
         none = ScoredPrefix(
             "", 0.0, 0.0, gains[0].loss + gains[0].gain if gains else 0.0, gains[0].rows if gains else 0
         )
-        tried = len(gains) if self.splits.validation else len(self.history.scored())
+        tried = len(gains) if self.splits.validation else len(self.journal.scored())
         selection = Selection(
             rows, (none, *gains), tuple(c.name for c in contestants), prefixes.best([none, *gains], tried)
         )
@@ -156,5 +156,5 @@ class Finish:
                 for name in results
                 if arms[name] is not arms["gpta"]
             },
-            "cost": self.history.cost(),
+            "cost": self.journal.cost(),
         }

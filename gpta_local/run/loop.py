@@ -7,6 +7,7 @@ done twice: each of the steps that ask, score, teach, train and measure looks th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,14 @@ class Run:
             return run_folder.summary(folder)
         if state == "nothing":
             make_folder(folder, self.plan.room(self.weights))
-        with explained(folder), run_folder.locked(folder), opened(folder, self.plan, self.observer) as journal:
+        with explained(folder), run_folder.locked(folder), self.opened(folder) as journal:
             return journal.sum_up() if journal.ended else self.outer_loop(journal)
 
     def outer_loop(self, journal: Journal) -> dict[str, Any]:
-        plan, history = self.plan, journal.history
+        plan = self.plan
         search = Search(plan, journal, self.observer, self.assistant, self.tuner, self.leak_scan)
         fine_tuner = FineTuner(plan, journal, self.observer, self.interrupt)
-        finish = Finish(plan, history, fine_tuner, self.observer)
+        finish = Finish(plan, journal, fine_tuner, self.observer)
 
         label_texts = search.choose_label_texts()
         model = plan.task.build(label_texts)
@@ -90,12 +91,12 @@ class Run:
                 current = entry.chosen.text
                 fine_tuner.take_share(training, entry)
             search.teach(number, model)
-        ended_by = history.ended_by()
+        ended_by = journal.ended_by()
         if training is not None and ended_by:
             fine_tuner.take_rest(training, current, number - 1)
         self.assistant.close()
 
-        searched = Trained(model, current, history.search_seconds(), SEARCH)
+        searched = Trained(model, current, journal.search_seconds(), SEARCH)
         controls, templates, contestants = finish.contestants(label_texts, searched)
         selection = finish.select(contestants)
         product = contestants[selection.chosen]
@@ -106,14 +107,15 @@ class Run:
         self.write(journal, product)
         return journal.end(result)
 
+    def opened(self, folder: Path) -> AbstractContextManager[Journal]:
+        plan = self.plan
+        return opened(folder, plan.config, plan.card, plan.regime, self.observer)
+
     def write(self, journal: Journal, product: Trained) -> None:
         """The product, before the summary that says it is whole."""
-        folder, steps = journal.folder, journal.history.steps()
+        folder, steps, task = journal.folder, journal.steps(), self.plan.task
         run_folder.clear_product(folder)
-        task = self.plan.task
-        write_product(
-            folder / "model", product.model, product.prefix, task.name, task.label_names, self.plan.config.data
-        )
+        place, columns = folder / run_folder.MODEL_FOLDER, self.plan.config.data
+        write_product(place, product.model, product.prefix, task.name, task.label_names, columns)
         if steps:
-            plot_dialogue_gradient(journal.history.proposal_figures(), [step for _, step, _ in steps], folder)
-        journal.audit.wrote(folder / "model")
+            plot_dialogue_gradient(journal.proposal_figures(), [step for _, step, _ in steps], folder)

@@ -24,8 +24,9 @@ from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import read_label_text_sets
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import LeakScan
-from gpta_local.record.history import Verdict
-from gpta_local.record.journal import Journal, other_version
+from gpta_local.record.folder import ADAPTERS_FOLDER
+from gpta_local.record.history import Outcome
+from gpta_local.record.journal import Journal
 from gpta_local.run.plan import Plan
 from gpta_local.schema import Completion, ProposalFigures, Request, Round, ScoredPrefix, StepVerdict
 
@@ -38,7 +39,7 @@ class Proposals:
 
     prefixes: list[str]
     counts: dict[str, int]
-    verdicts: list[tuple[str, list[Verdict]]]
+    verdicts: list[tuple[str, list[Outcome]]]
     best_shown: ScoredPrefix | None
     base_only: bool
 
@@ -54,18 +55,17 @@ class Search:
         leak_scan: LeakScan,
     ) -> None:
         self.plan, self.journal, self.observer = plan, journal, observer
-        self.config, self.history = plan.config, journal.history
+        self.config = plan.config
         self.assistant, self.tuner, self.leak_scan = assistant, tuner, leak_scan
-        self.last_asked = 0  # in the history
-        tuner.folder = journal.folder / "adapters"
-        tuner.resume(self.history.steps())
+        tuner.folder = journal.folder / ADAPTERS_FOLDER
+        tuner.resume(journal.steps())
         if isinstance(assistant, ReplayAssistant):
-            assistant.skip(self.history)
+            assistant.skip(journal)
 
     def choose_label_texts(self) -> list[dict[str, str]]:
         """Ask the assistant for label texts, and keep those that start the model better than the card's
         own texts do alone."""
-        if (known := self.history.label_texts()) is not None:
+        if (known := self.journal.label_texts()) is not None:
             return known
         task, card = self.plan.task, self.plan.card
         asked = self.affordable("calls", 0, self.config.search.label_text_samples if task.uses_label_texts else 0)
@@ -81,18 +81,18 @@ class Search:
                 asked = 0
             else:
                 sets, verdicts = read_label_text_sets(completions, card.label_names, self.leak_scan.find)
-                self.history.judge_completions(asking, verdicts)
+                self.journal.judge_completions(asking, verdicts)
         chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
-        self.history.add_label_texts(scored, chosen)
+        self.journal.add_label_texts(scored, chosen)
         joined = len(chosen) - len(task.own_label_texts())
         self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
 
     def round(self, number: int, model: DownstreamModel, current: str) -> Round | None:
         """One round, on record when this returns; at the current θ. None: the search has ended before it."""
-        if known := self.history.round(number):
+        if known := self.journal.round(number):
             return known
-        if self.history.ended_by() or self.budget_reached(number):
+        if self.journal.ended_by() or self.budget_reached(number):
             return None
         started = self.journal.elapsed()
         try:
@@ -105,8 +105,7 @@ class Search:
         chosen = prefixes.choose(scored, current)
         seconds = self.journal.elapsed() - started
         entry = Round(number, proposals.counts, figures, tuple(scored), chosen, None, seconds=seconds)
-        self.history.add_round(entry, verdict, base_only=proposals.base_only)
-        self.journal.keep_time()
+        self.journal.add_round(entry, verdict, base_only=proposals.base_only)
         if not self.plan.online:
             self.observer.round(entry)
         return entry
@@ -115,7 +114,7 @@ class Search:
         """Ask for prefixes, showing a part of the history; clean what comes back. An adapter on trial
         gives half of them."""
         search = self.config.search
-        known = self.history.scored()
+        known = self.journal.scored()
         shown = prefixes.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
         request = prefix_request(self.plan.card, shown)
         self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
@@ -147,7 +146,7 @@ class Search:
         verdicts = []
         for who, (adapter, asking, _) in enumerate(asked):
             own = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
-            self.history.judge_completions(asking, own)
+            self.journal.judge_completions(asking, own)
             verdicts.append((adapter, own))
         # a gain on more rows stands firmer; where θ moves, the best runs again
         best_shown = max(shown, key=lambda s: (0 if self.plan.online else s.rows, s.gain), default=None)
@@ -163,35 +162,19 @@ class Search:
         self.leak_scan.check(request)
         sampling = self.plan.sampling(round_number, request)
         sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
-        name = adapter.name if adapter else ""
-        recorded = self.history.asked(round_number, name, after=self.last_asked)
-        if recorded is None:
-            asking = self.history.add_request(round_number, request, sampling, name)
-        elif recorded.is_for(request, n, sampling):
-            asking = recorded.number
-        else:
-            what = f"in round {round_number} the run had asked something else"
-            raise other_version(self.journal.folder, self.history, what)
-        self.last_asked, audit = asking, self.journal.audit
-        if asking not in audit.requests:
-            audit.asked(asking, round_number, request, n, sampling, adapter)
-        completions = recorded.completions if recorded else []
-        if not completions:
-            completions = self.assistant.complete(request, n, sampling)
-            self.history.add_completions(asking, completions)
-            self.journal.keep_time()
-        if asking not in audit.answered_requests:
-            audit.answered(asking, completions)
+        asking, completions = self.journal.exchange(
+            round_number, request, n, sampling, adapter, lambda: self.assistant.complete(request, n, sampling)
+        )
         self.observer.advance()
         return asking, completions
 
     def end(self, number: int, why: EndpointError) -> None:
         """Go on with the prefixes known so far, and say so; without any, there is nothing to go on with."""
-        known = len(self.history.scored())
+        known = len(self.journal.scored())
         if not known:
             raise why
         reason = f"The assistant failed in round {number} of {self.config.search.rounds}: {why}"
-        self.history.end_search(reason)
+        self.journal.end_search(reason)
         self.observer.warn(f"{reason}. The search ends here, with the {known} prefixes known so far")
 
     def score(self, number: int, model: DownstreamModel, current: str, proposals: Proposals) -> list[ScoredPrefix]:
@@ -200,7 +183,7 @@ class Search:
         known: list[str] = []
         if self.plan.online:
             best_shown = [proposals.best_shown.text] if proposals.best_shown else []
-            known = [current, *best_shown, *self.plan.finalists(self.history.comparable(self.plan.regime))]
+            known = [current, *best_shown, *self.plan.finalists(self.journal.comparable(self.plan.regime))]
         runners = [text for text in dict.fromkeys([*known, *proposals.prefixes]) if text]
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
         return prefixes.race(
@@ -232,12 +215,12 @@ class Search:
         config = self.config.dialogue_gradient
         if config is None or number % config.every or number == self.config.search.rounds:
             return
-        if self.history.taught(number):
+        if self.journal.taught(number):
             return
         dialogues = build_dialogues(
             self.plan.card,
-            self.history.comparable_groups(self.plan.regime),
-            self.history.label_text_scores(),
+            self.journal.comparable_groups(self.plan.regime),
+            self.journal.label_text_scores(),
             winners=config.winners,
             per_winner=config.dialogues_per_winner,
             shown=self.config.search.history_shown,
@@ -257,17 +240,16 @@ class Search:
         except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
-        self.journal.audit.wrote(self.tuner.folder / step.adapter)
         # where θ has moved since, what was found does not compare with the round's scores
         found = [] if self.plan.online or reward is None else reward.found
-        self.history.add_step(number, step, "saved only" if refused else "on trial", found)
+        self.journal.add_step(number, step, "saved only" if refused else "on trial", found)
         self.observer.taught(step, refused)
 
     def reward(self, number: int, model: DownstreamModel) -> prefixes.GainReward:
         """The gain of what `grpo` samples, on the rows of the round (online: of its first heat)."""
         rows, first_heat = self.plan.scoring_rows(number), self.plan.first_heat
         return prefixes.GainReward(
-            [] if self.plan.online else self.history.scored(),
+            [] if self.plan.online else self.journal.scored(),
             self.plan.task.scorer(model, self.plan.splits.train).losses,
             rows if len(rows) <= 2 * first_heat else rows[:first_heat],
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
@@ -280,16 +262,16 @@ class Search:
     def affordable(self, limit: Literal["calls", "trials"], number: int, wanted: int) -> int:
         """As many as the budget has left before a round, if fewer than are wanted."""
         budget: int | None = getattr(self.config.budget, limit)
-        return wanted if budget is None else max(0, min(wanted, budget - self.history.spent(number)[limit]))
+        return wanted if budget is None else max(0, min(wanted, budget - self.journal.spent(number)[limit]))
 
     def budget_reached(self, number: int) -> bool:
         """Whether a budget leaves no room for a round; a round that has begun has its room."""
-        if self.history.asked(number) is not None:
+        if self.journal.asked(number) is not None:
             return False
-        spent = self.history.spent(number) | {"seconds": self.journal.keep_time()}
+        spent = self.journal.spent(number) | {"seconds": self.journal.keep_time()}
         for name, limit in self.config.budget.model_dump().items():
             if limit is not None and spent[name] >= limit:
                 self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
-                self.history.end_search(f"budget.{name}")
+                self.journal.end_search(f"budget.{name}")
                 return True
         return False
