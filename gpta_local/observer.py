@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, Selection, StepVerdict
 
 
-class Observer(Protocol):
-    """Hears of stages, rounds and choices. `stage` announces how many times `advance` follows."""
+class Observer:
+    """Hears of stages, rounds and choices, and does nothing; override what you want to hear of. `stage` announces
+    how many times `advance` follows."""
 
     def stage(self, title: str, steps: int) -> None: ...
     def advance(self) -> None: ...

@@ -12,6 +12,7 @@ from commands import ROOT
 
 from gpta_local.config import Config, load
 from gpta_local.data.examples import Example
+from gpta_local.observer import Observer
 from gpta_local.record.history import History
 from gpta_local.schema import (
     Completion,
@@ -164,7 +165,7 @@ def record_replies(folder: Path, label_texts: Sequence[str], prefixes: Sequence[
     return folder
 
 
-class Silent:
+class Silent(Observer):
     """An observer of a run that remembers what it was told, and insists that stages end as announced."""
 
     def __init__(self) -> None:

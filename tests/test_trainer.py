@@ -122,7 +122,7 @@ def test_summary_has_the_product_and_both_controls_on_all_test_rows(
 
 def test_product_scores_the_same_through_the_stock_library(finished: tuple[Path, dict[str, Any], Silent]) -> None:
     folder, result, _ = finished
-    again = json.loads(evaluate(folder, None, as_json=True))
+    again = evaluate(folder)
     assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
     assert again["macro_f1"] == pytest.approx(result["arms"]["gpta"]["macro_f1"], abs=1e-9)
 
@@ -348,7 +348,7 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     assert ("no_prefix" in result["differences"]) == plain_wins
     if plain_wins:
         assert result["arms"]["gpta"]["loss"] == result["arms"]["plain"]["loss"]
-    again = json.loads(evaluate(tmp_path / "run", None, as_json=True))
+    again = evaluate(tmp_path / "run")
     assert again["accuracy"] == pytest.approx(result["arms"]["gpta"]["accuracy"], abs=1e-9)
 
 

@@ -26,10 +26,10 @@ from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.downstream.training import Training
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
+from gpta_local.observer import Observer
 from gpta_local.record.history import open_existing
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import Plan
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, Selection, StepVerdict
 from gpta_local.system.models import multiplies_in_bf16
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
@@ -307,7 +307,7 @@ def fold(label: str) -> str:
     return label.replace("_", " ").casefold()
 
 
-class Listener:
+class Listener(Observer):
     """Hears a run and says nothing: what it finds is in its results. Warnings are kept."""
 
     def __init__(self) -> None:
@@ -315,12 +315,3 @@ class Listener:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
-
-    def stage(self, title: str, steps: int) -> None: ...
-    def advance(self) -> None: ...
-    def note(self, text: str) -> None: ...
-    def label_texts(self, chosen: Sequence[dict[str, str]], joined: int, usable: int, asked: int) -> None: ...
-    def round(self, entry: Round) -> None: ...
-    def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None: ...
-    def taught(self, step: DialogueGradientStep, refused: str) -> None: ...
-    def selection(self, selection: Selection) -> None: ...

@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from gpta_local.observer import Observer
 from gpta_local.run.summary import verdict
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, Selection, StepVerdict
 
@@ -47,7 +48,7 @@ class Console(RichConsole):
         raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
 
 
-class TerminalObserver:
+class TerminalObserver(Observer):
     """Shows a run (`observer.Observer`) on a terminal or as plain lines.
 
     Args:

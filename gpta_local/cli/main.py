@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
-import re
 import shlex
 import signal
 import sqlite3
@@ -131,16 +131,12 @@ def train(
 
     settings = load(config, overrides)
     GUARD.allow(settings.privacy.allow_hosts)
-    from datetime import datetime
-
     from gpta_local.cli import console
     from gpta_local.record import folder as run_folder
     from gpta_local.system.interrupt import Interrupt
 
-    name = re.sub(r"[^\w.-]+", "-", settings.card.name or "run").strip(".-")[:80]
-    stopped = None if output else run_folder.newest_stopped(Path("runs"), name, settings)
-    new = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = output or (stopped if resume and stopped else new)
+    stopped = None if output else run_folder.newest_stopped(settings)
+    folder = output or (stopped if resume and stopped else run_folder.new(settings))
     terminal = console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet)
     with terminal as observer, Interrupt() as interrupt, _resume_told(ctx, folder):
         if stopped and not resume:
@@ -216,7 +212,8 @@ def evaluate(run: Path, data: Path | None, as_json: bool) -> None:
     """Evaluate the model of RUN on DATA (default: the test rows of the run's configuration)."""
     from gpta_local.downstream import inference
 
-    click.echo(inference.evaluate(run, data, as_json=as_json))
+    figures = inference.evaluate(run, data)
+    click.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else inference.as_table(figures))
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """The configuration: its sections, how it is loaded, and what is said of mistakes."""
 
-from gpta_local.config.loading import check, dialogue_gradient, dump, load, read_yaml
+from gpta_local.config.loading import check, dialogue_gradient, dump, load, load_config, read_yaml
 from gpta_local.config.sections import (
     AssistantConfig,
     Config,
@@ -33,5 +33,6 @@ __all__ = [
     "dialogue_gradient",
     "dump",
     "load",
+    "load_config",
     "read_yaml",
 ]

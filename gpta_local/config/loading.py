@@ -6,7 +6,8 @@ value read as YAML.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     content = read_yaml(path)
     for override in overrides:
         _override(content, override)
+    return _configuration(content, path)
+
+
+def load_config(config: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """As `load`, of a file or of its content, whose paths are then relative to the working directory.
+
+    Args:
+        overrides: dotted keys and their values, as in {"search.rounds": 2}.
+
+    Raises:
+        ConfigError: with every problem found, each with its key.
+    """
+    path = Path.cwd() / "run" if isinstance(config, Mapping) else Path(config)
+    content = copy.deepcopy(dict(config)) if isinstance(config, Mapping) else read_yaml(path)
+    for key, value in (overrides or {}).items():
+        _put(content, key, value, "overrides")
+    return _configuration(content, path)
+
+
+def _configuration(content: dict[str, Any], path: Path) -> Config:
     if "assistant" in content and isinstance(content["assistant"], dict):
         content["assistant"].setdefault("backend", "local")
     return _resolve(check(Config, content, path), path)
@@ -123,22 +144,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"{override!r} is not of the form a.b=c", where="--set")
     try:
         parsed = yaml.load(value, Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"the value of {key.strip()[:80]!r} is not valid YAML", where="--set") from exc
-    section = content
-    for part in parts[:-1]:
+    _put(content, key.strip(), parsed, "--set")
+
+
+def _put(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    section, (*parts, last) = content, key.split(".")
+    for part in parts:
         if section.get(part) is None:  # also a section that is switched off
             section[part] = {}
         inner = section[part]
         if not isinstance(inner, dict):
-            raise ConfigError(f"{part!r} in {key.strip()!r} is a value, not a section", where="--set")
+            raise ConfigError(f"{part!r} in {key!r} is a value, not a section", where=where)
         section = inner
-    section[parts[-1]] = parsed
+    section[last] = value
 
 
 def _resolve(config: Config, path: Path) -> Config:

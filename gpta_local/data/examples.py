@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from gpta_local.config.sections import Config, DataConfig
+from gpta_local.config import Config, DataConfig
 from gpta_local.data.readers import Record, read_records
 from gpta_local.errors import DataError
 from gpta_local.schema import Label

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,8 @@ def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
 
 def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """A JSON line for each row: its label and the probability of each label."""
-    for logits in product.logits(rows):
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        for row in shifted / shifted.sum(axis=1, keepdims=True):
-            by_label = {name: round(float(p), 6) for name, p in zip(product.labels, row, strict=True)}
-            yield json.dumps(
-                {"label": product.labels[int(row.argmax())], "probabilities": by_label}, ensure_ascii=False
-            )
+    for prediction in product.predict(rows):
+        yield json.dumps(asdict(prediction), ensure_ascii=False)
 
 
 def write_lines(lines: Iterable[str], output: Path | None) -> None:
@@ -65,12 +61,10 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
         raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(output)) from exc
 
 
-def evaluate(run: Path, data: Path | None, *, as_json: bool) -> str:
-    """Accuracy with its interval, macro-F1 and the figures of each label, as a table or JSON."""
-    from gpta_local.data.examples import (
-        check_columns,
-        read_examples,
-    )
+def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
+    """Rows, accuracy with its 95 % interval, macro-F1, and rows, precision and recall of each label, on a data file
+    or on the test rows of the run's configuration."""
+    from gpta_local.data.examples import check_columns, read_examples
 
     product = open_product(run)
     records = read_records(str(data or _test_of(run)))
@@ -94,12 +88,15 @@ def evaluate(run: Path, data: Path | None, *, as_json: bool) -> str:
             "precision": hits / max(1, int((predicted == number).sum())),
             "recall": hits / max(1, int((targets == number).sum())),
         }
-    if as_json:
-        return json.dumps(figures, indent=2, ensure_ascii=False)
-    width = max(map(len, product.labels))
+    return figures
+
+
+def as_table(figures: Mapping[str, Any]) -> str:
+    """What `evaluate` found, for a terminal."""
+    width, (low, high) = max(map(len, figures["labels"])), figures["interval"]
     lines = [
-        f"{figures['rows']} rows: accuracy {interval.value:.3f}, macro-F1 {figures['macro_f1']:.3f}"
-        f" (95 % interval of the accuracy {interval.low:.3f} – {interval.high:.3f})",
+        f"{figures['rows']} rows: accuracy {figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}"
+        f" (95 % interval of the accuracy {low:.3f} – {high:.3f})",
         f"{'label':<{width}}  rows  precision  recall",
     ]
     for name, row in figures["labels"].items():

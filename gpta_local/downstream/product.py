@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,20 @@ from gpta_local.record.folder import check_folder, writing
 from gpta_local.system.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
 from gpta_local.system.models import quiet_transformers
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 RECORD = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable label of a row, and the probability of each label, by name."""
+
+    label: str
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +52,37 @@ class Product:
     def labels(self) -> list[str]:
         return list(self.record["labels"])
 
+    def sentence_transformer(self) -> SentenceTransformer:
+        """The product as sentence-transformers loads it; `encode` gives logits.
+
+        Raises:
+            ModelError: it cannot be loaded, or is a plain transformers folder.
+        """
+        if self.record["library"] != "sentence-transformers":
+            raise ModelError(
+                "the model is a transformers folder, not one of sentence-transformers",
+                where=str(self.folder),
+                fix="Load it with AutoModelForSequenceClassification",
+            )
+        from sentence_transformers import SentenceTransformer
+
+        with _loading(self.folder):
+            return SentenceTransformer(str(self.folder), local_files_only=True, trust_remote_code=False)
+
+    def predict(self, rows: Sequence[tuple[str, ...]]) -> Iterator[Prediction]:
+        """Label rows of one or two texts, in their order."""
+        for logits in self.logits(rows):
+            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+            for row in shifted / shifted.sum(axis=1, keepdims=True):
+                probabilities = {name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)}
+                yield Prediction(self.labels[int(row.argmax())], probabilities)
+
     def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
         """Logits (b, c) of the rows in their order, a batch at a time."""
         quiet_transformers()
         rows = [row[0] if len(row) == 1 else row for row in texts]
         if self.record["library"] == "sentence-transformers":
-            from sentence_transformers import SentenceTransformer
-
-            with _loading(self.folder):
-                sentence_model = SentenceTransformer(str(self.folder), local_files_only=True, trust_remote_code=False)
+            sentence_model = self.sentence_transformer()
             for start in range(0, len(rows), batch_size):
                 yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
                     np.float64

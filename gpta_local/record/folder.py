@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from gpta_local.config import Config, load
-from gpta_local.errors import ConfigError, GptaError, OutputError
+from gpta_local.errors import ConfigError, GptaError, InputError, OutputError
 from gpta_local.system.files import write_whole
 
+RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "history.sqlite"
 LOCK_FILE = "run.lock"
@@ -74,9 +76,14 @@ def check(folder: Path, config: Config, *, resume: bool) -> State:
     return state
 
 
-def newest_stopped(parent: Path, name: str, config: Config) -> Path | None:
-    """The newest folder NAME-… in `parent` in which a run of this configuration was stopped."""
-    for folder in sorted(parent.glob(f"{name}-*"), reverse=True):
+def new(config: Config) -> Path:
+    """The folder of a run for which the user names none: runs/NAME-DATE-TIME."""
+    return RUNS / f"{_name(config)}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def newest_stopped(config: Config) -> Path | None:
+    """The newest such folder in which a run of this configuration was stopped."""
+    for folder in sorted(RUNS.glob(f"{_name(config)}-*"), reverse=True):
         try:
             if state_of(folder) == "stopped" and check(folder, config, resume=True):
                 return folder
@@ -85,8 +92,18 @@ def newest_stopped(parent: Path, name: str, config: Config) -> Path | None:
     return None
 
 
+def _name(config: Config) -> str:
+    return re.sub(r"[^\w.-]+", "-", config.card.name or "run").strip(".-")[:80]
+
+
 def summary(folder: Path) -> dict[str, Any]:
-    """What a finished run found."""
+    """What a finished run found.
+
+    Raises:
+        InputError: there is no finished run.
+    """
+    if not (folder / SUMMARY_FILE).is_file():
+        raise InputError("no finished run here", where=str(folder), fix="Give the directory of a finished run")
     found: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     return found
 

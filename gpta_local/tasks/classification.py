@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpta_local import metrics
-from gpta_local.config import Config, DataConfig
+from gpta_local.config import Config
 from gpta_local.data.examples import (
     Example,
     read_rows,
