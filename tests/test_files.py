@@ -10,13 +10,14 @@ import json
 import lzma
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from gpta_local.downstream.product import open_product
 from gpta_local.errors import ConfigError, GptaError, ModelError
 from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling
-from gpta_local.system import files
+from gpta_local.system import files, models
 from gpta_local.system.files import (
     MANIFEST,
     find_pickles,
@@ -321,6 +322,7 @@ class TestSource:
 
     MODULES = ("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
     NAMES = ("eval", "exec", "compile", "__import__")
+    LOADER_FLAGS: ClassVar = {"trust_remote_code": "False", "local_files_only": "True", "use_safetensors": "True"}
     METHODS = (("torch", "load"), ("torch", "save"), ("yaml", "unsafe_load"), ("yaml", "full_load"))
 
     def faults(self, tree: ast.AST) -> Iterator[str]:
@@ -333,18 +335,33 @@ class TestSource:
                 yield node.id
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 yield from [ast.unparse(node)] if (node.value.id, node.attr) in self.METHODS else []
-            elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle", "weights_only"):
+            elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "weights_only"):
                 yield from [] if ast.unparse(node.value) == "False" else [ast.unparse(node)]
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                local = given.get("local_files_only") == "True" and given.get("trust_remote_code") == "False"
-                yield from [] if local or "PeftModel" in ast.unparse(node.func) else [ast.unparse(node)]
+
+    def loads(self, tree: ast.AST) -> Iterator[str]:
+        """Where a flag of the loader is named, or a library's loader is called; peft's reads safetensors only."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword | ast.Constant):
+                name = node.arg if isinstance(node, ast.keyword) else node.value
+                yield from [str(name)] if name in self.LOADER_FLAGS else []
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) != "PeftModel.from_pretrained":
+                yield from [ast.unparse(node)] if ast.unparse(node.func).endswith(".from_pretrained") else []
+
+    def sources(self) -> dict[Path, ast.AST]:
+        found = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "gpta_local").rglob("*.py")}
+        assert len(found) > 40
+        return found
 
     def test_package_neither_unpickles_nor_runs_what_it_reads(self) -> None:
-        sources = sorted((ROOT / "gpta_local").rglob("*.py"))
-        assert len(sources) > 40
-        for path in sources:
-            assert list(self.faults(ast.parse(path.read_text(encoding="utf-8")))) == [], path
+        assert {path: found for path, tree in self.sources().items() if (found := list(self.faults(tree)))} == {}
+
+    def test_models_are_loaded_in_one_place_from_disk_without_code_or_pickles(self) -> None:
+        sources = self.sources()
+        loader = ast.unparse(sources.pop(Path(models.__file__)))
+        assert {path: found for path, tree in sources.items() if (found := list(self.loads(tree)))} == {}
+        given = re.findall(r"(trust_remote_code|local_files_only|use_safetensors)\W+(\w+)", loader)
+        assert set(given) == self.LOADER_FLAGS.items()
+        assert loader.count("from_pretrained(") == loader.count("**FROM_DISK") - 1  # the other is SentenceTransformer's
 
     @pytest.mark.parametrize(
         "source",
@@ -353,13 +370,15 @@ class TestSource:
             "from joblib import load",
             "import torch; torch.load('a')",
             "eval('1')",
-            "f(trust_remote_code=True)",
             "numpy.load('a', allow_pickle=True)",
             "AutoModel.from_pretrained('a')",
+            "f(trust_remote_code=True)",
+            "{'local_files_only': False}",
         ],
     )
     def test_each_of_these_would_be_seen(self, source: str) -> None:
-        assert len(list(self.faults(ast.parse(source)))) == 1
+        tree = ast.parse(source)
+        assert len([*self.faults(tree), *self.loads(tree)]) == 1
 
     def test_adapters_are_refused_unless_their_weights_are_safetensors(self, tmp_path: Path) -> None:
         """`PeftModel.from_pretrained` is called on folders only that this has let pass."""

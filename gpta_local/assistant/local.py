@@ -12,7 +12,7 @@ import torch
 from gpta_local.errors import ModelError, first_line
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.system.adapters import check_adapter
-from gpta_local.system.models import assistant_folder, quiet_transformers, resolve_device
+from gpta_local.system.models import assistant_folder, load_pretrained, load_tokenizer, resolve_device
 
 GENERATION_BATCH = 64
 SHORTEST_LINE = 12
@@ -171,17 +171,14 @@ def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
         ModelError: the folder cannot be loaded, or has no chat template.
         ConfigError: there is no such device.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = resolve_device(device_name, f"{section}.device")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    quiet_transformers()
     where = f"{section}: model ({folder})"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
-        )
+        tokenizer = load_tokenizer(folder)
+        model = load_pretrained(AutoModelForCausalLM, folder, dtype=dtype)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=where) from exc
     if not tokenizer.chat_template:
@@ -193,4 +190,4 @@ def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     tokenizer.padding_side = "left"
-    return model.to(device), tokenizer  # type: ignore[arg-type]  # transformers wraps torch's method without its types
+    return model.to(device), tokenizer

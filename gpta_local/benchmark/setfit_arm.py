@@ -18,24 +18,17 @@ from gpta_local.benchmark.arms import Figures, own_figures
 from gpta_local.config import Config
 from gpta_local.data.examples import Example
 from gpta_local.data.splits import Splits
-from gpta_local.system.models import backbone_folder, quiet_transformers
+from gpta_local.system.models import backbone_folder, load_sentence_transformer
 from gpta_local.tasks.base import Evaluation
 
 
 def setfit(config: Config, splits: Splits, classes: int) -> Figures:
     """Train and measure. The seconds of the training are those of pairs, backbone and head."""
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
 
-    quiet_transformers()
-    body = SentenceTransformer(
-        str(backbone_folder(config.downstream.backbone)),
-        local_files_only=True,
-        trust_remote_code=False,
-        model_kwargs={"use_safetensors": True},
-    )
+    body = load_sentence_transformer(backbone_folder(config.downstream.backbone))
     if longest := config.downstream.max_length:
         body.max_seq_length = min(body.max_seq_length or longest, longest)
     # made here, since SetFit's own way to load a model would unpickle a head that lies beside it

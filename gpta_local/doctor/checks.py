@@ -551,7 +551,7 @@ def _tokenizer_and_context(case: Case) -> tuple[Any, int] | None:
     """
     from gpta_local.assistant.local import LocalAssistant
     from gpta_local.assistant.vllm import VLLMAssistant
-    from gpta_local.system.models import assistant_folder, quiet_transformers
+    from gpta_local.system.models import assistant_folder, load_config, load_tokenizer
 
     if isinstance(case.assistant, LocalAssistant):
         folder: Path | None = assistant_folder(case.assistant.name)
@@ -559,13 +559,9 @@ def _tokenizer_and_context(case: Case) -> tuple[Any, int] | None:
         folder = case.assistant.weights if isinstance(case.assistant, VLLMAssistant) else None
     if folder is None:
         return None
-    from transformers import AutoConfig, AutoTokenizer
-
-    quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        own = getattr(config, "max_position_embeddings", None)
+        tokenizer = load_tokenizer(folder)
+        own = getattr(load_config(folder), "max_position_embeddings", None)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError …
         raise ModelError(f"the tokenizer cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
     context = case.assistant.max_model_len if isinstance(case.assistant, VLLMAssistant) else own

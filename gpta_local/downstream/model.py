@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gpta_local.downstream.tokenization import EncodedRow, PrefixTokenizer
 from gpta_local.errors import ModelError, first_line
-from gpta_local.system.models import quiet_transformers
+from gpta_local.system import models
 
 EVALUATION_BATCH = 64
 
@@ -242,10 +242,8 @@ def is_sentence_backbone(folder: Path) -> bool:
 
 def load_tokenizer(folder: Path, config: Any, max_length: int | None) -> PrefixTokenizer:
     """The backbone's fast tokenizer, limited by the model's positions and `max_length`."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = models.load_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ModelError("the tokenizer cannot be loaded", where=f"downstream.backbone ({folder})") from exc
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes an empty one without files
@@ -262,11 +260,8 @@ def load_tokenizer(folder: Path, config: Any, max_length: int | None) -> PrefixT
 
 
 def _from_pretrained(kind: Any, folder: Path, **options: Any) -> nn.Module:
-    quiet_transformers()
     try:
-        network: nn.Module = kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, **options
-        )
+        network: nn.Module = models.load_pretrained(kind, folder, dtype=torch.float32, **options)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(
             f"the model cannot be loaded: {first_line(exc)}", where=f"downstream.backbone ({folder})"

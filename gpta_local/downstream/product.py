@@ -23,7 +23,7 @@ from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.record.folder import check_folder, writing
 from gpta_local.system.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
-from gpta_local.system.models import quiet_transformers
+from gpta_local.system.models import load_pretrained, load_sentence_transformer, load_tokenizer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -64,10 +64,8 @@ class Product:
                 where=str(self.folder),
                 fix="Load it with AutoModelForSequenceClassification",
             )
-        from sentence_transformers import SentenceTransformer
-
         with _loading(self.folder):
-            return SentenceTransformer(str(self.folder), local_files_only=True, trust_remote_code=False)
+            return load_sentence_transformer(self.folder)
 
     def predict(self, rows: Sequence[tuple[str, ...]]) -> Iterator[Prediction]:
         """Label rows of one or two texts, in their order."""
@@ -79,7 +77,6 @@ class Product:
 
     def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
         """Logits (b, c) of the rows in their order, a batch at a time."""
-        quiet_transformers()
         rows = [row[0] if len(row) == 1 else row for row in texts]
         if self.record["library"] == "sentence-transformers":
             sentence_model = self.sentence_transformer()
@@ -89,13 +86,11 @@ class Product:
                 )
             return
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         with _loading(self.folder):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            ).eval()
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            model = load_pretrained(AutoModelForSequenceClassification, self.folder).eval()
+            tokenizer = load_tokenizer(self.folder)
         for start in range(0, len(rows), batch_size):
             columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
             with torch.inference_mode():
@@ -184,9 +179,7 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
-    from transformers import AutoTokenizer
-
-    stock = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    stock = load_tokenizer(folder)
     rows = [(text, PROBES[0]) if pair else (text,) for text in PROBES]
     wanted = model.tokenizer.encode(model.tokenizer.tokenise(rows), prefix)
     for row, encoded in zip(rows, wanted, strict=True):

