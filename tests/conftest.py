@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,11 @@ def sentence(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import sentence_folder
 
     return sentence_folder(bert, tmp_path_factory.mktemp("models") / "sentence")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every account can reach; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)

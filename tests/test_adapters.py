@@ -28,7 +28,7 @@ from gpta_local.config import load
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError
 from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling
-from gpta_local.system.adapters import CONFIG, WEIGHTS, adapter_digest, adapter_rank, check_adapter
+from gpta_local.system.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_digest, adapter_rank, check_adapter
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = Request("prefix", (Message("user", "Write one prefix."),))
@@ -68,14 +68,14 @@ def adapter(folders: Path, tmp_path: Path) -> Path:
 
 
 def change_config(adapter: Path, **changes: Any) -> None:
-    content = json.loads((adapter / CONFIG).read_text()) | changes
-    (adapter / CONFIG).write_text(json.dumps(content))
+    content = json.loads((adapter / ADAPTER_CONFIG).read_text()) | changes
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(content))
 
 
 def change_tensors(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    tensors = load_file(adapter / WEIGHTS)
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
     change(tensors)
-    save_file(tensors, adapter / WEIGHTS)
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
 
 
 # What an adapter folder is
@@ -137,18 +137,20 @@ def test_rank_that_is_none_is_refused(adapter: Path, rank: object) -> None:
 )
 def test_adapter_that_is_more_than_plain_lora_is_refused(adapter: Path, base: Path, changes: dict[str, Any]) -> None:
     change_config(adapter, **changes)
-    with pytest.raises(ModelError, match=rf"{CONFIG} (says|asks for) {next(iter(changes))}.* Train a plain LoRA"):
+    with pytest.raises(
+        ModelError, match=rf"adapter_config.json (says|asks for) {next(iter(changes))}.* Train a plain LoRA"
+    ):
         check_adapter(adapter, base)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff", "[" * 100_000])
 def test_configuration_that_cannot_be_read_is_refused(adapter: Path, base: Path, content: str) -> None:
-    (adapter / CONFIG).write_text(content, errors="surrogateescape")
-    with pytest.raises(ModelError, match=rf"{CONFIG} (cannot be read as JSON|holds no JSON object)"):
+    (adapter / ADAPTER_CONFIG).write_text(content, errors="surrogateescape")
+    with pytest.raises(ModelError, match=rf"{ADAPTER_CONFIG} (cannot be read as JSON|holds no JSON object)"):
         check_adapter(adapter, base)
 
 
-@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("name", [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
 def test_missing_file_is_named(adapter: Path, base: Path, name: str) -> None:
     (adapter / name).unlink()
     with pytest.raises(ModelError, match=rf"adapter \({adapter}\): there is no {name}\. .*save_pretrained"):
@@ -156,7 +158,7 @@ def test_missing_file_is_named(adapter: Path, base: Path, name: str) -> None:
 
 
 def test_missing_folder_is_refused(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(ModelError, match=f"there is no {CONFIG}"):
+    with pytest.raises(ModelError, match=f"there is no {ADAPTER_CONFIG}"):
         check_adapter(tmp_path / "none", base)
 
 
@@ -169,8 +171,8 @@ def test_weights_that_can_run_code_are_refused(adapter: Path, base: Path, name: 
 
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
 def test_weights_that_are_cut_off_are_refused(adapter: Path, base: Path, kept: int) -> None:
-    (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:kept])
-    with pytest.raises(ModelError, match=f"{WEIGHTS} is damaged or cut off"):
+    (adapter / ADAPTER_WEIGHTS).write_bytes((adapter / ADAPTER_WEIGHTS).read_bytes()[:kept])
+    with pytest.raises(ModelError, match=f"{ADAPTER_WEIGHTS} is damaged or cut off"):
         check_adapter(adapter, base)
 
 
@@ -219,11 +221,11 @@ def test_code_in_the_folder_of_the_base_is_not_run(adapter: Path, tmp_path: Path
 
 
 def test_digest_is_that_of_the_weights_file(adapter: Path) -> None:
-    assert adapter_digest(adapter) == hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
+    assert adapter_digest(adapter) == hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
 
 
 def test_digest_of_nothing_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=rf"adapter \({tmp_path}\): {WEIGHTS} cannot be read"):
+    with pytest.raises(ModelError, match=rf"adapter \({tmp_path}\): {ADAPTER_WEIGHTS} cannot be read"):
         adapter_digest(tmp_path)
 
 

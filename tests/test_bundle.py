@@ -28,7 +28,7 @@ from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local.bundle import creation, install
 from gpta_local.errors import ModelError
-from gpta_local.system.files import write_manifest
+from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import checked_folder
 
 HERE = "{}.{}".format(*sys.version_info[:2])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
-from gpta_local.system.files import MANIFEST, sha256, write_manifest
+from gpta_local.system.files import sha256
+from gpta_local.system.manifests import MANIFEST, write_manifest
 from gpta_local.system.models import DEMO_SHA256
 
 

@@ -26,7 +26,7 @@ from gpta_local.errors import ModelError, TrainingError
 from gpta_local.knowledge.prefixes import GainReward
 from gpta_local.schema import DialogueGradientStep, Message, Request
 from gpta_local.system.adapters import check_adapter
-from gpta_local.system.files import verify_manifest
+from gpta_local.system.manifests import verify_manifest
 
 METHODS = ("sft", "weighted-sft", "dpo", "kto", "grpo")
 FILES = {"SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "dialogues.jsonl", "step.json"}

@@ -28,7 +28,8 @@ from gpta_local.record.folder import (
     check_folder,
     make_folder,
 )
-from gpta_local.system.files import MANIFEST, find_pickles
+from gpta_local.system.manifests import MANIFEST
+from gpta_local.system.pickles import find_pickles
 from gpta_local.tasks.classification import ClassificationTask
 
 PREFIX = "Review of a guest:"

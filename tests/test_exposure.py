@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fault_server import FaultServer, Reply, always
@@ -13,14 +13,6 @@ from fault_server import FaultServer, Reply, always
 from gpta_local.assistant.vllm_server import free_port
 from gpta_local.doctor import exposure
 from gpta_local.errors import EndpointError
-
-
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every account can reach; pytest's own are closed to others."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
 
 
 class TestListening:
@@ -40,11 +32,11 @@ class TestListening:
             bound.bind(("127.0.0.1", 0))
             assert exposure.listening_on(bound.getsockname()[1]) == []
 
-    def test_ipv4_address_of_an_ipv6_socket_counts_as_such(self, tmp_path: Path) -> None:
-        table = tmp_path / "tcp6"
-        local = "0000000000000000FFFF00000100007F:1F40"
-        table.write_text(f"header\n 0: {local} {'0' * 32}:0000 0A 0 0\n", encoding="ascii")
-        (found,) = exposure.listening_on(8000, [table])
+    def test_ipv4_address_of_an_ipv6_socket_counts_as_such(self) -> None:
+        with socket.socket(socket.AF_INET6) as server:
+            server.bind(("::ffff:127.0.0.1", 0))
+            server.listen()
+            (found,) = exposure.listening_on(server.getsockname()[1])
         assert (str(found), found.is_loopback) == ("127.0.0.1", True)
 
 
@@ -128,21 +120,26 @@ class TestModes:
 
 
 class TestFileSystem:
+    @pytest.fixture
+    def mount(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        def mounted(**kinds: Path) -> None:
+            mounts = [SimpleNamespace(mountpoint=str(place), fstype=kind) for kind, place in kinds.items()]
+            monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+
+        return mounted
+
     @pytest.mark.parametrize(
         ("kind", "told"), [("ext4", ""), ("tmpfs", ""), ("overlay", ""), ("nfs4", "nfs4"), ("fuse.sshfs", "fuse.sshfs")]
     )
-    def test_network_file_system_is_told_by_its_type(self, tmp_path: Path, kind: str, told: str) -> None:
-        mounts = tmp_path / "mounts"
-        mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} {kind} rw 0 0\n", encoding="utf-8")
-        assert exposure.network_file_system(tmp_path, mounts) == told
+    def test_network_file_system_is_told_by_its_type(
+        self, mount: Callable[..., None], tmp_path: Path, kind: str, told: str
+    ) -> None:
+        mount(**{"xfs": Path("/"), kind: tmp_path})
+        assert exposure.network_file_system(tmp_path) == told
 
-    def test_the_deepest_mount_counts_and_of_two_the_latest(self, tmp_path: Path) -> None:
+    def test_the_deepest_mount_counts_and_of_two_the_latest(self, mount: Callable[..., None], tmp_path: Path) -> None:
         local = tmp_path / "local disk"
         local.mkdir()
-        mounts = tmp_path / "mounts"
-        escaped = str(local).replace(" ", "\\040")
-        mounts.write_text(
-            f"s:/ {tmp_path} nfs rw 0 0\ns:/ {escaped} cifs rw 0 0\n/dev/a {escaped} xfs rw 0 0\n", "utf-8"
-        )
-        assert exposure.network_file_system(local, mounts) == ""
-        assert exposure.network_file_system(tmp_path, mounts) == "nfs"
+        mount(nfs=tmp_path, cifs=local, xfs=local)
+        assert exposure.network_file_system(local) == ""
+        assert exposure.network_file_system(tmp_path) == "nfs"

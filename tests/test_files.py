@@ -32,15 +32,10 @@ from gpta_local.errors import ConfigError, GptaError, ModelError
 from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling
 from gpta_local.system import files, models
-from gpta_local.system.files import (
-    MANIFEST,
-    find_pickles,
-    owner_only,
-    read_secret,
-    verify_manifest,
-    write_manifest,
-)
+from gpta_local.system.files import owner_only, read_secret
+from gpta_local.system.manifests import MANIFEST, verify_manifest, write_manifest
 from gpta_local.system.models import assistant_folder, checked_folder
+from gpta_local.system.pickles import find_pickles
 
 KEY = "planted-0123456789-key"
 EMBEDDED = ROOT / "models" / "nano-assistant"

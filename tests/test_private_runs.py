@@ -19,7 +19,8 @@ from fault_server import FaultServer, Json, Reply, completion
 from samples import label_text_reply, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.record.history import open_existing
-from gpta_local.system.files import MANIFEST, find_pickles, verify_manifest
+from gpta_local.system.manifests import MANIFEST, verify_manifest
+from gpta_local.system.pickles import find_pickles
 
 KEY = "planted-0123456789-key"
 PHRASES = (
@@ -249,7 +250,7 @@ def test_folder_of_runs_that_is_there_keeps_its_mode(tmp_path: Path, umask: Call
 def test_product_that_was_changed_is_refused(sentence: Path, tmp_path: Path, change: str) -> None:
     import shutil
 
-    from gpta_local.system.files import write_manifest
+    from gpta_local.system.manifests import write_manifest
 
     folder = shutil.copytree(sentence, tmp_path / "model")
     (folder / "gpta.json").write_text('{"labels": [], "prefix": "", "library": "", "columns": {}}', encoding="utf-8")

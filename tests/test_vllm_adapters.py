@@ -203,6 +203,14 @@ def test_adapter_of_too_large_a_rank_is_refused_and_the_one_before_answers_on(co
     assert said(assistant) == SENTENCES["harbour"]
 
 
+def test_rank_is_asked_for_without_loading_anything(connect: Connect) -> None:
+    assistant = connect()
+    assistant.check_rank(16)
+    with pytest.raises(AdapterRefused, match="LoRA rank 32 is greater than max_lora_rank 16"):
+        assistant.check_rank(32)
+    assert served(assistant) == []
+
+
 def test_folder_that_the_server_cannot_see_is_refused(
     connect: Connect, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
 from gpta_local.assistant.vllm_server import LORA_RANKS
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.schema import Completion, Request, Sampling
-from gpta_local.system.adapters import CONFIG, check_adapter
+from gpta_local.system.adapters import ADAPTER_CONFIG, check_adapter
 from gpta_local.system.models import checked_folder
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class VLLMAssistant(OpenAIAssistant):
         """
         config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": []}
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            Path(folder, ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
             try:
                 self._change("load", {"lora_name": f"{self.name}-{uuid.uuid4().hex[:12]}", "lora_path": folder})
             except _RankTooHigh:

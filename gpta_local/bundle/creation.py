@@ -33,7 +33,7 @@ from gpta_local.bundle import install
 from gpta_local.config import load
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
-from gpta_local.system.files import MANIFEST, manifest_text
+from gpta_local.system.manifests import MANIFEST, manifest_text
 from gpta_local.system.models import checked_folder
 from gpta_local.system.network import GUARD
 

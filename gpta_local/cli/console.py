@@ -33,7 +33,7 @@ from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, Scor
 
 if TYPE_CHECKING:
     from gpta_local.dialogue_gradient.evaluate import ProposalQuality
-    from gpta_local.doctor.checks import Finding
+    from gpta_local.doctor.findings import Finding
 
 HEARTBEAT_SECONDS = 30.0
 SHOWN = 5

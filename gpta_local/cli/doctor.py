@@ -22,14 +22,15 @@ def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> No
     """
     if overrides and config is None:
         raise click.UsageError("--set changes a configuration: give CONFIG too.")
-    from gpta_local.doctor import checks as checks
+    from gpta_local.doctor.checks import examine
+    from gpta_local.doctor.machine import versions
 
-    findings = checks.examine(config, overrides)
+    findings = examine(config, overrides)
     if as_json:
         import json
         from dataclasses import asdict
 
-        report = {"versions": checks.versions(), "checks": [asdict(finding) for finding in findings]}
+        report = {"versions": versions(), "checks": [asdict(finding) for finding in findings]}
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         from gpta_local.cli import console

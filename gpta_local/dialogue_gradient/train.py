@@ -32,7 +32,8 @@ from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import GptaError, ModelError, TrainingError
 from gpta_local.schema import DialogueGradientStep
-from gpta_local.system.files import flush_all, write_manifest
+from gpta_local.system.files import flush_all
+from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import multiplies_in_bf16
 
 REPLY_TOKENS = 48

@@ -26,7 +26,7 @@ from gpta_local.dialogue_gradient.train import Reward, train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
-from gpta_local.system.files import verify_manifest
+from gpta_local.system.manifests import verify_manifest
 from gpta_local.system.models import checked_folder
 
 COLLAPSE = 1 / 3

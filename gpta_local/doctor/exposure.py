@@ -1,6 +1,6 @@
 """What others can reach or read: listening sockets, routes that ask for no key, files and folders.
 
-Knows the kernel's tables, HTTP and file modes. Changes nothing and sends no key. Does not know the
+Knows sockets, HTTP and file modes. Changes nothing and sends no key. Does not know the
 configuration, nor how bad a finding is: that is `doctor`'s.
 """
 
@@ -11,11 +11,11 @@ import ipaddress
 import re
 import socket
 import ssl
-import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import psutil
 
 from gpta_local.errors import EndpointError
 
@@ -44,8 +44,6 @@ OPENS = {
 }
 """What a route gives to whoever reaches it; the others of `ROUTES` only tell something."""
 GUARDED_OR_ABSENT = {401, 403, 404, 405, 407, 501}
-LISTENING = "0A"
-"""The state in /proc/net/tcp."""
 NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d?|cifs|smb\w*|ceph|lustre|gpfs|beegfs\w*|afs|9p|glusterfs|fuse\.(sshfs|s3fs|glusterfs|ceph\w*|rclone|gcsfuse)"
 )
@@ -67,18 +65,12 @@ def is_own_address(host: str) -> bool:
     return False
 
 
-def listening_on(port: int, tables: Iterable[Path] = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))) -> list[Address]:
+def listening_on(port: int) -> list[Address]:
     """The addresses of this machine at which something listens on the port, by the kernel's tables."""
-    found: list[Address] = []
-    for table in tables:
-        for line in table.read_text(encoding="ascii").splitlines()[1:] if table.is_file() else ():
-            local, state = line.split()[1], line.split()[3]
-            address, _, number = local.partition(":")
-            if state == LISTENING and int(number, 16) == port:
-                words = (int(address[i : i + 8], 16) for i in range(0, len(address), 8))  # in the machine's byte order
-                place = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
-                found.append(getattr(place, "ipv4_mapped", None) or place)
-    return found
+    sockets = psutil.net_connections("tcp")
+    listening = (s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.laddr.port == port)
+    places = [ipaddress.ip_address(address.ip) for address in listening]
+    return [getattr(place, "ipv4_mapped", None) or place for place in places]
 
 
 def keyless_routes(base_url: str, timeout: float) -> dict[str, str]:
@@ -139,11 +131,10 @@ def writable_by_others(folder: Path) -> list[Path]:
     return [path for path in (folder, *sorted(folder.rglob("*"))) if path.exists() and path.stat().st_mode & 0o002]
 
 
-def network_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+def network_file_system(path: Path) -> str:
     """The type of the file system that an existing path is on, if its files lie on another machine; else empty."""
     path = path.resolve()
-    lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
-    points = [(Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), words[1])), words[2]) for words in lines]
-    around = [(len(point.parts), i, kind) for i, (point, kind) in enumerate(points) if path.is_relative_to(point)]
+    mounts = [(Path(mount.mountpoint), mount.fstype) for mount in psutil.disk_partitions(all=True)]
+    around = [(len(point.parts), i, kind) for i, (point, kind) in enumerate(mounts) if path.is_relative_to(point)]
     kind = max(around, default=(0, 0, ""))[2]  # the deepest, and of several at one place the latest
     return kind if NETWORK_FILE_SYSTEMS.fullmatch(kind) else ""

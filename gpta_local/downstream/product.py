@@ -22,8 +22,10 @@ from gpta_local.config import DataConfig
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.record.folder import check_folder, writing
-from gpta_local.system.files import as_umask_says, find_pickles, verify_manifest, whole_or_nothing, write_manifest
+from gpta_local.system.files import as_umask_says, whole_or_nothing
+from gpta_local.system.manifests import verify_manifest, write_manifest
 from gpta_local.system.models import load_pretrained, load_sentence_transformer, load_tokenizer
+from gpta_local.system.pickles import find_pickles
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

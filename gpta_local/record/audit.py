@@ -29,8 +29,9 @@ from gpta_local.record.entries import GENESIS, LOG, FileDigest, Files, HistoryDi
 from gpta_local.record.history import History, as_json
 from gpta_local.record.tables import NUMBERS, RESULTS
 from gpta_local.schema import Completion, Request, Sampling
-from gpta_local.system.adapters import WEIGHTS, adapter_digest
-from gpta_local.system.files import LOADED, files_below, sha256
+from gpta_local.system.adapters import ADAPTER_WEIGHTS, adapter_digest
+from gpta_local.system.files import files_below, sha256
+from gpta_local.system.manifests import LOADED
 from gpta_local.system.models import assistant_folder, backbone_folder
 
 HEAD_KEY = "audit_head"
@@ -159,7 +160,7 @@ class Audit:
         """Record all files of a folder of the run: the model, or an adapter."""
         files = file_digests(self._folder, files_below(folder))
         name = folder.relative_to(self._folder).as_posix()
-        if weights := files.get(f"{name}/{WEIGHTS}"):
+        if weights := files.get(f"{name}/{ADAPTER_WEIGHTS}"):
             self._adapter_digests[folder] = weights.sha256
         self._append("written", folder=name, files=files)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gpta_local.errors import ModelError
-from gpta_local.system.files import sha256, verify_manifest
+from gpta_local.system.files import sha256
+from gpta_local.system.manifests import verify_manifest
 from gpta_local.system.models import causal_lm_without_weights
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 TENSOR_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 NOT_PLAIN = (
@@ -46,12 +47,14 @@ def check_adapter(folder: Path, base: Path) -> None:
     for name, shape in shapes.items():
         parts = TENSOR_NAME.fullmatch(name)
         if parts is None:
-            raise _unusable(folder, f"{WEIGHTS} holds {name}, which is no LoRA matrix of a linear layer", PLAIN)
+            raise _unusable(folder, f"{ADAPTER_WEIGHTS} holds {name}, which is no LoRA matrix of a linear layer", PLAIN)
         layer, side = parts["layer"], parts["side"]
         if layer not in layers:
             raise _misfit(folder, base, f"it has weights for the layer {layer}, which the base model does not have")
         if name.replace(f".lora_{side}.", f".lora_{'BA'['AB'.index(side)]}.") not in shapes:
-            raise _unusable(folder, f"{WEIGHTS} holds only one of the two matrices for {layer}", "Train it again")
+            raise _unusable(
+                folder, f"{ADAPTER_WEIGHTS} holds only one of the two matrices for {layer}", "Train it again"
+            )
         wide, high = layers[layer]
         fitting = (rank, wide) if side == "A" else (high, rank)
         if shape != fitting:
@@ -66,38 +69,38 @@ def adapter_rank(folder: Path) -> int:
     """
     config = _config(folder)
     if str(config.get("peft_type")).upper() != "LORA":
-        raise _unusable(folder, f"{CONFIG} says peft_type {config.get('peft_type')!r}, not 'LORA'", PLAIN)
+        raise _unusable(folder, f"{ADAPTER_CONFIG} says peft_type {config.get('peft_type')!r}, not 'LORA'", PLAIN)
     for field in NOT_PLAIN:
         if config.get(field):
-            raise _unusable(folder, f"{CONFIG} asks for {field}: {config[field]!r:.80}", PLAIN)
+            raise _unusable(folder, f"{ADAPTER_CONFIG} asks for {field}: {config[field]!r:.80}", PLAIN)
     if config.get("bias", "none") != "none":
-        raise _unusable(folder, f"{CONFIG} asks for bias: {config['bias']!r}", PLAIN)
+        raise _unusable(folder, f"{ADAPTER_CONFIG} asks for bias: {config['bias']!r}", PLAIN)
     if config.get("init_lora_weights") not in PLAIN_STARTS:
-        what = f"{CONFIG} says init_lora_weights: {config['init_lora_weights']!r:.80}, which changes the base's weights"
-        raise _unusable(folder, what, PLAIN)
+        what = f"{ADAPTER_CONFIG} says init_lora_weights: {config['init_lora_weights']!r:.80}"
+        raise _unusable(folder, f"{what}, which changes the base's weights", PLAIN)
     rank = config.get("r")
     if type(rank) is not int or rank < 1:
-        raise _unusable(folder, f"{CONFIG} gives r as {rank!r:.80}, which is no rank", "Train it again")
+        raise _unusable(folder, f"{ADAPTER_CONFIG} gives r as {rank!r:.80}, which is no rank", "Train it again")
     return rank
 
 
 def adapter_digest(folder: Path) -> str:
     """SHA-256 of the weights file, in hexadecimal."""
     try:
-        return sha256(folder / WEIGHTS)
+        return sha256(folder / ADAPTER_WEIGHTS)
     except OSError as exc:
-        raise _unusable(folder, f"{WEIGHTS} cannot be read ({exc.strerror})", "Train it again") from exc
+        raise _unusable(folder, f"{ADAPTER_WEIGHTS} cannot be read ({exc.strerror})", "Train it again") from exc
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
-    if not (folder / CONFIG).is_file():
-        raise _unusable(folder, f"there is no {CONFIG}", "Give a folder as peft's save_pretrained writes it")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise _unusable(folder, f"there is no {ADAPTER_CONFIG}", "Give a folder as peft's save_pretrained writes it")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise _unusable(folder, f"{CONFIG} cannot be read as JSON ({exc})", "Train it again") from exc
+        raise _unusable(folder, f"{ADAPTER_CONFIG} cannot be read as JSON ({exc})", "Train it again") from exc
     if not isinstance(config, dict):
-        raise _unusable(folder, f"{CONFIG} holds no JSON object", "Train it again")
+        raise _unusable(folder, f"{ADAPTER_CONFIG} holds no JSON object", "Train it again")
     return config
 
 
@@ -109,15 +112,15 @@ def _tensor_shapes(folder: Path) -> dict[str, Shape]:
     if others:
         what = f"it holds {', '.join(others)}; formats other than safetensors can run code"
         raise _unusable(folder, what, "Save it with peft's save_pretrained in a new folder")
-    if not (folder / WEIGHTS).is_file():
-        raise _unusable(folder, f"there is no {WEIGHTS}", "Give a folder as peft's save_pretrained writes it")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise _unusable(folder, f"there is no {ADAPTER_WEIGHTS}", "Give a folder as peft's save_pretrained writes it")
     try:
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, SafetensorError) as exc:
-        raise _unusable(folder, f"{WEIGHTS} is damaged or cut off ({exc})", "Train it again") from exc
+        raise _unusable(folder, f"{ADAPTER_WEIGHTS} is damaged or cut off ({exc})", "Train it again") from exc
     if not shapes:
-        raise _unusable(folder, f"{WEIGHTS} holds no tensor", "Train it again")
+        raise _unusable(folder, f"{ADAPTER_WEIGHTS} holds no tensor", "Train it again")
     return shapes
 
 

@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from gpta_local.errors import ModelError
-from gpta_local.system.files import MANIFEST, read_manifest, sha256
+from gpta_local.system.files import sha256
+from gpta_local.system.manifests import MANIFEST, read_manifest
 from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT, assistant_folder, backbone_folder
 
 SHA256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpta_local.errors import ConfigError, ModelError
-from gpta_local.system.files import sha256, verify_manifest
+from gpta_local.system.files import sha256
+from gpta_local.system.manifests import verify_manifest
 
 if TYPE_CHECKING:
     import torch

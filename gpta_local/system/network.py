@@ -60,7 +60,7 @@ INTERNET = (socket.AF_INET, socket.AF_INET6)
 LOCAL = tuple(getattr(socket, name) for name in ("AF_UNIX", "AF_NETLINK") if hasattr(socket, name))
 """Sockets to other processes of this machine, and to its kernel."""
 
-SHOWN = 100
+HOST_CHARACTERS = 100
 """Characters of a host's name in a message."""
 
 
@@ -76,7 +76,7 @@ class Refusal:
     host: str
 
     def __str__(self) -> str:
-        return f"{self.asked_by} asked for {self.host[:SHOWN]!r}"
+        return f"{self.asked_by} asked for {self.host[:HOST_CHARACTERS]!r}"
 
 
 class Guard:

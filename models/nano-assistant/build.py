@@ -24,7 +24,7 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 
 from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.schema import DatasetCard, Label
-from gpta_local.system.files import write_manifest
+from gpta_local.system.manifests import write_manifest
 
 HERE = Path(__file__).parent
 VOCABULARY = 6144
