@@ -31,7 +31,7 @@ from gpta_local.downstream.product import open_product
 from gpta_local.errors import ConfigError, GptaError, ModelError
 from gpta_local.record.history import History
 from gpta_local.schema import Message, Request, Sampling
-from gpta_local.system import files, models
+from gpta_local.system import files, manifests, models
 from gpta_local.system.files import owner_only, read_secret
 from gpta_local.system.manifests import MANIFEST, verify_manifest, write_manifest
 from gpta_local.system.models import assistant_folder, checked_folder
@@ -539,8 +539,8 @@ class TestManifest:
     def test_files_are_hashed_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_manifest(folder)
         hashed: list[Path] = []
-        real = files.sha256
-        monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path) or real(path))
+        real = manifests.sha256
+        monkeypatch.setattr(manifests, "sha256", lambda path: hashed.append(path) or real(path))
         for _ in range(3):
             verify_manifest(folder)
         assert len(hashed) == 4
