@@ -1,7 +1,7 @@
 """Make a bundle on a connected machine: wheels, models and configurations in one archive.
 
-Knows pip (which alone decides where wheels come from), wheel metadata, the catalogue of models, and
-CycloneDX. Reads no data file: a bundle holds no rows. The form of the archive is `bundle`'s.
+Knows the catalogue of models and CycloneDX. Reads no data file: a bundle holds no rows. The form of the
+archive is `install`'s.
 
 The same inputs give the same bytes: nothing depends on the time, the user or the order of folders.
 """
@@ -9,35 +9,31 @@ The same inputs give the same bytes: nothing depends on the time, the user or th
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from packaging.markers import default_environment
-from packaging.metadata import parse_email
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
 
 from gpta_local.bundle import install
+from gpta_local.bundle.wheels import OWN, Wheel, get_wheels
 from gpta_local.config import load
 from gpta_local.errors import InputError, ModelError, OutputError
 from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
 from gpta_local.system.manifests import MANIFEST, manifest_text
 from gpta_local.system.models import checked_folder
-from gpta_local.system.network import GUARD
 
-OWN = "gpta-local"
 MODEL_FILE = re.compile(
     r".*\.(safetensors|safetensors\.index\.json|jinja|model)|(vocab|merges|prefix)\.txt|README\.md|(LICENSE|NOTICE).*"
     r"|(\w*config\w*|tokenizer|tekken|params|vocab|special_tokens_map|added_tokens|chat_template|modules|gpta)\.json"
@@ -47,19 +43,6 @@ since it may be rows; those are what transformers, sentence-transformers, peft, 
 
 Contents = dict[str, Path | bytes]
 """Path in the archive → the file, or what it holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """A wheel, and what its metadata says."""
-
-    path: Path
-    name: str
-    version: str
-    licence: dict[str, Any]
-    """As CycloneDX has it."""
-    requirements: tuple[Requirement, ...]
-    extras: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +103,18 @@ def create(
         _add(contents, {f"configs/{config.name}": config}, config.name)
     with _writing(output), tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.absolute().parent) as temporary:
         folder = Path(temporary)
-        own, needs = _wheels(folder, platform, python, extras, constraints, wheels, say)
+        own, needs = get_wheels(folder, platform, python, extras, constraints, wheels, say)
         contents |= {f"wheels/{wheel.path.name}": wheel.path for wheel, _ in needs.values()}
         about = install.About(own.version, python, platform)
-        contents[install.ABOUT] = _json({"format": install.FORMAT, **about._asdict()})
+        description = json.dumps({"format": install.BUNDLE_FORMAT, **about._asdict()}, indent=1)
+        contents[install.ABOUT] = f"{description}\n".encode()
         files = {name: _file(source) for name, source in contents.items()}
         for model in chosen:
             digests = {name: files[f"models/{model.name}/{name}"].sha256 for name in model.files}
             path = f"models/{model.name}/{MANIFEST}"
             contents[path] = manifest_text(digests).encode()
             files[path] = _file(contents[path])
-        contents[install.SBOM] = _json(_bill_of_materials(about, own, needs, chosen, files))
+        contents[install.SBOM] = _bill_of_materials(about, own, needs, chosen, files)
         files[install.SBOM] = _file(contents[install.SBOM])
         contents[install.BUNDLE_MANIFEST] = install.manifest(files)
         say("writing the archive, and verifying it")
@@ -215,167 +199,6 @@ def _is_of_a_model(path: Path) -> bool:
     return bool(MODEL_FILE.fullmatch(path.name)) and not any(part.startswith(".") for part in path.parts)
 
 
-# ── wheels ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _wheels(
-    folder: Path,
-    platform: str,
-    python: str,
-    extras: Sequence[str],
-    constraints: Path | None,
-    source: Path | None,
-    say: Callable[[str], None],
-) -> tuple[Wheel, dict[str, tuple[Wheel, list[str]]]]:
-    """gpta-local's own wheel; and by name every wheel that it needs, with the names of those it needs."""
-    own = _read_wheel(_own_wheel(folder, source))
-    if unknown := sorted({canonicalize_name(extra) for extra in extras} - own.extras):
-        raise InputError(f"gpta-local has no extra {unknown[0]!r}", where="--extra", fix=f"It has {sorted(own.extras)}")
-    say(f"looking for wheels in {source}" if source else "downloading wheels, from where pip is configured to")
-    if constraints is None and source is None:
-        constraints = folder / "installed.txt"
-        constraints.write_text(_installed(), encoding="utf-8")
-    downloads = folder / "wheels"
-    _pip(
-        "download",
-        *("--quiet", "--dest", downloads, "--only-binary=:all:", "--python-version", python),
-        *(word for tag in _platform_tags(platform) for word in ("--platform", tag)),
-        *(("--constraint", constraints) if constraints else ()),
-        *(("--no-index", "--find-links", source) if source else ()),
-        f"{own.path}[{','.join(extras)}]" if extras else own.path,
-        where=f"wheels for {platform}, Python {python}",
-        isolated=source is not None,
-    )
-    found = {wheel.name: wheel for wheel in map(_read_wheel, sorted(downloads.glob("*.whl")))}
-    return own, _needed(found, own, extras, _environment(platform, python))
-
-
-def _own_wheel(folder: Path, source: Path | None) -> Path:
-    """The wheel of gpta-local, out of `source` or built from this checkout; never from an index, where
-    another could have taken its name."""
-    given = sorted(source.glob("gpta_local-*.whl")) if source else []
-    if len(given) > 1:
-        names = ", ".join(path.name for path in given)
-        raise InputError(f"more than one wheel of gpta-local: {names}", where=str(source), fix="Leave one")
-    if given:
-        return given[0]
-    checkout = Path(__file__).parent.parent.parent
-    if not (checkout / "pyproject.toml").is_file():
-        raise InputError(
-            "no wheel of gpta-local: this is an installed copy, which cannot be packed again, and none is "
-            "taken from an index",
-            where=str(source or "--wheels"),
-            fix="Run this in a checkout, or put the wheel that you installed and those that it needs "
-            "(pip download WHEEL) into a folder and give it with --wheels",
-        )
-    words = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
-    _pip("wheel", *words, checkout, where="gpta-local's own wheel, which hatchling builds")
-    return next(folder.glob("gpta_local-*.whl"))
-
-
-def _platform_tags(platform: str) -> list[str]:
-    """What pip must accept for a platform: wheels for every glibc up to the one that is there."""
-    _, major, minor, machine = platform.split("_", 3)
-    tags = [f"manylinux_{major}_{below}_{machine}" for below in range(int(minor), 4, -1)]
-    return [*tags, *(f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1"))]
-
-
-def _installed() -> str:
-    """What is installed here, as constraints: what was tried here is what goes in."""
-    pins = {canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()}
-    return "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()) if name != OWN)
-
-
-def _pip(*arguments: str | Path, where: str, isolated: bool = False) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *(str(argument) for argument in arguments)],
-        env=install.isolated_environment()
-        if isolated
-        else GUARD.environment_before() | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
-        raise InputError(
-            f"pip says: {'; '.join(errors)}",
-            where=where,
-            fix="Other versions can be given by --constraints, another place by --wheels or pip's configuration",
-        )
-
-
-def _read_wheel(path: Path) -> Wheel:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
-            metadata, _ = parse_email(archive.read(name))
-        return Wheel(
-            path,
-            canonicalize_name(metadata["name"]),
-            metadata["version"],
-            _licence(metadata),
-            tuple(Requirement(text) for text in metadata.get("requires_dist", [])),
-            frozenset(canonicalize_name(extra) for extra in metadata.get("provides_extra", [])),
-        )
-    except (zipfile.BadZipFile, ValueError, KeyError, InvalidRequirement) as exc:
-        raise InputError("not a wheel with readable metadata", where=str(path), fix="Get it anew") from exc
-
-
-def _licence(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the metadata says: an SPDX expression, else a short text or the classifiers, in its own words."""
-    if expression := metadata.get("license_expression"):
-        return {"expression": expression}
-    text = metadata.get("license", "").strip()
-    classified = [c.split(" :: ")[-1] for c in metadata.get("classifiers", []) if c.startswith("License :: ")]
-    names = [text] if text and len(text.splitlines()) == 1 else classified
-    return {"license": {"name": ", ".join(names) or "unknown"}}
-
-
-def _environment(platform: str, python: str) -> dict[str, str]:
-    """What the markers of requirements are evaluated for."""
-    machine = platform.split("_", 3)[3]
-    here = {key: str(value) for key, value in default_environment().items()}
-    versions = {"python_version": python, "python_full_version": f"{python}.0", "implementation_version": f"{python}.0"}
-    system = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": machine}
-    return here | versions | system
-
-
-def _needed(
-    found: Mapping[str, Wheel], own: Wheel, extras: Sequence[str], environment: dict[str, str]
-) -> dict[str, tuple[Wheel, list[str]]]:
-    """By name the wheels that `own` needs on the machine that the bundle is for, with the names of those
-    they need. pip looks at the markers of requirements as if that machine were this one; here they
-    are evaluated for it.
-
-    Raises:
-        InputError: if one is missing, so that the bundle would not install there.
-    """
-    needs: dict[str, set[str]] = {}
-    ahead, done = [(own.name, extra) for extra in ("", *extras)], set[tuple[str, str]]()
-    while ahead:
-        name, extra = ahead.pop()
-        if (name, extra) in done:
-            continue
-        done.add((name, extra))
-        edges = needs.setdefault(name, set())
-        for requirement in found[name].requirements:
-            if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
-                continue
-            other = canonicalize_name(requirement.name)
-            if other not in found or not requirement.specifier.contains(found[other].version, prereleases=True):
-                raise InputError(
-                    f"{name} needs {requirement} there, and pip found none here",
-                    where="wheels",
-                    fix="Run `bundle create` with the Python that the bundle is for, or put it among --wheels",
-                )
-            edges.add(other)
-            ahead += [(other, extra) for extra in ("", *requirement.extras)]
-    return {name: (found[name], sorted(edges)) for name, edges in sorted(needs.items())}
-
-
 # ── what is written ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -385,70 +208,53 @@ def _bill_of_materials(
     needs: Mapping[str, tuple[Wheel, list[str]]],
     models: Sequence[Model],
     files: Mapping[str, install.File],
-) -> dict[str, Any]:
+) -> bytes:
     """CycloneDX 1.6. Without time and serial number, which would differ each time."""
 
-    def reference(name: str) -> str:
-        return f"wheels/{needs[name][0].path.name}"
+    def component(path: str, name: str, **facts: Any) -> Component:
+        sums = [HashType(alg=HashAlgorithm.SHA_256, content=files[path].sha256)] if path in files else []
+        return Component(bom_ref=path, name=name, hashes=sums, **facts)
 
-    def hashes(path: str) -> list[dict[str, str]]:
-        return [{"alg": "SHA-256", "content": files[path].sha256}]
-
-    libraries = [
-        {
-            "type": "library",
-            "bom-ref": reference(name),
-            "name": name,
-            "version": wheel.version,
-            "purl": f"pkg:{'generic' if name == OWN else 'pypi'}/{name}@{quote(wheel.version, safe='')}",
-            "licenses": [wheel.licence],
-            "hashes": hashes(reference(name)),
-        }
+    libraries = {
+        name: component(
+            f"wheels/{wheel.path.name}",
+            name,
+            version=wheel.version,
+            purl=PackageURL("generic" if name == OWN else "pypi", name=name, version=wheel.version),
+            licenses=[wheel.licence],
+        )
         for name, (wheel, _) in needs.items()
-    ]
+    }
     weights = [
-        {
-            "type": "machine-learning-model",
-            "bom-ref": f"models/{model.name}",
-            "name": model.name,
-            "version": model.known.revision if model.known else "unknown",
-            "description": f"source: {model.known.source}"
+        component(
+            f"models/{model.name}",
+            model.name,
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            version=model.known.revision if model.known else "unknown",
+            description=f"source: {model.known.source}"
             if model.known
             else "not in the catalogue: source, revision and licence are not known to gpta-local",
-            "licenses": [{"expression": model.known.licence} if model.known else {"license": {"name": "unknown"}}],
-            "components": [
-                {"type": "file", "bom-ref": path, "name": name, "hashes": hashes(path)}
-                for name in sorted((*model.files, MANIFEST))
-                for path in [f"models/{model.name}/{name}"]
+            licenses=[LicenseExpression(model.known.licence) if model.known else DisjunctiveLicense(name="unknown")],
+            components=[
+                component(f"models/{model.name}/{name}", name, type=ComponentType.FILE)
+                for name in (*model.files, MANIFEST)
             ],
-        }
-        for model in sorted(models, key=lambda model: model.name)
+        )
+        for model in models
     ]
-    top = [reference(own.name), *(f"models/{model.name}" for model in models)]
-    return {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {
-            "component": {
-                "type": "application",
-                "bom-ref": "bundle",
-                "name": "gpta-local-bundle",
-                "version": about.gpta_local,
-                "description": f"for Python {about.python}, {about.platform}",
-            }
-        },
-        "components": [*libraries, *weights],
-        "dependencies": [
-            {"ref": "bundle", "dependsOn": sorted(top)},
-            *({"ref": reference(name), "dependsOn": [reference(o) for o in o_]} for name, (_, o_) in needs.items()),
-        ],
-    }
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    bundle = component(
+        "bundle",
+        "gpta-local-bundle",
+        type=ComponentType.APPLICATION,
+        version=about.gpta_local,
+        description=f"for Python {about.python}, {about.platform}",
+    )
+    bom = Bom(metadata=BomMetaData(component=bundle), components=[*libraries.values(), *weights])
+    bom.serial_number = bom.metadata.timestamp = None  # type: ignore[assignment]  # CycloneDX wants neither, its types do
+    bom.register_dependency(bundle, [libraries[own.name], *weights])
+    for name, (_, others) in needs.items():
+        bom.register_dependency(libraries[name], [libraries[other] for other in others])
+    return f"{JsonV1Dot6(bom).output_as_string(indent=1)}\n".encode()
 
 
 def _file(source: Path | bytes) -> install.File:

@@ -1,8 +1,7 @@
 """Verify and install a bundle: one archive with all that a machine without a network needs.
 
-Knows the form of the archive, byte for byte, and nothing but the standard library: `bundle create`
-puts this very file into every archive as `install.py`, for machines that have no gpta-local yet. It
-does not know where wheels and models come from (`bundle_creation` does), and reaches no network.
+Knows the form of the archive, byte for byte, and nothing but the standard library: `bundle create` puts this
+very file into every archive as `install.py`, for machines that have no gpta-local yet. Reaches no network.
 
 The archive is a plain tar of regular files, in the order of their names:
 
@@ -14,8 +13,8 @@ The archive is a plain tar of regular files, in the order of their names:
     sbom.cdx.json     bill of materials (CycloneDX): every wheel and model, with licence and SHA-256
     wheels/…          gpta-local and all its requirements
 
-Everything else in it, headers, padding and end, follows from the names and sizes. So every byte is
-checked against the manifest, and the manifest against its one form.
+Everything else in it, headers, padding and end, follows from the names and sizes. So every byte is checked
+against the manifest, and the manifest against its one form.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ABOUT, INSTALLER, BUNDLE_MANIFEST, SBOM = "bundle.json", "install.py", "manifest.json", "sbom.cdx.json"
-FORMAT = 1
+BUNDLE_FORMAT = 1
 PLATFORM = re.compile(r"manylinux_(\d{1,3})_(\d{1,3})_([a-z0-9_]+)")
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
@@ -79,8 +78,7 @@ class About(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """A bundle in which every byte is as it should be; where the SHA-256 of the whole archive was
-    compared, `compared_with` says with what."""
+    """A bundle that is as it should be; `compared_with` says what its SHA-256 was compared with, if anything."""
 
     about: About
     files: dict[str, File]
@@ -115,7 +113,7 @@ def is_safe(name: str) -> bool:
 
 
 class _Contents:
-    """What one pass over an archive found, without trust in anything that it says."""
+    """What is in an archive, without trust in anything that it says."""
 
     def __init__(self, archive: Path) -> None:
         self.files: dict[str, File] = {}
@@ -123,25 +121,14 @@ class _Contents:
         self.problems: list[str] = []
         self.whole = False
         """Whether the pass came to the end of the archive."""
-        self._sha256 = hashlib.sha256()
         with archive.open("rb") as self._stream:
+            self.sha256 = hashlib.file_digest(self._stream, "sha256").hexdigest()
+            self._stream.seek(0)
             self._read()
-            while self._take(CHUNK):
-                pass
-        self.sha256 = self._sha256.hexdigest()
-
-    def _take(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._sha256.update(data)
-        return data
 
     def _read(self) -> None:
-        last = ""
-        while True:
-            start = self._stream.tell()
-            block = self._take(BLOCK)
-            if block == bytes(BLOCK):
-                break
+        start, last = 0, ""
+        while (block := self._stream.read(BLOCK)) != bytes(BLOCK):
             try:
                 info, found = self._header(block)
             except tarfile.HeaderError:
@@ -156,17 +143,18 @@ class _Contents:
             if not self._content(info):
                 self.problems.append(f"{info.name!r}: the archive ends within this file")
                 return
+            start = self._stream.tell()
         self.whole = True
         tail = end(start)
-        if block + self._take(len(tail) - BLOCK) != tail or self._take(1):
+        if block + self._stream.read(len(tail)) != tail:
             self.problems.append(f"the end of the archive was changed (after byte {start})")
 
     def _header(self, block: bytes) -> tuple[tarfile.TarInfo, bytes]:
         """The header that begins with `block`, and its bytes; a long name takes further blocks."""
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         if info.type == tarfile.GNUTYPE_LONGNAME and 0 < info.size <= LONGEST_NAME:
-            name = self._take(info.size + -info.size % BLOCK)
-            second = self._take(BLOCK)
+            name = self._stream.read(info.size + -info.size % BLOCK)
+            second = self._stream.read(BLOCK)
             block += name + second
             size, info = info.size, tarfile.TarInfo.frombuf(second, "utf-8", "surrogateescape")
             info.name = name[: size - 1].decode("utf-8", "surrogateescape")
@@ -176,21 +164,19 @@ class _Contents:
 
     def _content(self, info: tarfile.TarInfo) -> bool:
         """Read a file and its padding; False if the archive ends before."""
-        digest, left, kept = hashlib.sha256(), info.size, []
-        keep = info.name in (ABOUT, BUNDLE_MANIFEST, SBOM) and info.size <= LARGEST_DESCRIPTION
-        while left and (chunk := self._take(min(left, CHUNK))):
+        described = info.name in (ABOUT, BUNDLE_MANIFEST, SBOM) and info.size <= LARGEST_DESCRIPTION
+        digest, left, chunk = hashlib.sha256(), info.size, b""
+        while left and (chunk := self._stream.read(info.size if described else min(left, CHUNK))):
             digest.update(chunk)
             left -= len(chunk)
-            if keep:
-                kept.append(chunk)
-        padding = self._take(-info.size % BLOCK)
+        padding = self._stream.read(-info.size % BLOCK)
         if left or len(padding) != -info.size % BLOCK:
             return False
         if any(padding):
             self.problems.append(f"{info.name!r}: the padding after this file was changed")
         self.files[info.name] = File(digest.hexdigest(), info.size)
-        if keep:
-            self.descriptions[info.name] = b"".join(kept)
+        if described:
+            self.descriptions[info.name] = chunk
         return True
 
 
@@ -198,7 +184,7 @@ class _Contents:
 
 
 def verify(archive: Path, sha256: str | None = None) -> Verified:
-    """Check every byte of an archive in one pass.
+    """Check every byte of an archive.
 
     Args:
         archive: the bundle.
@@ -237,11 +223,10 @@ def _expected_sha256(archive: Path, given: str | None) -> dict[str, str]:
     expected = {} if given is None else {"--sha256": given.strip().lower()}
     if beside.is_file():
         try:
-            expected[beside.name] = beside.read_text(encoding="utf-8").split()[0].lower()
-        except (UnicodeDecodeError, IndexError):
-            expected[beside.name] = ""
+            words = beside.read_text(encoding="utf-8", errors="replace").lower().split()
         except OSError as exc:
             raise BundleError(f"{beside.name}: cannot be read ({exc.strerror})") from exc
+        expected[beside.name] = words[0] if words else ""
     for source, digest in expected.items():
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise BundleError(f"{source}: not a SHA-256: 64 hexadecimal digits are needed")
@@ -298,7 +283,7 @@ def _about(archive: Path, contents: _Contents) -> About:
     try:
         content = json.loads(contents.descriptions[ABOUT])
         about = About(*(str(content[key]) for key in About._fields))
-        known = content["format"] == FORMAT and PLATFORM.fullmatch(about.platform) is not None
+        known = content["format"] == BUNDLE_FORMAT and PLATFORM.fullmatch(about.platform) is not None
     except (KeyError, ValueError, TypeError, RecursionError):
         known = False
     if not known:
@@ -360,11 +345,10 @@ def install(archive: Path, target: Path, sha256: str | None = None, *, say: Call
         python = target / "venv" / "bin" / "python"
         _run("the wheels cannot be installed", python, "-I", "-m", "pip", "install", *words, *places)
         shutil.rmtree(target / "wheels")
-    except OSError as exc:
+    except BaseException as exc:  # Ctrl-C too leaves nothing half installed
         shutil.rmtree(target, ignore_errors=True)
-        raise BundleError(f"{target}: cannot be written ({exc.strerror or exc})") from exc
-    except BaseException:  # Ctrl-C too leaves nothing half installed
-        shutil.rmtree(target, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise BundleError(f"{target}: cannot be written ({exc.strerror or exc})") from exc
         raise
     say(_next_commands(target))
 
@@ -388,21 +372,18 @@ def check_machine(about: About) -> None:
 
 
 def unpack_archive(archive: Path, folder: Path) -> None:
-    """Unpack the regular files of a tar below `folder`; nothing can be written anywhere else.
+    """Unpack a tar below `folder`; nothing can be written anywhere else.
 
     Raises:
-        BundleError: for links, devices, absolute paths and paths with "..", before such a member is made.
+        BundleError: for links and paths that lead out of the folder, and for devices, before such a member is made.
     """
     if not hasattr(tarfile, "data_filter"):
         raise BundleError("this Python cannot unpack archives safely. Use Python 3.11.4 or later")
-    with tarfile.open(archive, "r:") as tar:
-        for member in tar:
-            if not member.isreg():
-                raise BundleError(f"{archive}: {member.name!r} is no regular file; it is not unpacked")
-            try:
-                tar.extract(member, folder, filter="data")
-            except tarfile.FilterError as exc:
-                raise BundleError(f"{archive}: {exc}; it is not unpacked") from exc
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.FilterError as exc:
+        raise BundleError(f"{archive}: {exc}; it is not unpacked") from exc
 
 
 def isolated_environment() -> dict[str, str]:
@@ -413,34 +394,24 @@ def isolated_environment() -> dict[str, str]:
 
 def _requirements(files: Mapping[str, File]) -> str:
     """The wheels as pip's requirements, each with its SHA-256."""
-    wheels = {name.removeprefix("wheels/"): file for name, file in files.items() if name.startswith("wheels/")}
-    lines = []
-    for name, file in sorted(wheels.items()):
-        project, version, *_ = name.split("-")
-        lines.append(f"{project}=={version} --hash=sha256:{file.sha256}\n")
-    return "".join(lines)
+    wheels = sorted(name for name in files if name.startswith("wheels/"))
+    parts = ((*name.removeprefix("wheels/").split("-")[:2], files[name].sha256) for name in wheels)
+    return "".join(f"{project}=={version} --hash=sha256:{digest}\n" for project, version, digest in parts)
 
 
 def _run(what: str, *command: str | Path) -> None:
-    done = subprocess.run(
-        [str(word) for word in command],
-        env=isolated_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+    words, environment = [str(word) for word in command], isolated_environment()
+    done = subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode:
-        fix = "Install the system's package for venv (python3-venv) first. " if "ensurepip" in done.stdout else ""
-        raise InstallationFailed(f"{what}. {fix}It said:\n{done.stdout.strip()[-2000:]}")
+        said = (done.stdout + done.stderr).decode(errors="replace").strip()
+        fix = "Install the system's package for venv (python3-venv) first. " if "ensurepip" in said else ""
+        raise InstallationFailed(f"{what}. {fix}It said:\n{said[-2000:]}")
 
 
 def _next_commands(target: Path) -> str:
     program = shlex.quote(str(target / "venv" / "bin" / "gpta-local"))
     configs = sorted((target / "configs").glob("*"))
-    commands = [f"{program} --version"]
-    commands += [f"{program} train {shlex.quote(str(config))} --dry-run" for config in configs]
+    commands = [f"{program} --version", *(f"{program} train {shlex.quote(str(c))} --dry-run" for c in configs)]
     models = [f"model folder: {folder}" for folder in sorted((target / "models").glob("*"))]
     note = ["put the data beside the configurations first: a bundle holds none"] if configs else []
     return "\n".join(["installed.", *models, *note, "next:", *(f"  {command}" for command in commands)])
