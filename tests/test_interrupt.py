@@ -42,13 +42,10 @@ def started(folder: Path, backbone: Path, *overrides: str) -> Iterator[subproces
             run.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_ends_with_one_line_and_a_run_to_go_on_with(
-    tmp_path: Path, sentence: Path, number: signal.Signals
-) -> None:
+def test_sigterm_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, sentence: Path) -> None:
     folder = tmp_path / "run"
     with started(folder, sentence) as run:
-        run.send_signal(number)
+        run.send_signal(signal.SIGTERM)
         output, messages = run.communicate(timeout=60)
     assert run.returncode == 3
     last = messages.splitlines()[-1]

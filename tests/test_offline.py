@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from commands import PROGRAM
-from isolated import run_isolated
+from isolated import Isolated, run_isolated
 from samples import QUICKSTART, read_rows, write_config, write_jsonl
 from servers import ROOT, require_vllm
 
@@ -23,25 +24,46 @@ TAUGHT = ("dialogue_gradient.steps=2", "dialogue_gradient.batch_size=4")
 TRACE = ["strace", "-f", "--seccomp-bpf", "-s", "0", "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
 
 
-def quickstart(folder: Path) -> list[object]:
+@dataclass(frozen=True)
+class Quickstart:
+    """One that teaches its assistant; `calls` are its system calls, None where they cannot be traced."""
+
+    run: Path
+    done: Isolated
+    calls: list[str] | None
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+    folder = tmp_path_factory.mktemp("quickstart")
     settings = [word for key in (*SMALL, *TAUGHT) for word in ("--set", key)]
-    return [*PROGRAM, "train", QUICKSTART / "quickstart.yaml", "--output", folder, *settings]
+    command = [*PROGRAM, "train", QUICKSTART / "quickstart.yaml", "--output", folder / "run", *settings]
+    tracing = [*TRACE, "-o", folder / "trace"] if can_trace() else []
+    done = run_isolated([*tracing, *command], folder, timeout=600)
+    return Quickstart(folder / "run", done, to_anybody(folder / "trace") if tracing else None)
+
+
+def can_trace() -> bool:
+    return shutil.which("strace") is not None and not subprocess.run([*TRACE, "true"], capture_output=True).returncode
+
+
+def to_anybody(trace: Path) -> list[str]:
+    """The calls that a command and its children made to reach anybody."""
+    return [line for line in trace.read_text().splitlines() if re.search(r"\b(connect|sendto|sendm+sg)\(", line)]
 
 
 class TestWithoutANetwork:
     """The kernel counts what was meant for another machine."""
 
-    @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
-    @pytest.mark.parametrize(
-        ("version", "family", "address"),
-        [("IPv4", "AF_INET", "203.0.113.1"), ("IPv6", "AF_INET6", "2001:db8::1")],
-    )
-    def test_one_connection_to_elsewhere_is_counted(
-        self, tmp_path: Path, version: str, family: str, address: str, kind: str
-    ) -> None:
-        script = f"from socket import *; socket({family}, {kind}).connect_ex(({address!r}, 80))"
+    def test_connections_to_elsewhere_are_counted(self, tmp_path: Path) -> None:
+        script = """
+from socket import *
+for kind in (SOCK_STREAM, SOCK_DGRAM):
+    socket(AF_INET, kind).connect_ex(("203.0.113.1", 80))
+    socket(AF_INET6, kind).connect_ex(("2001:db8::1", 80))
+"""
         done = run_isolated([sys.executable, "-c", script], tmp_path)
-        assert done.tried == NOTHING | {version: 1}, done.stderr
+        assert done.tried == {"IPv4": 2, "IPv6": 2}, done.stderr
 
     def test_one_look_up_of_a_name_is_counted(self, tmp_path: Path) -> None:
         hosts = Path("/etc/resolv.conf").read_text(encoding="utf-8") if Path("/etc/resolv.conf").exists() else ""
@@ -56,12 +78,11 @@ class TestWithoutANetwork:
         assert (done.status, done.tried) == (0, NOTHING), done.stderr
 
     @pytest.mark.slow
-    def test_quickstart_that_teaches_its_assistant_ends_well_and_tries_nothing(self, tmp_path: Path) -> None:
-        done = run_isolated(quickstart(tmp_path / "run"), tmp_path)
-        assert done.status == 0, done.stderr
-        assert "plain fine-tuning" in done.stdout and "refused" not in done.stderr
-        assert (tmp_path / "run" / "adapters" / "001").is_dir()
-        assert done.tried == NOTHING
+    def test_quickstart_that_teaches_its_assistant_ends_well_and_tries_nothing(self, quickstart: Quickstart) -> None:
+        assert quickstart.done.status == 0, quickstart.done.stderr
+        assert "plain fine-tuning" in quickstart.done.stdout and "refused" not in quickstart.done.stderr
+        assert (quickstart.run / "adapters" / "001").is_dir()
+        assert quickstart.done.tried == NOTHING
 
     @pytest.mark.slow
     @pytest.mark.vllm
@@ -97,16 +118,6 @@ sys.exit(done.returncode)
         assert done.tried == NOTHING
 
 
-def traced(command: list[object], log: Path) -> list[str]:
-    """The calls that a command and its children made to reach anybody."""
-    if shutil.which("strace") is None or subprocess.run([*TRACE, "true"], capture_output=True).returncode:
-        pytest.skip("needs strace, and the right to trace processes")
-    words = [str(word) for word in (*TRACE, "-o", log, *command)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [line for line in log.read_text().splitlines() if re.search(r"\b(connect|sendto|sendm+sg)\(", line)]
-
-
 def families(calls: list[str]) -> Counter[str]:
     """How many calls went to a socket of which family; "connected" are those that name no address."""
     named = (re.search(r"sa_family=(AF_\w+)", call) for call in calls)
@@ -127,13 +138,17 @@ socket(AF_INET, SOCK_DGRAM).sendto(b"secret", ("127.0.0.3", 9))
 socket(AF_INET6, SOCK_DGRAM).sendmsg([b"secret"], [], 0, ("::1", 9))
 socket(AF_UNIX).connect_ex("/nowhere")
 """
-        calls = traced([sys.executable, "-c", script], tmp_path / "trace")
+        if not can_trace():
+            pytest.skip("needs strace, and the right to trace processes")
+        subprocess.run([*TRACE, "-o", tmp_path / "trace", sys.executable, "-c", script], check=True)
+        calls = to_anybody(tmp_path / "trace")
         assert addresses(calls) == {"127.0.0.2", "127.0.0.3", "::1"}
         assert families(calls) == {"AF_INET": 2, "AF_INET6": 1, "AF_UNIX": 1}
         assert "secret" not in (tmp_path / "trace").read_text()
 
     @pytest.mark.slow
-    def test_quickstart_names_no_address_but_loopback(self, tmp_path: Path) -> None:
-        calls = traced(quickstart(tmp_path / "run"), tmp_path / "trace")
-        assert [address for address in addresses(calls) if not ip_address(address).is_loopback] == []
-        assert set(families(calls)) <= {"AF_UNIX", "AF_NETLINK", "AF_INET", "AF_INET6", "connected"}
+    def test_quickstart_names_no_address_but_loopback(self, quickstart: Quickstart) -> None:
+        if quickstart.calls is None:
+            pytest.skip("needs strace, and the right to trace processes")
+        assert [address for address in addresses(quickstart.calls) if not ip_address(address).is_loopback] == []
+        assert set(families(quickstart.calls)) <= {"AF_UNIX", "AF_NETLINK", "AF_INET", "AF_INET6", "connected"}

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 from servers import ROOT
 
-RUN = "import gpta_local; print(gpta_local.__file__); from gpta_local.cli.main import main; main()"
+from gpta_local.bundle.wheels import own_wheel
+
+RUN = """
+import sys, gpta_local
+from gpta_local.cli.main import main
+print(gpta_local.__file__)
+main(standalone_mode=False)
+main(["doctor"])
+"""
 
 
 def command(*words: object, folder: Path, **environment: str) -> str:
@@ -26,16 +34,14 @@ def command(*words: object, folder: Path, **environment: str) -> str:
 @pytest.mark.slow
 def test_wheel_installed_elsewhere_runs_the_quickstart(tmp_path: Path) -> None:
     python, site = sys.executable, tmp_path / "site"
-    command(python, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT, folder=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = own_wheel(tmp_path, None)
     command(python, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, folder=tmp_path)
     shutil.copytree(ROOT / "configs" / "quickstart", tmp_path / "quickstart")
-    small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=1", "training.steps=4")
+    small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=1", "training.steps=2")
     overrides = [word for key in small for word in ("--set", key)]
     arguments = ["train", "quickstart/quickstart.yaml", "--output", "run", *overrides]
     output = command(python, "-c", RUN, *arguments, folder=tmp_path, PYTHONPATH=str(site))
     assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"
     assert "plain fine-tuning" in output
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
-    output = command(python, "-c", RUN, "doctor", folder=tmp_path, PYTHONPATH=str(site))
     assert re.search(r"packages +(ok|warning) .* as tested", output), "the versions of the tests are in the wheel"
