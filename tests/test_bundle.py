@@ -274,16 +274,19 @@ class TestCreateRefuses:
         assert_refused(create(tmp_path / "out.tar", ours, option, value), *words)
         assert [path.name for path in tmp_path.iterdir()] == ["wheels"]
 
-    def test_two_models_of_one_name(self, wheels: Path, model: Path, tmp_path: Path) -> None:
-        other = shutil.copytree(model, tmp_path / model.name)
-        assert_refused(create(tmp_path / "out.tar", wheels, "--model", model, "--model", other), "twice")
+    def test_names_that_are_taken(self, wheels: Path, model: Path, tmp_path: Path) -> None:
+        same = shutil.copytree(model, tmp_path / model.name)
+        assert_refused(create(tmp_path / "out.tar", wheels, "--model", model, "--model", same), "twice")
+        known = shutil.copytree(model, tmp_path / DEMO_BACKBONE)
+        assert_refused(create(tmp_path / "out.tar", wheels, "--model", known), DEMO_BACKBONE, "Rename")
 
-    def test_other_model_under_a_name_of_the_catalogue(self, wheels: Path, model: Path, tmp_path: Path) -> None:
-        other = shutil.copytree(model, tmp_path / DEMO_BACKBONE)
-        assert_refused(create(tmp_path / "out.tar", wheels, "--model", other), DEMO_BACKBONE, "Rename")
-
-    def test_folder_that_is_not_there(self, wheels: Path, tmp_path: Path) -> None:
+    def test_place_that_is_taken_or_not_there_and_wheel_that_is_none(self, wheels: Path, tmp_path: Path) -> None:
+        (tmp_path / "out.tar").write_text("mine")
+        assert_refused(create(tmp_path / "out.tar", wheels), "out.tar", "there already")
+        assert (tmp_path / "out.tar").read_text() == "mine"
         assert_refused(create(tmp_path / "nowhere" / "out.tar", wheels), "nowhere", "cannot be written")
+        (tmp_path / "gpta_local-1-py3-none-any.whl").write_text("no zip")
+        assert_refused(create(tmp_path / "new.tar", tmp_path), "gpta_local-1", "not a wheel")
 
     @NEEDS_ROOT
     def test_disk_that_is_full_leaves_nothing(self, wheels: Path, model: Path, tmp_path: Path) -> None:
@@ -301,16 +304,6 @@ class TestCreateRefuses:
         assert done.stdout == "exit code 2\n", done.stdout + done.stderr
         assert "No space left" in done.stderr
         assert "Traceback" not in done.stderr
-
-    def test_wheel_that_is_no_wheel(self, tmp_path: Path) -> None:
-        (tmp_path / "wheels").mkdir()
-        (tmp_path / "wheels" / "gpta_local-1-py3-none-any.whl").write_text("no zip")
-        assert_refused(create(tmp_path / "out.tar", tmp_path / "wheels"), "gpta_local-1", "not a wheel")
-
-    def test_output_that_is_there(self, wheels: Path, tmp_path: Path) -> None:
-        (tmp_path / "out.tar").write_text("mine")
-        assert_refused(create(tmp_path / "out.tar", wheels), "out.tar", "there already")
-        assert (tmp_path / "out.tar").read_text() == "mine"
 
 
 class TestBillOfMaterials:
@@ -608,6 +601,12 @@ class TestInstall:
         assert_refused(invoke("bundle", "install", archive, tmp_path / "there"), *words)
         assert not (tmp_path / "there").exists()
 
+    def test_target_must_be_new_in_a_folder_that_is_there(self, archive: Path, tmp_path: Path) -> None:
+        assert_refused(invoke("bundle", "install", archive, tmp_path), str(tmp_path), "does not exist yet")
+        target = tmp_path / "nowhere" / "there"
+        assert_refused(invoke("bundle", "install", archive, target), str(target), "The folder above it must be there")
+        assert not target.parent.exists()
+
     def test_nothing_is_left_where_the_installation_fails(
         self, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -616,15 +615,6 @@ class TestInstall:
         assert result.exit_code == 1
         assert "the virtual environment cannot be made" in result.stderr
         assert not (tmp_path / "there").exists()
-
-    def test_target_that_is_there_is_refused(self, archive: Path, tmp_path: Path) -> None:
-        (tmp_path / "there").mkdir()
-        assert_refused(invoke("bundle", "install", archive, tmp_path / "there"), "there", "does not exist yet")
-
-    def test_folder_above_the_target_must_be_there(self, archive: Path, tmp_path: Path) -> None:
-        target = tmp_path / "nowhere" / "there"
-        assert_refused(invoke("bundle", "install", archive, target), str(target), "The folder above it must be there")
-        assert not (tmp_path / "nowhere").exists()
 
     @pytest.mark.slow
     @NEEDS_ROOT

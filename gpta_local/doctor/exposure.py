@@ -6,16 +6,11 @@ configuration, nor how bad a finding is: that is `doctor`'s.
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import re
 import socket
-import ssl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
-
-import psutil
 
 from gpta_local.errors import EndpointError
 
@@ -67,6 +62,8 @@ def is_own_address(host: str) -> bool:
 
 def listening_on(port: int) -> list[Address]:
     """The addresses of this machine at which something listens on the port, by the kernel's tables."""
+    import psutil
+
     sockets = psutil.net_connections("tcp")
     listening = (s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.laddr.port == port)
     places = [ipaddress.ip_address(address.ip) for address in listening]
@@ -76,6 +73,8 @@ def listening_on(port: int) -> list[Address]:
 def keyless_routes(base_url: str, timeout: float) -> dict[str, str]:
     """The routes of a server that answer without a key, each with the beginning of what it says.
 
+    No proxy is used, no redirect is followed, no key is sent.
+
     Args:
         base_url: the address of the API; routes are looked for beside its /v1.
         timeout: seconds, in which all are asked at once.
@@ -83,41 +82,28 @@ def keyless_routes(base_url: str, timeout: float) -> dict[str, str]:
     Raises:
         EndpointError: none of them could be asked.
     """
+    import httpx2
+
     failures: list[Exception] = []
+    root = base_url.rstrip("/").removesuffix("/v1")
 
     def ask(route: str) -> tuple[int, str] | None:
+        body = b"{}" if ROUTES[route] == "POST" else None
         try:
-            return _ask(base_url, ROUTES[route], route, timeout)
-        except (OSError, http.client.HTTPException) as exc:
+            with client.stream(ROUTES[route], root + route, content=body) as reply:
+                return reply.status_code, next(reply.iter_bytes(200), b"").decode(errors="replace")
+        except (OSError, httpx2.HTTPError) as exc:
             failures.append(exc)
             return None
 
-    with ThreadPoolExecutor(len(ROUTES)) as pool:
-        answers = zip(ROUTES, pool.map(ask, ROUTES), strict=True)
+    headers = {"content-type": "application/json", "user-agent": "gpta-local"}
+    client = httpx2.Client(headers=headers, timeout=timeout, trust_env=False, follow_redirects=False)
+    with client, ThreadPoolExecutor(len(ROUTES)) as pool:
+        answers = dict(zip(ROUTES, pool.map(ask, ROUTES), strict=True))
     if len(failures) == len(ROUTES):
         reason = f"which routes answer without a key cannot be asked ({failures[0]})"
         raise EndpointError(reason, where=f"assistant.base_url ({base_url})")
-    return {route: answer[1] for route, answer in answers if answer and answer[0] not in GUARDED_OR_ABSENT}
-
-
-def _ask(base_url: str, method: str, route: str, timeout: float) -> tuple[int, str]:
-    """Status and the beginning of the body. No proxy is used, no redirect is followed, no key is sent."""
-    address = urlsplit(base_url)
-    assert address.hostname is not None  # the client of the endpoint has checked it
-    connection: http.client.HTTPConnection
-    if address.scheme == "https":
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(address.hostname, address.port, timeout=timeout, context=context)
-    else:
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=timeout)
-    path = address.path.rstrip("/").removesuffix("/v1") + route
-    try:
-        body = "{}" if method == "POST" else None
-        connection.request(method, path, body, {"content-type": "application/json", "user-agent": "gpta-local"})
-        reply = connection.getresponse()
-        return reply.status, reply.read(200).decode(errors="replace")
-    finally:
-        connection.close()
+    return {route: answer[1] for route, answer in answers.items() if answer and answer[0] not in GUARDED_OR_ABSENT}
 
 
 def readable_by_others(path: Path) -> bool:
@@ -133,6 +119,8 @@ def writable_by_others(folder: Path) -> list[Path]:
 
 def network_file_system(path: Path) -> str:
     """The type of the file system that an existing path is on, if its files lie on another machine; else empty."""
+    import psutil
+
     path = path.resolve()
     mounts = [(Path(mount.mountpoint), mount.fstype) for mount in psutil.disk_partitions(all=True)]
     around = [(len(point.parts), i, kind) for i, (point, kind) in enumerate(mounts) if path.is_relative_to(point)]
