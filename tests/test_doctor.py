@@ -28,8 +28,8 @@ from servers import Endpoint
 from gpta_local.config import load
 from gpta_local.doctor import checks, files, machine, rows, server
 from gpta_local.doctor.findings import Case, Finding, Outcome
-from gpta_local.record.folder import HISTORY_ROOM
 from gpta_local.errors import ModelError
+from gpta_local.record.folder import HISTORY_ROOM
 from gpta_local.run.loop import Run
 from gpta_local.system.manifests import write_manifest
 

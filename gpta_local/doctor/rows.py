@@ -21,8 +21,8 @@ FEW_TEST_ROWS = 100
 
 def data(case: Case) -> Iterator[Outcome]:
     """The rows, read as `train` reads them."""
-    from gpta_local.tasks import open_task
     from gpta_local.downstream.probe import FOLDS
+    from gpta_local.tasks import open_task
 
     try:
         task = case.task = open_task(case.config)

@@ -17,6 +17,7 @@ from gpta_local.system.manifests import verify_manifest
 
 if TYPE_CHECKING:
     import torch
+    from sentence_transformers import SentenceTransformer
 
 EMBEDDED_ASSISTANT = "nano-assistant"
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
@@ -143,7 +144,7 @@ def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     return kind.from_pretrained(folder, use_safetensors=True, **FROM_DISK, **options)
 
 
-def load_sentence_transformer(folder: Path) -> Any:
+def load_sentence_transformer(folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
     _quiet_transformers()
