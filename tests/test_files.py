@@ -174,7 +174,7 @@ class TestPrivateOutputs:
         with owner_only():
             history = History(tmp_path / "history.sqlite")
         history._connection.execute("BEGIN IMMEDIATE")
-        history._connection.execute("INSERT INTO runs (card, regime) VALUES ('{}', 'online')")
+        history._connection.execute("INSERT INTO runs (card, regime, written_by) VALUES ('{}', 'online', 'test')")
         history._connection.execute("PRAGMA cache_spill")
         assert {path.name: mode(path) for path in tmp_path.iterdir()} == {
             "history.sqlite": 0o600,
