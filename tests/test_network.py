@@ -7,19 +7,18 @@ machine can make one, where a refusal that came too late is counted by the kerne
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import PROGRAM, ROOT, assert_refused, invoke
+from fault_server import FaultServer
 from isolated import Isolated, run_isolated
 from samples import sentiment_rows, write_config, write_jsonl
 from servers import VLLM_PYTHON, require_vllm
@@ -223,38 +222,21 @@ for host in ("LLM.test.", b"llm.test", "llm.test", "203.0.113.9", "other.test"):
         assert done.tried["IPv4"] == 3
 
     def test_proxy_on_this_machine_is_no_way_out(self) -> None:
-        class Proxy(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked.append(self.path)
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None: ...
-
-        asked: list[str] = []
-        with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-            threading.Thread(target=proxy.serve_forever).start()
-            address = f"http://127.0.0.1:{proxy.server_port}"
-            ask = """
+        ask = """
 import urllib.request, httpx2
 for get in (urllib.request.urlopen, httpx2.get):
     try: get("http://example.org/")
     except OSError as exc: print(exc)
     except httpx2.HTTPError as exc: print(exc)
 """
-            variables = {
-                "http_proxy": address,
-                "HTTP_PROXY": address,
-                "ALL_PROXY": address,
-                "no_proxy": "",
-                "NO_PROXY": "",
-            }
-            open_way = python(ask, **variables)
-            assert asked == ["http://example.org/"] * 2, open_way.stderr
-            guarded = python(INSTALL + ask, **variables)
-            proxy.shutdown()
+        with FaultServer() as proxy:
+            address = proxy.base_url.removesuffix("/v1")
+            shell = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), address) | {"no_proxy": "", "NO_PROXY": ""}
+            python(ask, **shell)
+            assert [request.path for request in proxy.received] == ["http://example.org/"] * 2
+            guarded = python(INSTALL + ask, **shell)
+            assert len(proxy.received) == 2
         assert guarded.stdout.count("neither this machine") == 2, guarded.stderr
-        assert len(asked) == 2
 
 
 ASK = """
