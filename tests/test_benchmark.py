@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,45 +411,47 @@ class TestRefusals:
 
 
 @pytest.mark.slow
-def test_setfit_learns_texts_and_pairs_without_a_network(sentence: Path, tmp_path: Path) -> None:
-    pytest.importorskip("setfit")
-    tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 1, "arms": ["setfit"]}}
-    folder = project(tmp_path, sentence, {"tables": tables})
-    result = benchmark(folder, tmp_path / "out")
-    assert result.exit_code == 0, result.output + (tmp_path / "out" / "libraries.log").read_text(encoding="utf-8")
-    record = records(tmp_path / "out")[arm("guests", "setfit", shots=4)]
-    assert record["rows"] == 12 and record["train"]["accuracy"] > 0.5 and record["seconds"]["training"] > 0
-    assert not record["refused"]
+class TestSetFit:
+    """The arm of the extra `setfit`."""
 
+    @pytest.fixture
+    def losses(self, small: Path) -> Callable[..., list[float]]:
+        """Of a model trained on rows, on several lots of test rows."""
+        pytest.importorskip("setfit")
+        from gpta_local.benchmark.setfit_arm import SetFit
 
-@pytest.mark.slow
-def test_setfit_reads_both_texts_of_a_pair(small: Path) -> None:
-    pytest.importorskip("setfit")
-    from gpta_local.benchmark.setfit_arm import setfit
+        config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
 
-    config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
-    words = ("soup", "cake", "fork", "garden")
-    pairs = [Example((first, second), int(first == second)) for first in words for second in words]
-    halves = [Example((example.texts[0],), example.label) for example in pairs]
-    both, first_only = (setfit(config, Splits(train, [], pairs, False, ()), 2) for train in (pairs, halves))
-    assert both["rows"] == 16 and both["loss"] != first_only["loss"]
+        def measured(rows: Sequence[Example], *tested: Sequence[Example], **changes: Any) -> list[float]:
+            downstream = config.downstream.model_copy(update=changes)
+            model = SetFit(config.model_copy(update={"downstream": downstream}), rows, classes=2)
+            return [model.evaluate(test).summary["loss"] for test in tested]
 
+        return measured
 
-@pytest.mark.slow
-def test_setfit_reads_no_further_than_the_other_arms(small: Path) -> None:
-    pytest.importorskip("setfit")
-    from gpta_local.benchmark.setfit_arm import setfit
+    def test_learns_without_a_network(self, sentence: Path, tmp_path: Path) -> None:
+        pytest.importorskip("setfit")
+        tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 1, "arms": ["setfit"]}}
+        result = benchmark(project(tmp_path, sentence, {"tables": tables}), tmp_path / "out")
+        assert result.exit_code == 0, result.output + (tmp_path / "out" / "libraries.log").read_text(encoding="utf-8")
+        found = records(tmp_path / "out")[arm("guests", "setfit", shots=4)]
+        assert found["rows"] == 12 and found["train"]["accuracy"] > 0.5 and found["seconds"]["training"] > 0
+        assert not found["refused"]
 
-    config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
-    short = config.model_copy(update={"downstream": config.downstream.model_copy(update={"max_length": 4})})
-    rows = [
-        Example((f"soup {second}",), number % 2) for number, second in enumerate(("soup", "cake", "fork", "garden"))
-    ]
-    long = [Example((f"{row.texts[0]} garden cake fork",), row.label) for row in rows]
-    of = [setfit(short, Splits(rows, [], test, False, ()), 2)["loss"] for test in (rows, long)]
-    assert of[0] == of[1]
-    whole = [setfit(config, Splits(rows, [], test, False, ()), 2)["loss"] for test in (rows, long)]
-    assert whole[0] != whole[1]
+    def test_reads_both_texts_of_a_pair(self, losses: Callable[..., list[float]]) -> None:
+        words = ("soup", "cake", "fork", "garden")
+        pairs = [Example((first, second), int(first == second)) for first in words for second in words]
+        halves = [Example((example.texts[0],), example.label) for example in pairs]
+        assert losses(pairs, pairs) != losses(halves, pairs)
+
+    def test_reads_no_further_than_the_other_arms(self, losses: Callable[..., list[float]]) -> None:
+        words = ("soup", "cake", "fork", "garden")
+        rows = [Example((f"soup {word}",), number % 2) for number, word in enumerate(words)]
+        longer = [Example((f"{row.texts[0]} garden cake fork",), row.label) for row in rows]
+        short, long = losses(rows, rows, longer, max_length=4)
+        assert short == long
+        short, long = losses(rows, rows, longer)
+        assert short != long
 
 
 def test_soft_prompt_takes_as_many_steps_as_plain_fine_tuning_where_those_are_more() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpta_local.benchmark.suite import GPTA
+from gpta_local.benchmark.suite import CONTROLS, GPTA
 from gpta_local.benchmark.trials import Job, Record, Trial
+from gpta_local.data.examples import Example
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.tokenization import EncodedRow
@@ -53,35 +54,11 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
         folder: for what a run of the outer loop keeps; made where one is.
     """
     trial, needed = job.trials[0], [given[need] for need in job.needs]
-    if trial.kind == "curve":
-        return [Bench(job).curve(*needed)]
-    if trial.kind == "transfer":
-        return [Bench(job).transferred(*needed)]
-    if trial.arm == GPTA:
-        return gpta(job, folder)
+    if trial.kind == "arm" and trial.arm not in CONTROLS:
+        return gpta(job, folder) if trial.arm == GPTA else variant(job, folder)
     if trial.arm == "plain_with_prefix":
         return plain_search(job, folder)
-    if trial.arm == "setfit":
-        from gpta_local.benchmark.setfit_arm import setfit
-
-        bench = Bench(job)
-        return [setfit(bench.config, bench.splits, len(bench.task.label_names))]
-    if trial.arm == "soft_prompt":
-        return [Bench(job).soft_prompt()]
-    if trial.arm == "plain_longer":
-        bench = Bench(job)
-        return [bench.fine_tune(bench.task.build_plain(), "", LONGER)]
-    if trial.arm == "best_prefix":
-        return [Bench(job).with_prefix(needed[0], needed[0]["best_prefix"])]
-    if trial.arm == "fixed_prefix":
-        return [Bench(job).with_prefix(needed[0], job.settings["fixed_prefix"])]
-    if trial.arm == "random_prefix":
-        bench = Bench(job)
-        return [bench.with_prefix(needed[0], bench.random_words(1)[0])]
-    if trial.arm == "random_templates":
-        bench = Bench(job)
-        return [bench.with_templates(needed[0], bench.random_words(len(needed[0]["templates"])))]
-    return variant(job, folder)
+    return [Bench(job).figures(*needed)]
 
 
 class Bench:
@@ -91,6 +68,34 @@ class Bench:
         self.job, self.config, self.task = job, job.config, MeasuredTask(job.config)
         self.splits = with_test_rows(self.task.splits(), job.settings["test_rows"])
         self.plan = Plan(self.config, self.task, self.splits, self.task.card())
+
+    def figures(self, *needed: Record) -> Figures:
+        """Of a trial that is one training.
+
+        Args:
+            needed: records of `gpta` on the same rows and, for a transfer, on those of the other set.
+        """
+        trial = self.job.trials[0]
+        match trial.kind, trial.arm, needed:
+            case "curve", _, _:
+                return self.curve(*needed)
+            case "transfer", _, (own, other):
+                return self.transferred(own, other)
+            case _, "setfit", _:
+                return self.setfit()
+            case _, "soft_prompt", _:
+                return self.soft_prompt()
+            case _, "plain_longer", _:
+                return self.fine_tune(self.task.build_plain(), "", LONGER)
+            case _, "best_prefix", (found,):
+                return self.with_prefix(found, found["best_prefix"])
+            case _, "fixed_prefix", (found,):
+                return self.with_prefix(found, self.job.settings["fixed_prefix"])
+            case _, "random_prefix", (found,):
+                return self.with_prefix(found, self.random_words(1)[0])
+            case _, "random_templates", (found,):
+                return self.with_templates(found, self.random_words(len(found["templates"])))
+        raise AssertionError(f"no such trial: {trial}")
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
@@ -131,9 +136,21 @@ class Bench:
         return self.measure(model, text, training.seconds)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
+        return self.measured_by(lambda rows: self.task.evaluate(model, rows, text), text, training_seconds)
+
+    def measured_by(
+        self, evaluate: Callable[[Sequence[Example]], Evaluation], text: str, training_seconds: float
+    ) -> Figures:
         started = time.monotonic()
-        evaluation, fitted = (self.task.evaluate(model, rows, text) for rows in (self.splits.test, self.splits.fitted))
-        return own_figures(evaluation, fitted, text, training_seconds, time.monotonic() - started)
+        tested, fitted = evaluate(self.splits.test), evaluate(self.splits.fitted)
+        figures = {**tested.summary, "rows": len(tested.scores), "prefix": text, "train": fitted.summary}
+        return figures | {"seconds": seconds(training_seconds, time.monotonic() - started)}
+
+    def setfit(self) -> Figures:
+        from gpta_local.benchmark.setfit_arm import SetFit
+
+        model = SetFit(self.config, self.splits.train, len(self.task.label_names))
+        return self.measured_by(model.evaluate, "", model.seconds)
 
     def soft_prompt(self) -> Figures:
         from gpta_local.benchmark.soft_prompt import SoftPromptClassifier, settings
@@ -248,44 +265,33 @@ def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -
 def product_figures(plan: Plan, result: Mapping[str, Any]) -> Figures:
     """Of a run's product. Its seconds are those of search, choice and training, its controls that no user needs
     and all measuring left out."""
-    arm, seconds, cost = result["arms"]["gpta"], result["seconds"], result["cost"]
+    whole, cost = result["seconds"], result["cost"]
     measured = {name: a for name, a in result["arms"].items() if name == "gpta" or name in result["differences"]}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
     chosen_from = {"gpta": True, "no_prefix": plan.splits.validation or not result["templates"], "plain": plan.online}
     beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
-    figures = control_figures(arm)
-    figures["seconds"] |= {"search": seconds["search"], "total": seconds["total"] - beside}
+    figures = control_figures(result["arms"]["gpta"])
+    figures["seconds"] |= {"search": whole["search"], "total": whole["total"] - beside}
     names = ("best_prefix", "label_texts", "templates", "product_is_plain", "warnings")
     return {**figures, **cost, **{name: result[name] for name in names}}
 
 
 def control_figures(arm: Mapping[str, Any]) -> Figures:
     """Of an arm in the summary of a run."""
-    return {
-        **{name: arm[name] for name in ("accuracy", "macro_f1", "loss", "rows", "prefix")},
-        "train": arm["on_training_rows"],
-        "seconds": {
-            "total": arm["training_seconds"],
-            "training": arm["training_seconds"],
-            "evaluation": arm["evaluation_seconds"],
-        },
-    }
-
-
-def own_figures(
-    evaluation: Evaluation, fitted: Evaluation, text: str, training_seconds: float, evaluation_seconds: float
-) -> Figures:
-    seconds = {"total": training_seconds, "training": training_seconds, "evaluation": evaluation_seconds}
-    rows = len(evaluation.scores)
-    return {**evaluation.summary, "rows": rows, "prefix": text, "train": fitted.summary, "seconds": seconds}
+    figures = {name: arm[name] for name in ("accuracy", "macro_f1", "loss", "rows", "prefix")}
+    spent = seconds(arm["training_seconds"], arm["evaluation_seconds"])
+    return figures | {"train": arm["on_training_rows"], "seconds": spent}
 
 
 def figures_of(record: Record) -> Figures:
     """The figures of a finished trial, for another one that is the same training; without the search's cost."""
-    names = ("accuracy", "macro_f1", "loss", "rows", "prefix", "train")
-    training = record["seconds"]["training"]
-    seconds = {"total": training, "training": training, "evaluation": record["seconds"]["evaluation"]}
-    return {**{name: record[name] for name in names}, "seconds": seconds}
+    figures = {name: record[name] for name in ("accuracy", "macro_f1", "loss", "rows", "prefix", "train")}
+    return figures | {"seconds": seconds(record["seconds"]["training"], record["seconds"]["evaluation"])}
+
+
+def seconds(training: float, evaluation: float) -> dict[str, float]:
+    """Of a trial that is one training."""
+    return {"total": training, "training": training, "evaluation": evaluation}
 
 
 def best_ranked(plan: Plan, folder: Path) -> str:

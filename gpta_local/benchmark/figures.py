@@ -22,6 +22,15 @@ PANELS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """`name`: of its file beside the Markdown."""
+
+    caption: str
+    name: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
 class Course:
     """The course of one arm on one set, in epochs and points, means over samples."""
 

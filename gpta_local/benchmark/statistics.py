@@ -48,10 +48,9 @@ def processor(record: Record) -> str:
     return str(record["versions"].get("processor", "a processor that was not recorded"))
 
 
-def finished(records: Records, name: str, shots: Shots, arm: str, samples: int) -> dict[int, Record]:
-    """The records of an arm on a set, by sample."""
-    trials = [Trial("arm", name, shots, sample, arm) for sample in range(samples)]
-    return {trial.sample: records[trial] for trial in trials if "error" not in records.get(trial, {"error": ""})}
+def finished(records: Records) -> Records:
+    """The records without those of failed trials."""
+    return {trial: record for trial, record in records.items() if "error" not in record}
 
 
 def values(found: Mapping[int, Record], figure: Figure) -> NDArray[np.float64]:
@@ -60,7 +59,7 @@ def values(found: Mapping[int, Record], figure: Figure) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The arms of a table at one number of shots."""
+    """The finished trials of a table at one number of shots."""
 
     records: Records
     sets: Sequence[str]
@@ -68,7 +67,9 @@ class Comparison:
     samples: int
 
     def of(self, name: str, arm: str) -> dict[int, Record]:
-        return finished(self.records, name, self.shots, arm, self.samples)
+        """The records of an arm on a set, by sample."""
+        trials = [Trial("arm", name, self.shots, sample, arm) for sample in range(self.samples)]
+        return {trial.sample: self.records[trial] for trial in trials if trial in self.records}
 
     def pairs(self, ours: str, theirs: str) -> dict[str, tuple[dict[int, Record], dict[int, Record]]]:
         """The records of two arms on the samples that both have, of each set where there are some."""
@@ -92,9 +93,8 @@ class Comparison:
         """The same with the trials of each processor alone, that of most trials of these arms first. Seconds compare
         within one."""
         used = Counter(processor(r) for arm in arms for name in self.sets for r in self.of(name, arm).values())
-        done = {trial: record for trial, record in self.records.items() if "error" not in record}
         return {
-            one: replace(self, records={trial: r for trial, r in done.items() if processor(r) == one})
+            one: replace(self, records={trial: r for trial, r in self.records.items() if processor(r) == one})
             for one, _ in used.most_common()
         }
 
@@ -120,8 +120,19 @@ def mean_difference(per_set: PerSet, seed: int = 0) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def by_receiving_set(cells: Mapping[tuple[str, str], Mapping[int, float]]) -> PerSet:
+    """The mean over the sources of each receiving set, by sample, of the samples that all its cells have."""
+    rows: dict[str, list[Mapping[int, float]]] = {}
+    for (name, _), of in cells.items():
+        rows.setdefault(name, []).append(of)
+    common = {name: sorted(set.intersection(*map(set, of))) for name, of in rows.items()}
+    return {
+        name: np.array([np.mean([of[s] for of in rows[name]]) for s in common[name]]) for name in rows if common[name]
+    }
+
+
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GoalVerdict:
     """A goal, what was measured, and whether it is reached; None until all its trials are finished."""
 
     goal: str
@@ -133,44 +144,55 @@ class Verdict:
         return f"{self.goal}: {word}" + (f": {self.measured}" if self.measured else "")
 
 
-def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> Verdict:
+def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> GoalVerdict:
+    """
+    Args:
+        records: of finished trials.
+    """
     table = file.tables[goal.table]
     compared = Comparison(records, table.sets or list(file.sets), goal.shots, table.samples)
+    judges = {"accuracy": _accuracy, "gap": _gap, "seconds": _ratio, "fine_tuning": _ratio, "not_worse": _not_worse}
+    wanted, measured, reached = judges[goal.measure](goal, compared)
+    arms = [goal.ours] if goal.measure == "not_worse" else [goal.ours, goal.theirs]
     where = f"{goal.ours} against {goal.theirs}, {goal.table}, {shots_name(goal.shots)}"
-    if goal.measure in ("seconds", "fine_tuning"):
-        return _ratio(goal, compared, where)
-    if goal.measure == "not_worse":
-        return _not_worse(goal, compared, where)
-    per_set = compared.differences(goal.ours, goal.theirs, gap if goal.measure == "gap" else accuracy)
-    complete = compared.complete(goal.ours, goal.theirs)
-    if goal.measure == "gap":
-        text = f"{where}: smaller gap of training to test accuracy on at least {goal.at_least:g} sets"
-        smaller = [name for name, d in per_set.items() if d.mean() < 0]
-        if not per_set:
-            return Verdict(text, "", None)
-        there = Comparison(records, list(per_set), goal.shots, table.samples)
-        fitted = [there.mean(arm, lambda record: accuracy(record["train"])) for arm in (goal.ours, goal.theirs)]
-        measured = f"{len(smaller)} of {len(per_set)} sets, {points(mean_difference(per_set))} points"
-        measured += f"; training accuracy {fitted[0]:.1f} against {fitted[1]:.1f}"
-        return Verdict(text, measured, len(smaller) >= (goal.at_least or 0) if complete else None)
-    text = f"{where}: at least {goal.at_least:+g} points"
-    text += ", interval above 0" * goal.interval_above_zero
-    text += f", no set below {goal.worst_set:+g}" if goal.worst_set is not None else ""
+    complete = bool(measured) and compared.complete(*arms)
+    return GoalVerdict(f"{where}: {wanted}", measured, bool(reached) if complete else None)
+
+
+Judged = tuple[str, str, bool]
+"""What is wanted, what was measured ("" for nothing), whether that is enough."""
+
+
+def _accuracy(goal: GoalEntry, compared: Comparison) -> Judged:
+    wanted = f"at least {goal.at_least:+g} points" + ", interval above 0" * goal.interval_above_zero
+    wanted += f", no set below {goal.worst_set:+g}" if goal.worst_set is not None else ""
+    per_set = compared.differences(goal.ours, goal.theirs)
     if not per_set:
-        return Verdict(text, "", None)
+        return wanted, "", False
     interval = mean_difference(per_set)
     worst = min(per_set, key=lambda name: per_set[name].mean())
+    least = float(per_set[worst].mean())
     reached = interval.value >= (goal.at_least or 0.0) and (interval.low > 0 or not goal.interval_above_zero)
-    reached = reached and (goal.worst_set is None or per_set[worst].mean() >= goal.worst_set)
-    return Verdict(
-        text, f"{points(interval)}; least on {worst}, {per_set[worst].mean():+.1f}", bool(reached) if complete else None
-    )
+    reached = reached and (goal.worst_set is None or least >= goal.worst_set)
+    return wanted, f"{points(interval)}; least on {worst}, {least:+.1f}", reached
 
 
-def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
+def _gap(goal: GoalEntry, compared: Comparison) -> Judged:
+    wanted = f"smaller gap of training to test accuracy on at least {goal.at_least:g} sets"
+    per_set = compared.differences(goal.ours, goal.theirs, gap)
+    if not per_set:
+        return wanted, "", False
+    smaller = sum(d.mean() < 0 for d in per_set.values())
+    there = replace(compared, sets=list(per_set))
+    fitted = [there.mean(arm, lambda record: accuracy(record["train"])) for arm in (goal.ours, goal.theirs)]
+    measured = f"{smaller} of {len(per_set)} sets, {points(mean_difference(per_set))} points"
+    measured += f"; training accuracy {fitted[0]:.1f} against {fitted[1]:.1f}"
+    return wanted, measured, smaller >= (goal.at_least or 0)
+
+
+def _ratio(goal: GoalEntry, compared: Comparison) -> Judged:
     part = {"seconds": "total", "fine_tuning": "training"}[goal.measure]
     what = {"seconds": "seconds of the whole", "fine_tuning": "seconds of the last fine-tuning"}[goal.measure]
-    text = f"{where}: {what} at most {goal.at_most:g} of their whole"
     told, ratios = [], []
     for name, alone in compared.by_processor((goal.ours, goal.theirs)).items():
         pairs = alone.pairs(goal.ours, goal.theirs)
@@ -184,24 +206,22 @@ def _ratio(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
             f"{ours.mean():.1f} s against {theirs.mean():.1f} s, {ratios[-1]:.2f}; most on {compared.sets[most]}, "
             f"{ours[most] / theirs[most]:.2f} ({paired} pairs of trials, {name})"
         )
-    all_there = ratios and compared.complete(goal.ours, goal.theirs)
-    return Verdict(text, "; ".join(told), max(ratios) <= (goal.at_most or 0.0) if all_there else None)
+    wanted = f"{what} at most {goal.at_most:g} of their whole"
+    return wanted, "; ".join(told), max(ratios, default=np.inf) <= (goal.at_most or 0.0)
 
 
-def _not_worse(goal: GoalEntry, compared: Comparison, where: str) -> Verdict:
+def _not_worse(goal: GoalEntry, compared: Comparison) -> Judged:
     """By the intervals over test rows that a run gives of itself. Of several samples the mean of their ends: they share
     the test rows, so that no more is certain."""
-    text = f"{where}: on no set worse by more than its interval over test rows"
+    found = {name: compared.of(name, goal.ours).values() for name in compared.sets}
     ends = {
-        name: np.mean([record["against_plain"] for record in found.values()], axis=0) * 100
-        for name in compared.sets
-        if (found := compared.of(name, goal.ours))
+        name: Interval(*np.mean([record["against_plain"] for record in of], axis=0) * 100)
+        for name, of in found.items()
+        if of
     }
-    if not ends:
-        return Verdict(text, "", None)
-    told = "; ".join(f"{name} {points(Interval(*interval))}" for name, interval in ends.items())
-    kept = all(high >= 0 for _, _, high in ends.values())
-    return Verdict(text, told, kept if compared.complete(goal.ours) else None)
+    told = "; ".join(f"{name} {points(interval)}" for name, interval in ends.items())
+    reached = all(interval.high >= 0 for interval in ends.values())
+    return "on no set worse by more than its interval over test rows", told, reached
 
 
 def points(interval: Interval) -> str:
