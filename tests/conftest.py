@@ -79,3 +79,11 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def audited_run(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, see `audited`; tests that change it take a copy."""
+    from audited import train
+
+    return train(tmp_path_factory.mktemp("audited"), sentence)
