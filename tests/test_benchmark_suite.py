@@ -43,6 +43,18 @@ def digest_of(folder: Path, trial: Trial, changes: Mapping[str, Any] | None = No
     return next(job.digest for job in jobs_of(folder, changes or {}) if trial in job.trials)
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    before = path.read_text(encoding="utf-8")
+    assert old in before
+    path.write_text(before.replace(old, new), encoding="utf-8")
+
+
+def set_labels(path: Path, labels: dict[str, str]) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["card"]["labels"] = labels
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
 def main_table(**changes: Any) -> dict[str, Any]:
     return {"tables": {"main": {"shots": [2], "samples": 1, "arms": ["plain", "gpta"], **changes}}}
 
@@ -52,9 +64,7 @@ class TestFile:
     def test_shipped_suite_loads(self, path: Path) -> None:
         suite = load(path)
         assert suite.file.goals and suite.file.tables
-
-    def test_quickstarts_suite_needs_no_data_from_elsewhere(self) -> None:
-        assert plan(load(SHIPPED[-1]))
+        assert path.parent.name == "benchmark" or plan(suite)  # the quickstart's data are here
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -71,7 +81,6 @@ class TestFile:
             ({"variants": {"hot": {"search.round": 2}}}, ["variants.hot", "'search.round'", "'rounds'"]),
             ({"variants": {"hot": {"search": 2}}}, ["variants.hot", "search"]),
             ({"sets": {"guests": {"config": "nowhere.yaml"}}}, ["sets.guests.config", "no such configuration"]),
-            ({"sets": {"guests": {"config": "a\0b.yaml"}}}, ["sets.guests.config", "cannot be read"]),
             ({"variants": {"hot": {"search.rounds": {1: 2}}}}, ["variants.hot", "search.rounds"]),
             ({"goals": [{"table": "x", "shots": 2, "theirs": "plain", "at_least": 1}]}, ["no table 'x'", "main"]),
             ({"goals": [{"table": "main", "shots": 8, "theirs": "plain", "at_least": 1}]}, ["at 8 shots"]),
@@ -88,8 +97,7 @@ class TestFile:
         assert all(word in message for word in ("suite.yaml", *words)), message
 
     def test_set_without_test_rows_is_refused(self, folder: Path) -> None:
-        path = folder / "guests.yaml"
-        path.write_text(path.read_text().replace("  test: guests-test.jsonl\n", ""), encoding="utf-8")
+        edit(folder / "guests.yaml", "  test: guests-test.jsonl\n", "")
         assert "no data.test" in refusal(folder, {})
 
     def test_arm_of_fixed_prefixes_needs_them(self, folder: Path) -> None:
@@ -107,18 +115,14 @@ class TestFile:
         assert_refused(invoke("benchmark", tmp_path / "none.yaml"), "none.yaml", "no such configuration file")
 
     def test_with_shots_no_arm_is_given_validation_rows(self, folder: Path) -> None:
-        path = folder / "guests.yaml"
-        path.write_text(path.read_text().replace("data:\n", "data:\n  validation: guests-test.jsonl\n"), "utf-8")
+        edit(folder / "guests.yaml", "data:\n", "data:\n  validation: guests-test.jsonl\n")
         suite = load(write_suite(folder))
         few, all_rows = suite.config("guests", "gpta", 2, 3), suite.config("guests", "gpta", None, 3)
         assert few.data.validation is None and few.data.shots == 2 and few.seed == 3
         assert all_rows.data.validation and all_rows.data.shots is None
 
     def test_variant_without_meanings_keeps_the_order_in_which_shots_are_drawn(self, folder: Path) -> None:
-        path = folder / "guests.yaml"
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        content["card"]["labels"] = {"good": "a happy guest", "bad": "an unhappy guest"}
-        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        set_labels(folder / "guests.yaml", {"good": "a happy guest", "bad": "an unhappy guest"})
         suite = load(write_suite(folder, {"variants": {"bare": {"card.labels": None}}}))
         assert suite.config("guests", "bare", 2, 0).card.labels == ["good", "bad"]
 
@@ -173,23 +177,17 @@ class TestPlan:
 
     @pytest.mark.parametrize("of", ["gpta", "setfit"])
     def test_digest_holds_the_order_of_the_labels_in_which_shots_are_drawn(self, folder: Path, of: str) -> None:
-        path = folder / "guests.yaml"
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         digests = set()
         for labels in ({"good": "happy", "bad": "unhappy"}, {"bad": "unhappy", "good": "happy"}):
-            content["card"]["labels"] = labels
-            path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+            set_labels(folder / "guests.yaml", labels)
             digests.add(digest_of(folder, arm("guests", of, shots=2), main_table(arms=[of])))
         assert len(digests) == 2
 
     def test_digest_of_a_transfer_holds_both_sets(self, folder: Path) -> None:
-        trial, changes = (
-            Trial("transfer", "guests", 2, 0, "best_prefix", "scenes"),
-            {"transfer": {"shots": 2, "samples": 1}},
-        )
+        trial = Trial("transfer", "guests", 2, 0, "best_prefix", "scenes")
+        changes = {"transfer": {"shots": 2, "samples": 1}}
         first = digest_of(folder, trial, changes)
-        path = folder / "scenes.yaml"
-        path.write_text(path.read_text().replace("rounds: 1", "rounds: 2"), encoding="utf-8")
+        edit(folder / "scenes.yaml", "rounds: 1", "rounds: 2")
         assert digest_of(folder, trial, changes) != first
 
     @pytest.mark.parametrize(
@@ -205,10 +203,7 @@ class TestPlan:
     ) -> None:
         trial, changes = arm("guests", of, shots=2), main_table(arms=[of])
         first = digest_of(folder, trial, changes)
-        path = folder / "guests.yaml"
-        before = path.read_text()
-        path.write_text(before.replace("rounds: 1", search), encoding="utf-8")
-        assert path.read_text() != before
+        edit(folder / "guests.yaml", "rounds: 1", search)
         assert (digest_of(folder, trial, changes) == first) is same
 
     def test_fixed_prefix_is_part_of_its_own_digest_only(self, folder: Path) -> None:
@@ -267,12 +262,8 @@ class TestResults:
         results = Results(tmp_path / "results.jsonl")
         jobs = jobs_of(folder, main_table(sets=["guests"], arms=["gpta"]))
         with results.appending():
-            for trial in (
-                arm("guests", "gpta", shots=2),
-                arm("guests", "plain", shots=2),
-                arm("scenes", "gpta", shots=2),
-            ):
-                results.add(trial, record(0.5))
+            for name, of in (("guests", "gpta"), ("guests", "plain"), ("scenes", "gpta")):
+                results.add(arm(name, of, shots=2), record(0.5))
         assert list(results.of(jobs)) == [arm("guests", "gpta", shots=2), arm("guests", "plain", shots=2)]
 
     def test_second_writer_is_refused(self, tmp_path: Path) -> None:

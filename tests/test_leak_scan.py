@@ -60,10 +60,7 @@ class TestRows:
     def test_threshold_counts_different_runs(self) -> None:
         assert scan(ROW, threshold=2).find("been swollen since the cycling trip") == ""
         assert scan(ROW, threshold=2).find("been swollen since the cycling trip and") == RUN
-        assert (
-            scan(ROW, threshold=2).find("been swollen since the cycling trip, been swollen since the cycling trip")
-            == ""
-        )
+        assert scan(ROW, threshold=2).find("been swollen since the cycling trip, " * 2) == ""
 
     def test_short_row_is_found_as_a_whole(self) -> None:
         found = scan("Refill for Mrs Baker", threshold=5)
@@ -110,7 +107,7 @@ OTHER_WORD = st.text("qwxy", min_size=1, max_size=8)
 PUNCTUATION = st.text(" \t\n.,;:!?-–—_'’\"“”«»()[]{}*/\\|#…·\u00a0\u3000", min_size=1, max_size=3)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_any_run_of_words_of_any_row_is_found_in_any_case_and_punctuation(data: st.DataObject) -> None:
     size = data.draw(st.integers(4, 8))
@@ -126,7 +123,7 @@ def test_any_run_of_words_of_any_row_is_found_in_any_case_and_punctuation(data: 
     assert found.find(f"for example {text} and so on")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(WORD, max_size=20), max_size=5), st.lists(OTHER_WORD, max_size=40))
 def test_text_without_a_word_of_a_row_is_let_pass(rows: list[list[str]], other: list[str]) -> None:
     assert scan(*(" ".join(row) for row in rows)).find(" ".join(other)) == ""
@@ -154,23 +151,24 @@ class TestConfiguration:
 
 
 class TestRequests:
-    def refused(self, card: DatasetCard, prefixes: Sequence[str] = (), *, row: str = ROW) -> str:
+    def refused(self, card: DatasetCard, prefixes: Sequence[str] = ()) -> str:
         request = prefix_request(card, [scored(text, number / 10) for number, text in enumerate(prefixes)])
         with pytest.raises(PrivacyError) as raised:
-            scan(row).check(request)
-        assert not set(words(row)) & {"knee", "swollen", "cream", "trip"} & set(words(str(raised.value)))
+            scan(ROW).check(request)
+        assert not {"knee", "swollen", "cream", "trip"} & set(words(str(raised.value)))
         return raised.value.where
 
-    def test_field_of_the_card_is_named(self) -> None:
-        assert self.refused(replace(CARD, description=f"Letters. {ROW}")) == "card.description"
-        assert self.refused(replace(CARD, name=ROW)) == "card.name"
-
-    def test_label_is_named_if_its_meaning_has_the_words(self) -> None:
-        assert self.refused(replace(CARD, labels=(Label("good"), Label("bad", ROW)))) == "card.labels.bad"
-
-    def test_label_is_numbered_if_its_name_has_the_words(self) -> None:
-        where = self.refused(replace(CARD, labels=(Label("good"), Label(ROW, "a knee"))))
-        assert where == "card.labels, the name of label 2"
+    @pytest.mark.parametrize(
+        ("changes", "where"),
+        [
+            ({"description": f"Letters. {ROW}"}, "card.description"),
+            ({"name": ROW}, "card.name"),
+            ({"labels": (Label("good"), Label("bad", ROW))}, "card.labels.bad"),
+            ({"labels": (Label("good"), Label(ROW, "a knee"))}, "card.labels, the name of label 2"),
+        ],
+    )
+    def test_field_of_the_card_is_named(self, changes: dict[str, Any], where: str) -> None:
+        assert self.refused(replace(CARD, **changes)) == where
 
     def test_prefix_of_the_history_is_numbered_as_it_is_shown(self) -> None:
         assert self.refused(CARD, ["Text:", "Note:", ROW]) == "the prefix shown as number 3 of the history"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -41,14 +40,7 @@ HARMLESS = [
     *("2019-2020 and 2021-2022", "1990 2000 2010", "covers 1990-2000, 2001-2005", "COVID-19 in 2020-2021"),
     *("1,000,000 rows", "100 000 000 rows", "5 000 000 000 euros", "EUR 12.500,00", "$1,250.00"),
     *("Rows: 120000 training, 7000 validation, 99999999 test", "no. of rows is 10000", "files from 2019", "case 2024"),
-    *(
-        "ICD 10 C34.9",
-        "arXiv 2404.00189",
-        "version 10.0.19045",
-        "the opening hours are 0800-1700",
-        "@user said",
-        "a @ b",
-    ),
+    *("ICD 10 C34.9", "arXiv 2404.00189", "version 10.0.19045", "open from 0800-1700", "@user said", "a @ b"),
     *("4111 1111 1111 1112", "DE89 3704 0044 0532 0130 01", "the record number of patients"),
 ]
 
@@ -64,13 +56,10 @@ def test_number_that_a_description_may_hold_is_let_pass(text: str) -> None:
     assert find(text) == ""
 
 
-def test_made_up_messages_without_personal_data_are_let_pass() -> None:
+def test_made_up_messages_and_the_readme_have_none() -> None:
     rows = [row["text"] for split in ("train", "validation", "test") for row in read_rows(split)]
-    assert [text for text in rows if find(text)] == []
-
-
-def test_readme_of_the_repository_has_none() -> None:
-    assert [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if find(line)] == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [text for text in (*rows, *readme) if find(text)] == []
 
 
 @pytest.mark.parametrize("text", ["case-" * 4000, "a" * 20000, "patient " * 4000, "1-" * 10000, "a.b@" * 5000])
@@ -79,8 +68,3 @@ def test_reply_of_a_model_that_repeats_itself_is_read_in_no_time(text: str) -> N
     find(text)
     assert time.process_time() - started < 1
     assert find(f"{text} anna@example.org") == "an e-mail address"
-
-
-def test_kind_holds_nothing_of_the_text() -> None:
-    kinds = json.dumps(list(PERSONAL))
-    assert not any(text in kinds for texts in PERSONAL.values() for text in texts)

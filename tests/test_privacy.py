@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_models import tiny_chat_llama
 from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer, Json, Received, Reply, completion
 from samples import CARD, label_text_reply, merge, scored, write_config, write_jsonl
@@ -102,15 +103,8 @@ class TestTypes:
             assert self.allowed(kind), f"{record.__name__}.{name}: {kind}"
 
     def test_card_has_these_fields_and_no_other(self) -> None:
-        assert [field.name for field in dataclasses.fields(DatasetCard)] == [
-            "name",
-            "task",
-            "description",
-            "labels",
-            "training_rows",
-            "validation_rows",
-            "test_rows",
-        ]
+        names = ["name", "task", "description", "labels", "training_rows", "validation_rows", "test_rows"]
+        assert [field.name for field in dataclasses.fields(DatasetCard)] == names
 
     @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
     def test_nothing_can_be_added_to_a_record(self, record: Any) -> None:
@@ -118,12 +112,7 @@ class TestTypes:
         assert "__dict__" not in dir(record)
 
     def test_what_is_taught_is_a_request_two_replies_and_figures(self) -> None:
-        assert typing.get_type_hints(Dialogue) == {
-            "request": Request,
-            "reply": str,
-            "weight": float,
-            "worse": str,
-        }
+        assert typing.get_type_hints(Dialogue) == {"request": Request, "reply": str, "weight": float, "worse": str}
 
     def allowed(self, kind: Any) -> bool:
         if typing.get_origin(kind) is typing.Literal:
@@ -200,15 +189,13 @@ def canary_config(folder: Path, server: FaultServer, bert: Path, changes: Mappin
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("gradient" in name)) for name in RUNS]
 )
-def canary_run(
-    request: pytest.FixtureRequest, sentence: Path, nano_assistant: Path, tmp_path_factory: pytest.TempPathFactory
-) -> CanaryRun:
+def canary_run(request: pytest.FixtureRequest, sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> CanaryRun:
     folder = tmp_path_factory.mktemp("canaries")
     run, exported = folder / "run", folder / "exported"
     with FaultServer(says_prefixes) as server:
         changes: dict[str, Any] = copy.deepcopy(RUNS[request.param])
         if "dialogue_gradient" in changes:
-            changes["assistant"] = {"weights": str(nano_assistant)}
+            changes["assistant"] = {"weights": str(tiny_chat_llama(folder / "llama"))}
         printed = ""
         for command in (
             ("train", canary_config(folder, server, sentence, changes), "--output", run, "--verbose"),
@@ -230,11 +217,12 @@ def canaries_in(text: str) -> list[str]:
     return [word for word in CANARIES if word in text or word[::-1] in text]
 
 
-class TestRun:
-    def test_there_are_1000_canaries(self) -> None:
-        assert len(set(CANARIES)) == len(SENTENCES) == sum(SPLITS.values()) == 1000
-        assert canaries_in(SENTENCES[17].upper()) == [CANARIES[17]]
+def test_canaries_are_seen_where_they_are() -> None:
+    assert len(set(CANARIES)) == len(SENTENCES) == sum(SPLITS.values()) == 1000
+    assert canaries_in(SENTENCES[17].upper()) == [CANARIES[17]]
 
+
+class TestRun:
     def test_no_canary_has_come_to_the_endpoint(self, canary_run: CanaryRun) -> None:
         sent = [json.dumps(request.body) + str(request.headers) for request in canary_run.requests]
         asked = [text for text in sent if DESCRIPTION in text]
@@ -256,12 +244,9 @@ class TestRun:
             assert canaries_in(path.read_bytes().decode("latin-1")) == [], path.name
 
     def test_no_canary_is_in_what_was_taught(self, canary_run: CanaryRun) -> None:
-        taught = [path for path in canary_run.files if path.name == "dialogues.jsonl"]
+        taught = [path.read_text("utf-8") for path in canary_run.files if path.name == "dialogues.jsonl"]
         assert bool(taught) == (canary_run.folder / "adapters").exists()
-        for path in taught:
-            text = path.read_text(encoding="utf-8")
-            assert DESCRIPTION in text
-            assert canaries_in(text) == []
+        assert all(DESCRIPTION in text and canaries_in(text) == [] for text in taught)
 
     def test_no_canary_is_printed(self, canary_run: CanaryRun) -> None:
         for words in ("leak scan: ", "training, 200 validation, 200 test rows", "round 2 of 2", "prefixes scored"):
@@ -279,8 +264,7 @@ class TestRun:
 class TestLeakOnPurpose:
     """Rows that get into the card, or into a proposal, by accident."""
 
-    @pytest.mark.parametrize("split", SPLITS)
-    @pytest.mark.parametrize("key", ["description", "name", "labels"])
+    @pytest.mark.parametrize(("key", "split"), [("description", "train"), ("name", "validation"), ("labels", "test")])
     def test_canary_in_the_card_is_stopped_before_any_request(
         self, key: str, split: str, sentence: Path, tmp_path: Path
     ) -> None:

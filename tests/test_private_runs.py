@@ -13,26 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audited import copy, entries, files_with
 from chat_models import DIALOGUES, settings, tiny_chat_llama
 from commands import PROGRAM, ROOT, invoke
 from fault_server import FaultServer, Json, Reply, completion
 from samples import label_text_reply, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.record.history import open_existing
+from gpta_local.record.purge import purge
+from gpta_local.record.verification import verify
+from gpta_local.system.adapters import check_adapter
 from gpta_local.system.manifests import MANIFEST, verify_manifest
 from gpta_local.system.pickles import find_pickles
 
 KEY = "planted-0123456789-key"
-PHRASES = (
-    "Note:",
-    "A guest says",
-    "Was it good or bad:",
-    "Opinion:",
-    "After the meal:",
-    "Table talk:",
-    "Dinner,",
-    "We",
-)
+PHRASES = ("Note:", "A guest says", "Was it good or bad:", "Opinion:", "After the meal:", "Table talk:", "Dinner,")
 WATCHED = ("pickle.find_class", "subprocess.Popen", "os.exec", "os.posix_spawn")
 WATCH = f"""
 import os, sys
@@ -148,12 +143,12 @@ def places_of_the_key(run: Watched) -> list[str]:
 
 @pytest.mark.slow
 class TestKey:
-    def test_key_of_a_file_is_kept_nowhere_though_the_endpoint_repeats_it(self, finished: Watched) -> None:
-        assert len(files_of(finished.folder)) > 15
-        assert places_of_the_key(finished) == []
-
-    def test_key_of_the_environment_is_kept_nowhere_after_a_failure(self, failed: Watched) -> None:
-        assert places_of_the_key(failed) == []
+    @pytest.mark.parametrize("kind", ["finished", "failed"])
+    def test_key_is_kept_nowhere_though_the_endpoint_repeats_it(
+        self, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        run: Watched = request.getfixturevalue(kind)
+        assert places_of_the_key(run) == []
 
     def test_what_the_endpoint_repeated_was_recorded_without_it(self, finished: Watched) -> None:
         history = open_existing(finished.folder)
@@ -162,13 +157,11 @@ class TestKey:
         assert any("***" in completion.text for completion in recorded)
         assert {completion.model for completion in recorded} == {"m ***"}
 
-    def test_processes_were_seen(self, finished: Watched) -> None:
-        assert any("gpta_local.dialogue_gradient.worker" in event for event in finished.events)
-
 
 @pytest.mark.slow
 class TestPickles:
     def test_nothing_was_unpickled_in_any_process(self, finished: Watched) -> None:
+        assert any("gpta_local.dialogue_gradient.worker" in event for event in finished.events)
         assert [event for event in finished.events if "pickle.find_class" in event] == []
 
     def test_it_would_have_been_seen(self, finished: Watched, tmp_path: Path) -> None:
@@ -184,6 +177,24 @@ class TestPickles:
         for folder in (finished.folder / "model", finished.folder / "adapters" / "001"):
             verify_manifest(folder)
             subprocess.run(["sha256sum", "--check", "--strict", "--quiet", MANIFEST], cwd=folder, check=True)
+
+
+@pytest.mark.slow
+def test_run_that_taught_is_in_order_before_and_after_its_purge(finished: Watched, tmp_path: Path) -> None:
+    run = copy(finished.folder, tmp_path)
+    events = [entry["event"] for entry in entries(run)]
+    assert events.count("written") == 2 and "adapter" in events
+    assert verify(run).problems == []
+    weights = run / "adapters" / "001" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert ["adapters/001/adapter_model.safetensors" in str(problem) for problem in verify(run).problems] == [True]
+    weights.write_bytes(content)
+    assert files_with(run, ["Write one new prefix"]) == ["dialogues.jsonl", "history.sqlite"]
+    assert purge(run).deleted == ["adapters/001/dialogues.jsonl"]
+    assert files_with(run, ["Write one new prefix"]) == []
+    assert verify(run).problems == []
+    check_adapter(run / "adapters" / "001", finished.folder.parents[1] / "llama")
 
 
 @pytest.fixture

@@ -9,29 +9,27 @@ import re
 import resource
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from audited import SAID, copy, entries, files_with, train
+from audited import SAID, copy, entries, files_with
 from commands import assert_refused, invoke
-from samples import QUICKSTART, Silent
 
-from gpta_local.config import load
 from gpta_local.record import purge
 from gpta_local.record.audit import Audit
-from gpta_local.record.entries import LOG
+from gpta_local.record.entries import LOG, read_log
 from gpta_local.record.history import History, open_existing
-from gpta_local.run import loop
 from gpta_local.schema import Completion
-from gpta_local.system.adapters import check_adapter
 
 ASKED = ("Write one new prefix", "You help to train")
 
 
 @pytest.fixture(scope="module")
-def run(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("purged"), sentence)
+def run(audited_run: Path) -> Path:
+    """A finished run, which no test changes."""
+    return audited_run
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def purged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def unshipped(run: Path) -> list[str]:
     """Words of completions that are not in the prefix of the product."""
-    shipped = json.loads((run / "summary.json").read_text("utf-8"))["prefix"]
+    shipped = summary_of(run)["prefix"]
     return [word for word in SAID if word not in shipped]
 
 
@@ -59,15 +57,26 @@ def verify(run: Path, *options: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def summary_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text("utf-8"))
+    return found
+
+
+def write_summary(run: Path, **changes: Any) -> None:
+    (run / "summary.json").write_text(json.dumps(summary_of(run) | changes), encoding="utf-8")
+
+
+def execute(run: Path, statement: str) -> None:
+    with closing(sqlite3.connect(run / "history.sqlite")) as connection, connection:
+        connection.execute(statement)
+
+
 class TestWhatIsGone:
-    def test_words_of_completions_and_requests_are_in_a_run(self, run: Path) -> None:
+    def test_no_byte_of_a_purged_run_holds_the_words_that_a_run_holds(self, run: Path, purged: Path) -> None:
         assert "history.sqlite" in files_with(run, SAID)
         assert files_with(run, ASKED) == ["history.sqlite"]
-
-    def test_no_byte_of_a_purged_run_holds_them(self, purged: Path) -> None:
         assert len(unshipped(purged)) >= len(SAID) - 1
-        assert files_with(purged, unshipped(purged)) == []
-        assert files_with(purged, ASKED) == []
+        assert files_with(purged, (*unshipped(purged), *ASKED)) == []
 
     def test_free_pages_of_the_database_hold_nothing(self, purged: Path) -> None:
         with sqlite3.connect(purged / "history.sqlite") as db:
@@ -90,11 +99,10 @@ class TestWhatIsGone:
         failed = "The assistant failed in round 2 of 4: http://127.0.0.1: JSON that is no completion: Vorlax"
         with closing(open_existing(copied)) as history:
             history.end_search(failed)
-        summary = json.loads((copied / "summary.json").read_text("utf-8")) | {"ended_by": failed}
-        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        write_summary(copied, ended_by=failed)
         purge.purge(copied)
         with closing(open_existing(copied)) as history:
-            reasons = history.ended_by(), json.loads((copied / "summary.json").read_text("utf-8"))["ended_by"]
+            reasons = history.ended_by(), summary_of(copied)["ended_by"]
         assert reasons == ("The assistant failed in round 2 of 4",) * 2
         assert files_with(copied, ["JSON that is no completion"]) == []
 
@@ -110,49 +118,34 @@ class TestWhatIsGone:
 
     def test_files_that_are_written_anew_are_for_their_owner_only(self, copied: Path) -> None:
         before = os.umask(0o022)
-        try:
-            assert purge.purge(copied).rewritten == ["summary.json"]
-        finally:
-            os.umask(before)
+        rewritten = purge.purge(copied).rewritten
+        os.umask(before)
+        assert rewritten == ["summary.json"]
         assert (copied / "summary.json").stat().st_mode & 0o777 == 0o600
 
 
 class TestWhatStays:
     def test_shipped_prefix_keeps_its_text_and_others_their_figures(self, copied: Path) -> None:
-        summary = json.loads((copied / "summary.json").read_text("utf-8"))
         before = open_existing(copied).scored()
-        summary["prefix"] = before[1].text
-        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        write_summary(copied, prefix=before[1].text)
         purge.purge(copied)
         after = open_existing(copied).scored()
-        assert [s.text for s in after] == [
-            "(purged 1)",
-            before[1].text,
-            *(f"(purged {n})" for n in range(2, len(after))),
-        ]
-        assert [(s.gain, s.standard_error, s.rows) for s in after] == [
-            (s.gain, s.standard_error, s.rows) for s in before
-        ]
+        texts = ["(purged 1)", before[1].text, *(f"(purged {n})" for n in range(2, len(after)))]
+        assert after == [replace(s, text=text) for s, text in zip(before, texts, strict=True)]
 
     def test_summary_keeps_the_shipped_prefix_alone(self, copied: Path) -> None:
-        summary = json.loads((copied / "summary.json").read_text("utf-8"))
         contestants = [{"text": text, "gain": 0.5} for text in ("", "Vorlax note:", "Zandrik?")]
-        summary |= {
-            "prefix": "Zandrik?",
-            "label_texts": [{"bad": "a jurmish visit", "good": "fine"}],
-            "templates": ["Vorlax:"],
-        }
-        summary["selection"]["contestants"] = contestants
-        (copied / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        selection = {**summary_of(copied)["selection"], "contestants": contestants}
+        label_texts = [{"bad": "a jurmish visit", "good": "fine"}]
+        write_summary(copied, prefix="Zandrik?", label_texts=label_texts, templates=["Vorlax:"], selection=selection)
         purge.purge(copied)
-        after = json.loads((copied / "summary.json").read_text("utf-8"))
+        after = summary_of(copied)
         assert [c["text"] for c in after["selection"]["contestants"]] == ["", "(purged)", "Zandrik?"]
         assert after["label_texts"] == [] and after["templates"] == []
 
     def test_figures_of_the_summary_stay(self, run: Path, purged: Path) -> None:
-        before, after = (json.loads((path / "summary.json").read_text("utf-8")) for path in (run, purged))
+        before, after = summary_of(run), summary_of(purged)
         assert after["arms"] == before["arms"] and after["cost"] == before["cost"]
-        assert after["label_texts"] == []
 
     def test_counts_and_tokens_stay(self, run: Path, purged: Path) -> None:
         costs = [open_existing(path).cost() for path in (run, purged)]
@@ -236,7 +229,7 @@ class TestAudit:
     def test_new_head_is_printed_and_in_the_summary(self, purged: Path) -> None:
         head = entries(purged)[-1]["hash"]
         assert (purged.parent / "stdout").read_text("utf-8").splitlines()[-1] == f"audit head: {head}"
-        assert json.loads((purged / "summary.json").read_text("utf-8"))["audit_head"] == head
+        assert summary_of(purged)["audit_head"] == head
 
     def test_entry_of_the_purge_that_is_cut_off_is_found(self, purged: Path, tmp_path: Path) -> None:
         cut = copy(purged, tmp_path)
@@ -245,28 +238,19 @@ class TestAudit:
         code, output = verify(cut)
         assert code == 1 and "the log does not say so" in output and "cut off or changed" in output
 
-    def test_text_that_is_put_in_after_a_purge_is_found(self, purged: Path, tmp_path: Path) -> None:
+    def test_text_and_prefix_that_are_put_in_after_a_purge_are_found(self, purged: Path, tmp_path: Path) -> None:
         changed = copy(purged, tmp_path)
-        connection = sqlite3.connect(changed / "history.sqlite")
-        connection.execute("UPDATE completions SET text = 'never said' WHERE id = 2")
-        connection.commit()
-        connection.close()
+        execute(changed, "UPDATE completions SET text = 'never said' WHERE id = 2")
+        execute(changed, "UPDATE scores SET prefix = 'Never scored:' WHERE prefix = '(purged 1)'")
         code, output = verify(changed)
         assert code == 1 and "another completion 1 of request 2" in output
+        assert "line 14 tells of other prefixes" in output
 
     def test_gains_that_were_forged_before_the_purge_are_found_after_it(self, copied: Path) -> None:
-        with sqlite3.connect(copied / "history.sqlite") as db:
-            db.execute("UPDATE scores SET gain = 9.9")
+        execute(copied, "UPDATE scores SET gain = 9.9")
         purge.purge(copied)
         code, output = verify(copied)
         assert code == 1 and "line 13 tells of other figures" in output and "other prefixes" not in output
-
-    def test_prefix_that_is_changed_after_the_purge_is_found(self, purged: Path, tmp_path: Path) -> None:
-        changed = copy(purged, tmp_path)
-        with sqlite3.connect(changed / "history.sqlite") as db:
-            db.execute("UPDATE scores SET prefix = 'Never scored:' WHERE prefix = '(purged 1)'")
-        code, output = verify(changed)
-        assert code == 1 and "line 14 tells of other prefixes" in output
 
     def test_teaching_material_deleted_by_a_purge_that_was_interrupted_is_named_by_the_next(
         self, copied: Path, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +291,8 @@ class TestAudit:
         (copied / LOG).write_bytes(b"".join(log[:7]) + log[7][:50])
         assert invoke("purge", copied, "--yes").exit_code == 0
         assert set(files_with(copied, (*SAID, *ASKED))) <= {"gpta.json", "prefix.txt", "tokenizer.json"}  # the model
-        assert [entry["event"] for entry in entries_of_whole_lines(copied)][-2:] == ["torn", "purged"]
+        events = [line.entry.event for line in read_log(copied) if line.entry]
+        assert events[-2:] == ["torn", "purged"]
 
     def test_run_of_a_version_without_a_log_can_be_purged(self, copied: Path) -> None:
         (copied / LOG).unlink()
@@ -319,16 +304,6 @@ class TestAudit:
 
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def entries_of_whole_lines(run: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in (run / LOG).read_text("ascii").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 STEPS = {
@@ -359,7 +334,7 @@ def test_purge_that_was_interrupted_can_be_run_again(copied: Path, monkeypatch: 
     code, output = verify(copied)
     assert code == 0, output
     assert [entry["event"] for entry in entries(copied)].count("purged") == 1
-    assert json.loads((copied / "summary.json").read_text("utf-8"))["audit_head"] == entries(copied)[-1]["hash"]
+    assert summary_of(copied)["audit_head"] == entries(copied)[-1]["hash"]
 
 
 def test_disk_that_is_full_leaves_the_files_as_they_were(copied: Path) -> None:
@@ -385,30 +360,3 @@ def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_se
     size = (copied / "history.sqlite").stat().st_size
     purge.purge(copied)
     assert (copied / "history.sqlite").stat().st_size < size - 100_000
-
-
-@pytest.mark.slow
-def test_run_with_a_dialogue_gradient_is_in_order_before_and_after_its_purge(
-    sentence: Path, nano_assistant: Path, tmp_path: Path
-) -> None:
-    overrides = (
-        *("search.rounds=2", "search.proposals=8", "search.label_text_samples=4", "training.steps=2"),
-        *("finish.finalists=1", "finish.plain_control=false", "data.test=null"),
-        *("dialogue_gradient.steps=3", "dialogue_gradient.batch_size=4", f"downstream.backbone={sentence}"),
-    )
-    settings = load(QUICKSTART / "quickstart.yaml", overrides)
-    run = tmp_path / "run"
-    loop.Run(settings, Silent()).run(run)
-    events = [entry["event"] for entry in entries(run)]
-    assert events.count("written") == 2 and "adapter" in events and events.count("request") == 4
-    assert verify(run)[0] == 0
-    weights = run / "adapters" / "001" / "adapter_model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    code, output = verify(run)
-    assert code == 1 and "adapters/001/adapter_model.safetensors" in output
-    weights.write_bytes(content)
-    assert files_with(run, ASKED) == ["dialogues.jsonl", "history.sqlite"]
-    assert invoke("purge", run, "--yes").exit_code == 0
-    assert files_with(run, ASKED) == [] and verify(run)[0] == 0
-    check_adapter(run / "adapters" / "001", nano_assistant)
