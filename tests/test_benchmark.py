@@ -348,7 +348,7 @@ class TestStopped:
         for pid in children(process):
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-        _, messages = process.communicate(timeout=120)
+        _, messages = process.communicate(timeout=300)
         failed = [trial for trial, record in records(tmp_path / "out").items() if "error" in record]
         assert process.returncode == 1 and "its process ended (-9)" in messages
         assert "trials failed; the same command tries them again" in messages

