@@ -82,13 +82,8 @@ WHOLE_NUMBERS = {
     "seed": ("-1", "2147483648", "x", "1.5", "~", "[]"),
 }
 REAL_NUMBERS = {
-    "search.near_duplicate": ("0", "1.1", "x", ".nan"),
     "training.encoder_learning_rate": ("-0.1", "x", ".nan", ".inf"),
     "training.head_learning_rate": ("0", "-1", "x", ".inf"),
-    "training.weight_decay": ("-1", "x", ".inf"),
-    "training.warmup": ("1", "-0.1", "x", ".nan"),
-    "training.max_grad_norm": ("0", "x", ".inf", ".nan"),
-    "downstream.label_text_scale": ("0", "x", ".inf"),
     "assistant.temperature": ("-1", "5.1", "x", ".nan"),
     "assistant.top_p": ("0", "1.1", "x", ".nan"),
     "dialogue_gradient.learning_rate": ("0", "x", ".inf"),

@@ -87,3 +87,9 @@ def audited_run(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from audited import train
 
     return train(tmp_path_factory.mktemp("audited"), sentence)
+
+
+@pytest.fixture
+def near_prefixes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs with a random backbone, to which nearly all prefixes look alike."""
+    monkeypatch.setattr("gpta_local.knowledge.prefixes.NEAR_DUPLICATE", 1.0)

@@ -16,6 +16,8 @@ from gpta_local.run.finish import Finish
 from gpta_local.run.loop import Run
 from gpta_local.run.search import Search
 
+pytestmark = pytest.mark.usefixtures("near_prefixes_count")
+
 REPLIES = tuple(
     f"{word} said by a guest:" for word in ("First", "Next", "Then", "More", "Again", "Last", "Words", "Any")
 )
@@ -29,7 +31,7 @@ def train(folder: Path, sentence: Path, budget: dict[str, Any], **changes: Any) 
     settings: dict[str, Any] = {
         "assistant": {"backend": "replay", "run": "record"},
         "downstream": {"backbone": str(sentence)},
-        "search": {"rounds": 4, "proposals": 2, "near_duplicate": 1},
+        "search": {"rounds": 4, "proposals": 2},
         "finish": {"plain_control": False},
         "budget": budget,
     }
@@ -88,7 +90,7 @@ def test_tokens_that_were_not_counted_are_bounded_by_the_bytes(tmp_path: Path, s
 
 
 def test_model_of_an_online_search_is_trained_to_its_end(tmp_path: Path, sentence: Path) -> None:
-    search = {"rounds": 4, "proposals": 2, "near_duplicate": 1, "regime": "online"}
+    search = {"rounds": 4, "proposals": 2, "regime": "online"}
     online = {"search": search, "training": {"steps": 8}}
     _, run, _ = train(tmp_path, sentence, {"calls": 3}, **online)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -56,9 +56,9 @@ GOOD: dict[str, Any] = {
     "task": "text-classification",
     "data": {"train": "train.jsonl", "validation": "v.csv", "text": "text", "label": "label", "shots": 4},
     "card": {"name": "n", "description": "What guests wrote.", "labels": {"bad": "unhappy", "good": ""}},
-    "downstream": {"backbone": "b", "max_length": 64, "label_text_scale": 10.0},
-    "search": {"rounds": 2, "proposals": 4, "near_duplicate": 0.9, "regime": "auto", "scoring_rows": 8},
-    "training": {"steps": 2, "warmup": 0.1, "precision": "fp32", "device": "cpu"},
+    "downstream": {"backbone": "b", "max_length": 64},
+    "search": {"rounds": 2, "proposals": 4, "regime": "auto", "scoring_rows": 8},
+    "training": {"steps": 2, "precision": "fp32", "device": "cpu"},
     "finish": {"finalists": 1, "plain_control": False},
     "dialogue_gradient": {"method": "dpo", "steps": 3, "beta": 0.1},
     "privacy": {"allow_hosts": ["llm.example.org"], "leak_scan": {"enabled": True, "words": 6, "threshold": 1}},
@@ -250,7 +250,6 @@ def test_any_completion_is_a_prefix_of_one_line_or_counted(texts: list[str], tok
         embed=lambda prefixes: np.eye(len(prefixes), dtype=np.float32),
         tokens=lambda text: len(tokenizer.prefix_ids(text)),
         max_tokens=16,
-        near_duplicate=1.0,
         leak=lambda text: "",
     )
     assert len(candidates.verdicts) == len(texts)

@@ -30,6 +30,8 @@ from gpta_local.downstream.training import Training
 from gpta_local.errors import TrainingError
 from gpta_local.tasks import open_task
 
+pytestmark = pytest.mark.usefixtures("near_prefixes_count")
+
 Losses = NDArray[np.float64]
 PREFIXES = ("Review:", "What a guest says:", "In short,")
 
@@ -41,7 +43,7 @@ def configure(folder: Path, backbone: Path, rows: Sequence[dict[str, str]] | Non
     content = {
         "assistant": {"backend": "replay", "run": "recorded"},
         "downstream": {"backbone": str(backbone)},
-        "search": {"label_text_samples": 0, "near_duplicate": 1.0},
+        "search": {"label_text_samples": 0},
         "finish": {"plain_control": False},
     }
     return write_config(folder / "config.yaml", content | changes)
@@ -90,7 +92,7 @@ class TestDivergence:
     def test_learning_rate_that_is_far_too_high_is_told_and_no_product_is_made(
         self, steps: int, sentence: Path, tmp_path: Path
     ) -> None:
-        rates = {"head_learning_rate": 1e38, "encoder_learning_rate": 1e38, "warmup": 0.0, "weight_decay": 0.0}
+        rates = {"head_learning_rate": 1e38, "encoder_learning_rate": 1e38}
         result = train(tmp_path, sentence, training={"steps": steps, "precision": "fp32", **rates})
         assert result.exit_code == 1, result.output
         assert "error: " in result.stderr and "Lower the learning rates" in result.stderr

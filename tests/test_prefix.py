@@ -44,14 +44,13 @@ def no_leak(text: str) -> str:
     return ""
 
 
-def cleaned(replies: Sequence[str], known: Sequence[str] = (), near_duplicate: float = 0.98) -> Candidates:
+def cleaned(replies: Sequence[str], known: Sequence[str] = ()) -> Candidates:
     return clean(
         [Completion(reply, "m") for reply in replies],
         known,
         embed=letters,
         tokens=lambda text: len(text.split()),
         max_tokens=4,
-        near_duplicate=near_duplicate,
         leak=lambda text: "words of a row" if "secret" in text else "",
     )
 
@@ -76,9 +75,6 @@ class TestClean:
     def test_near_repetition_of_an_earlier_round_is_dropped(self) -> None:
         assert cleaned(["Another one", "beta"], known=["alpha"]).prefixes == ["beta"]
 
-    def test_threshold_of_one_keeps_all_but_the_same(self) -> None:
-        assert cleaned(["alpha", "Another one"], near_duplicate=1.0).prefixes == ["alpha", "Another one"]
-
     def test_near_repetition_of_a_dropped_one_is_kept(self) -> None:
         """c is near b, b is near a and dropped; c is not near a."""
 
@@ -87,7 +83,7 @@ class TestClean:
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
         completions = [Completion(text, "m") for text in "abc"]
-        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, near_duplicate=0.98, leak=no_leak)
+        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, leak=no_leak)
         assert candidates.prefixes == ["a", "c"]
 
     def test_unusable_reply_is_dropped_with_its_reason(self) -> None:

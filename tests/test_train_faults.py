@@ -41,6 +41,8 @@ from gpta_local.downstream.product import open_product
 from gpta_local.record.history import open_existing
 from gpta_local.record.verification import verify
 
+pytestmark = pytest.mark.usefixtures("near_prefixes_count")
+
 PREFIXES = ["What a guest says:", "Review:", "About the food:", "The service was", "In short,", "One evening:"]
 LONGEST = 20.0
 """Seconds that a run may take; those that go well take one or two."""
@@ -64,7 +66,7 @@ def configure(folder: Path, backbone: Path, assistant: dict[str, Any], **changes
     content = {
         "assistant": settings | assistant,
         "downstream": {"backbone": str(backbone)},
-        "search": {"rounds": 3, "proposals": 2, "label_text_samples": 0, "near_duplicate": 1.0},
+        "search": {"rounds": 3, "proposals": 2, "label_text_samples": 0},
         "finish": {"plain_control": False},
         **changes,
     }

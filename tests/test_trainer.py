@@ -336,9 +336,10 @@ def test_online_search_trains_between_the_rounds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("scale", "plain_wins"), [(10, False), (1000, True)])
 def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
-    tmp_path: Path, scale: float, plain_wins: bool
+    tmp_path: Path, scale: float, plain_wins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = ("search.regime=online", f"downstream.label_text_scale={scale}", "finish.plain_control=true")
+    monkeypatch.setattr("gpta_local.tasks.classification.LABEL_TEXT_SCALE", scale)
+    changes = ("search.regime=online", "finish.plain_control=true")
     result, observer = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
     assert result["product_is_plain"] == plain_wins
     first, *others = observer.selections[0].names

@@ -15,7 +15,7 @@ from samples import SENTIMENT, examples, sentiment_rows
 from gpta_local.config import TrainingConfig
 from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier, SequenceClassifier
-from gpta_local.downstream.training import MIN_STEPS, Training, total_steps
+from gpta_local.downstream.training import MIN_STEPS, WEIGHT_DECAY, Training, total_steps
 from gpta_local.errors import TrainingError
 
 ROWS = examples(sentiment_rows(), ("bad", "good"))
@@ -33,8 +33,16 @@ def model(request: pytest.FixtureRequest) -> DownstreamModel:
     return build(getattr(request, "param", "bert"), request)
 
 
-def training(model: DownstreamModel, steps: int, *, seed: int = 0, **changes: Any) -> Training:
-    return Training(model, ROWS, TrainingConfig(**SETTINGS | {"steps": steps} | changes), seed=seed)
+def training(
+    model: DownstreamModel, steps: int, *, seed: int = 0, weight_decay: float = WEIGHT_DECAY, **changes: Any
+) -> Training:
+    config = TrainingConfig(**SETTINGS | {"steps": steps} | changes)
+    return Training(model, ROWS, config, seed=seed, weight_decay=weight_decay)
+
+
+@pytest.fixture
+def no_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpta_local.downstream.training.WARMUP", 0.0)
 
 
 def weights(model: DownstreamModel) -> dict[str, torch.Tensor]:
@@ -70,20 +78,23 @@ class TestParameters:
             else:
                 assert not torch.equal(parameter, before[name]), name
 
-    def test_head_of_a_plain_checkpoint_has_ten_times_the_rate_of_its_encoder(self, model: DownstreamModel) -> None:
-        assert self.rates(training(model, 10, warmup=0.0)) == {"encoder": 5e-5, "head": pytest.approx(5e-4)}
+    def test_head_of_a_plain_checkpoint_has_ten_times_the_rate_of_its_encoder(
+        self, no_warmup: None, model: DownstreamModel
+    ) -> None:
+        assert self.rates(training(model, 10)) == {"encoder": 5e-5, "head": pytest.approx(5e-4)}
 
     @pytest.mark.parametrize("model", ["backbone"], indirect=True)
-    def test_head_of_a_sentence_backbone_has_its_own_rate(self, model: DownstreamModel) -> None:
-        assert self.rates(training(model, 10, warmup=0.0)) == {"encoder": 5e-5, "head": 1e-2}
+    def test_head_of_a_sentence_backbone_has_its_own_rate(self, no_warmup: None, model: DownstreamModel) -> None:
+        assert self.rates(training(model, 10)) == {"encoder": 5e-5, "head": 1e-2}
 
     def test_biases_and_norms_do_not_decay(self, model: DownstreamModel) -> None:
         for group in training(model, 10, weight_decay=0.1)._optimizer.param_groups:
             for parameter in group["params"]:
                 assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
 
-    def test_gradients_are_clipped(self, model: DownstreamModel) -> None:
-        steps = training(model, 2, max_grad_norm=0.01)
+    def test_gradients_are_clipped(self, model: DownstreamModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gpta_local.downstream.training.MAX_GRAD_NORM", 0.01)
+        steps = training(model, 2)
         norms: list[float] = []
 
         def measure(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -180,8 +191,11 @@ class TestBatches:
 
 
 class TestSchedule:
-    def test_rate_rises_to_its_value_and_falls_to_zero(self, model: DownstreamModel) -> None:
-        steps = training(model, 10, warmup=0.2)
+    def test_rate_rises_to_its_value_and_falls_to_zero(
+        self, model: DownstreamModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gpta_local.downstream.training.WARMUP", 0.2)
+        steps = training(model, 10)
         rates = []
         for _ in range(10):
             rates.append(steps._optimizer.param_groups[0]["lr"] / 5e-5)
@@ -202,9 +216,9 @@ class TestSchedule:
         assert total_steps(TrainingConfig(batch_size=16), 480, label_texts=True) == 3 * 60
 
     def test_so_many_times_the_steps_are_taken_at_a_rate_that_falls_over_them_all(
-        self, request: pytest.FixtureRequest
+        self, no_warmup: None, request: pytest.FixtureRequest
     ) -> None:
-        longer = Training(build("bert", request), ROWS, TrainingConfig(steps=4, warmup=0.0), seed=0, times=3)
+        longer = Training(build("bert", request), ROWS, TrainingConfig(steps=4), seed=0, times=3)
         longer.run("", 6)
         assert longer.steps == 12
         assert longer._optimizer.param_groups[0]["lr"] == pytest.approx(5e-5 / 2)
@@ -231,7 +245,7 @@ class TestLoss:
 
     def test_rates_that_are_far_too_high_stop_the_training(self, model: DownstreamModel) -> None:
         with pytest.raises(TrainingError, match="Lower the learning rates"):
-            training(model, 20, encoder_learning_rate=1e37, warmup=0.0, max_grad_norm=1e9).run("", 20)
+            training(model, 20, encoder_learning_rate=1e37).run("", 20)
 
     def test_last_step_that_breaks_the_model_is_not_told_as_done(self, model: DownstreamModel) -> None:
         """Who is told of it keeps the model, and would go on with it."""
@@ -293,8 +307,11 @@ class TestLabelTexts:
         config = TrainingConfig(**SETTINGS | {"steps": steps} | changes)
         return Training(model, ROWS, config, seed=0, label_texts=label_texts)
 
-    def test_head_ends_as_the_mean_of_its_own_and_the_label_texts(self, request: pytest.FixtureRequest) -> None:
-        still = {"encoder_learning_rate": 0.0, "max_grad_norm": 1e9}
+    def test_head_ends_as_the_mean_of_its_own_and_the_label_texts(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gpta_local.downstream.training.MAX_GRAD_NORM", 1e9)
+        still = {"encoder_learning_rate": 0.0}
         alone, joined = self.anchored(request), self.anchored(request)
         self.train(alone, 1, label_texts=False, batch_size=4, **still).run("", 1)  # the rows of the other's step
         self.train(joined, 1, **still).run("", 1)

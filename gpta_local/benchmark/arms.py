@@ -157,7 +157,8 @@ class Bench:
 
         model = SoftPromptClassifier(self.task.build_plain(), self.config.search.max_prefix_tokens, self.config.seed)
         rows = self.splits.train
-        training = Training(model, rows, settings(self.config.training, len(rows)), seed=self.config.seed)
+        config = settings(self.config.training, len(rows))
+        training = Training(model, rows, config, seed=self.config.seed, weight_decay=0.0)
         training.run("", training.steps)
         return self.measure(model, "", training.seconds)
 

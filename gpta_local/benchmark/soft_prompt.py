@@ -50,6 +50,7 @@ class SoftPromptClassifier(SentenceClassifier):
 
 
 def settings(config: TrainingConfig, rows: int) -> TrainingConfig:
-    """The training of the prompt on so many rows: its vectors take the place of the encoder's weights."""
+    """The training of the prompt on so many rows: its vectors take the place of the encoder's weights. They do not
+    decay, which `Training` is told apart."""
     steps = max(STEPS, total_steps(config, rows))
-    return config.model_copy(update={"encoder_learning_rate": LEARNING_RATE, "weight_decay": 0.0, "steps": steps})
+    return config.model_copy(update={"encoder_learning_rate": LEARNING_RATE, "steps": steps})

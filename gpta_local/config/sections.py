@@ -167,8 +167,6 @@ class DownstreamConfig(Section):
     for the one that the extra `demo` installs."""
     max_length: int | None = Field(default=None, ge=16)
     """Input tokens, prefix and special tokens included. None: the backbone's own limit."""
-    label_text_scale: float = Field(default=10.0, gt=0)
-    """The head starts as this factor × the embedding of each label's texts."""
 
 
 class SearchConfig(Section):
@@ -184,8 +182,6 @@ class SearchConfig(Section):
     """Scored prefixes that the assistant sees: half of them the best, half drawn from the rest."""
     scoring_rows: int = Field(default=512, ge=8)
     """Training rows in the last heat of the race."""
-    near_duplicate: float = Field(default=0.97, gt=0, le=1)
-    """Cosine of two prefixes' embeddings from which on the second is dropped."""
     regime: Literal["auto", "low-resource", "online"] = "auto"
     """low-resource: search first, then train. online: search and train in turns. auto: online
     from 500 training rows."""
@@ -229,10 +225,6 @@ class TrainingConfig(Section):
     label_text_loss: bool = True
     """In a low-resource search some of the label texts that the head started from go along in each step of training:
     embedded anew, they make a second head, whose loss is added, and the model's head ends as the mean of both."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; it falls linearly to 0 after."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     """auto: a GPU if there is one. Otherwise a torch device such as cpu or cuda:1."""

@@ -91,7 +91,6 @@ def measure(
             embed=lambda texts: model.embed(texts).cpu().numpy(),
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=config.search.max_prefix_tokens,
-            near_duplicate=config.search.near_duplicate,
             leak=leak_scan.find,
         )
         return prefixes.race(candidates.prefixes, losses, rows, first_heat=len(rows), on_scored=on_scored)[1:]

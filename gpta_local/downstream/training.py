@@ -32,6 +32,11 @@ LABEL_TEXTS = 2
 """Texts of each class in one step: four are no better and take longer (docs/LOG.md)."""
 LABEL_TEXTS_OF_A_STEP = 32
 """Of all classes together, twice a usual batch: of more than sixteen classes each has one."""
+WEIGHT_DECAY = 0.01
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises; it falls linearly to 0 after."""
+MAX_GRAD_NORM = 1.0
+"""These three are what is usual in fine-tuning BERT (Devlin et al. 2019)."""
 BUCKET = 32
 """Batches that are sorted by length together: little padding, order still random."""
 
@@ -71,6 +76,7 @@ class Training:
         seed: int,
         label_texts: bool = False,
         times: int = 1,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         self.model, self._seed = model, seed
         self._anchored = model if label_texts and isinstance(model, SentenceClassifier) and model.label_rows else None
@@ -85,7 +91,6 @@ class Training:
         self._accelerator = Accelerator(
             mixed_precision="bf16" if multiplies_in_bf16(config.precision, device) else "no", cpu=device.type == "cpu"
         )
-        self._max_grad_norm = config.max_grad_norm
         self._labels = [example.label for example in examples]
         self._tokenised = model.tokenizer.tokenise([example.texts for example in examples])
         with torch.random.fork_rng(self._gpus):
@@ -94,8 +99,8 @@ class Training:
         self._order = random.Random(f"batches-{seed}")
         self._lengths = [sum(len(text.ids) for text in row) for row in self._tokenised.alone]
         self._batches = self._endless_batches()
-        optimizer = torch.optim.AdamW(self._parameter_groups(config), fused=True)
-        warmup = round(config.warmup * self.steps)
+        optimizer = torch.optim.AdamW(self._parameter_groups(config, weight_decay), fused=True)
+        warmup = round(WARMUP * self.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)  # type: ignore[no-untyped-call]  # no types
         self._optimizer, self._schedule = self._accelerator.prepare(optimizer, schedule)
 
@@ -206,7 +211,7 @@ class Training:
         if not math.isfinite(loss.item()):
             raise self._diverged("training loss", loss.item())
         self._accelerator.backward(loss)
-        length = self._accelerator.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        length = self._accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
         if not math.isfinite(length):
             raise self._diverged("length of the gradient", float(length))
         self._optimizer.step()
@@ -227,7 +232,7 @@ class Training:
             fix=LOWER_RATES,
         )
 
-    def _parameter_groups(self, config: TrainingConfig) -> list[dict[str, object]]:
+    def _parameter_groups(self, config: TrainingConfig, weight_decay: float) -> list[dict[str, object]]:
         head = {id(parameter) for parameter in self.model.head.parameters()}
         frozen = {id(parameter) for parameter in self.model.input_embeddings().parameters()}
         for parameter in self.model.parameters():
@@ -243,7 +248,7 @@ class Training:
                     parameter for parameter, is_head in rest if is_head == wanted and (parameter.ndim > 1) == decays
                 ],
                 "lr": head_rate if wanted else rate,
-                "weight_decay": config.weight_decay if decays else 0.0,
+                "weight_decay": weight_decay if decays else 0.0,
             }
             for wanted in (False, True)
             for decays in (True, False)

@@ -23,6 +23,9 @@ from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
 
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
+NEAR_DUPLICATE = 0.97
+"""Cosine of two prefixes' embeddings from which on the second counts as there before: the same words with another
+sign or ending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,6 @@ def clean(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     tokens: Callable[[str], int],
     max_tokens: int,
-    near_duplicate: float,
     leak: Leak,
 ) -> Candidates:
     """Read completions and drop what cannot be used or was there before.
@@ -53,7 +55,6 @@ def clean(
         known: prefixes of earlier rounds.
         embed: texts (n) → unit vectors (n, d).
         tokens: length of a prefix in the backbone's tokens.
-        near_duplicate: cosine from which on a prefix counts as there before.
         leak: what it finds something in is unusable: it would be shown in the next request.
     """
     fresh: list[str | None] = []
@@ -79,7 +80,7 @@ def clean(
         for i, candidate in enumerate(fresh):
             if candidate is None:
                 continue
-            if kept and similar[position - len(known), kept].max() >= near_duplicate:
+            if kept and similar[position - len(known), kept].max() >= NEAR_DUPLICATE:
                 verdicts[i] = ("repeated", candidate)
             else:
                 kept.append(position)

@@ -140,7 +140,6 @@ class Search:
             embed=lambda texts: model.embed(texts).cpu().numpy(),
             tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
             max_tokens=search.max_prefix_tokens,
-            near_duplicate=search.near_duplicate,
             leak=self.leak_scan.find,
         )
         verdicts = []
