@@ -17,7 +17,7 @@ from gpta_local.downstream.product import (
     open_product,
 )
 from gpta_local.errors import DataError, InputError, OutputError
-from gpta_local.metrics import macro_f1, wilson_interval
+from gpta_local.metrics import by_class, macro_f1, wilson_interval
 from gpta_local.system.files import owner_only
 
 
@@ -72,22 +72,18 @@ def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
     check_columns(records[0], [*_columns(product), label])
     examples = read_examples(records, _columns(product), label, product.labels)
     logits = np.concatenate(list(product.logits([example.texts for example in examples])))
-    predicted, targets = logits.argmax(axis=1), np.array([example.label for example in examples])
-    interval = wilson_interval(float((predicted == targets).sum()), len(targets))
+    predicted, targets = logits.argmax(axis=1).tolist(), [example.label for example in examples]
+    interval = wilson_interval(sum(p == t for p, t in zip(predicted, targets, strict=True)), len(targets))
+    classes = len(product.labels)
     figures: dict[str, Any] = {
         "rows": len(targets),
         "accuracy": interval.value,
         "interval": [interval.low, interval.high],
-        "macro_f1": macro_f1(predicted.tolist(), targets.tolist(), len(product.labels)),
-        "labels": {},
+        "macro_f1": macro_f1(predicted, targets, classes),
+        "labels": {
+            name: asdict(of) for name, of in zip(product.labels, by_class(predicted, targets, classes), strict=True)
+        },
     }
-    for number, name in enumerate(product.labels):
-        hits = int(((predicted == number) & (targets == number)).sum())
-        figures["labels"][name] = {
-            "rows": int((targets == number).sum()),
-            "precision": hits / max(1, int((predicted == number).sum())),
-            "recall": hits / max(1, int((targets == number).sum())),
-        }
     return figures
 
 

@@ -23,7 +23,7 @@ def arm(
     """One trained model on one split: its figures, with Wilson's interval for the accuracy, and those on the
     training rows (`fitted`)."""
     n = len(evaluation.scores)
-    interval = wilson_interval(float(evaluation.scores.sum()), n)
+    interval = wilson_interval(round(evaluation.scores.sum()), n)
     return {
         **evaluation.summary,
         "interval": [interval.low, interval.high],
