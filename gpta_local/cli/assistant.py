@@ -8,11 +8,16 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-PATH = click.Path(path_type=Path)
+from gpta_local.cli.options import PATH, json_option
+
+if TYPE_CHECKING:
+    from gpta_local.assistant.vllm_server import VLLMServer
 
 
 @click.group()
@@ -92,20 +97,13 @@ def serve(
     section = {"backend": "vllm", "model": server.name, "base_url": server.base_url, "api_key_env": api_key_env}
     key_file = server.log.with_name(f"{server.log.name}.key")
     ready = False
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores the second, and means it
-            signal.signal(ending, signal.default_int_handler)  # as by Ctrl-C
+    _end_as_by_ctrl_c()
     try:
         with server, ExitStack() as files:
             if not given_key:
                 files.enter_context(private_file(key_file, f"{key}\n"))
                 click.echo(f'the key: export {api_key_env}="$(cat {shlex.quote(str(key_file))})"', err=True)
-
-            def report(seconds: float) -> None:
-                waited = f"{seconds:.0f} of at most {start_seconds:g} s"
-                click.echo(f"waiting until vLLM has loaded {server.name}: {waited}; log: {server.log}", err=True)
-
-            seconds = server.wait_until_healthy(start_seconds, report)
+            seconds = server.wait_until_healthy(start_seconds, partial(_tell_of_waiting, server, start_seconds))
             ready = True
             click.echo(yaml.safe_dump({"assistant": section}, sort_keys=False), nl=False)
             click.echo(f"ready after {seconds:.0f} s. Ctrl-C stops the server; log: {server.log}", err=True)
@@ -113,6 +111,18 @@ def serve(
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         sys.exit(0 if ready else 3)
+
+
+def _end_as_by_ctrl_c() -> None:
+    """On the signals by which others end a process."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is signal.SIG_DFL:  # nohup ignores the second, and means it
+            signal.signal(ending, signal.default_int_handler)
+
+
+def _tell_of_waiting(server: VLLMServer, at_most: float, seconds: float) -> None:
+    waited = f"{seconds:.0f} of at most {at_most:g} s"
+    click.echo(f"waiting until vLLM has loaded {server.name}: {waited}; log: {server.log}", err=True)
 
 
 @assistant.command()
@@ -177,7 +187,7 @@ def tune(
     type=click.IntRange(1),
     help="From which the shown history is made.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def evaluate(
     configs: tuple[Path, ...],
     adapters: tuple[Path, ...],

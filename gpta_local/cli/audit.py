@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
+from gpta_local.cli.options import PATH
 
 
 @click.group()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
+from gpta_local.cli.options import PATH, quiet_option
 
 
 @click.command()
@@ -16,7 +16,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 256), help="Trials at a time.")
 @click.option("--report-only", is_flag=True, help="Write the report of what is there; measure nothing.")
 @click.option("--redo-changed", is_flag=True, help="Measure again what the suite has other settings for now.")
-@click.option("--quiet", is_flag=True, help="Print warnings and the result only.")
+@quiet_option
 def benchmark(suite: Path, output: Path | None, jobs: int, report_only: bool, redo_changed: bool, quiet: bool) -> None:
     """Compare the arms of SUITE on the same rows and seeds, and write a report.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
+from gpta_local.cli.options import PATH
 from gpta_local.errors import GptaError, InputError
 
-PATH = click.Path(path_type=Path)
 sha256_option = click.option("--sha256", metavar="HEX", help="What the SHA-256 of the whole archive must be.")
 
 

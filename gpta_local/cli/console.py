@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gpta_local.doctor.findings import Finding
 
 HEARTBEAT_SECONDS = 30.0
-SHOWN = 5
+SHOWN_PREFIXES = 5
 """Prefixes of a round in its table; all of them with --verbose."""
 SHOWN_TEXTS = 3
 """Phrases for a label."""
@@ -130,7 +130,7 @@ class TerminalObserver(Observer):
         if not scored:
             self.warn(f"round {entry.number} brought no new prefix")
         if scored:
-            shown = scored if self._verbose else scored[:SHOWN]
+            shown = scored if self._verbose else scored[:SHOWN_PREFIXES]
             self.console.print(_gains([(s, s.text) for s in shown], entry.chosen))
         if entry.training_loss is not None:
             self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")

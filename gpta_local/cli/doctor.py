@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
+from gpta_local.cli.options import PATH, json_option, set_option
+
 
 @click.command()
-@click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the configuration; may be repeated."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("config", required=False, type=PATH)
+@set_option
+@json_option
 def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check this machine, and whether CONFIG will run on it; change nothing.
 

@@ -9,12 +9,9 @@ import errno
 import io
 import json
 import os
-import shlex
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,9 @@ from gpta_local.cli.audit import audit, purge
 from gpta_local.cli.benchmark import benchmark
 from gpta_local.cli.bundle import bundle
 from gpta_local.cli.doctor import doctor
-from gpta_local.errors import AssistantError, GptaError, StorageError
+from gpta_local.cli.options import PATH, json_option
+from gpta_local.cli.train import train
+from gpta_local.errors import GptaError
 from gpta_local.system.network import GUARD
 
 THREADS = {"TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -52,36 +51,37 @@ class Commands(click.Group):
                 stream.reconfigure(errors="replace")  # a terminal that knows no "±" gets a "?"
         try:
             return super().invoke(ctx)
-        except GptaError as exc:
-            click.echo(f"error: {exc}", err=True)
-            if ctx.obj:
-                click.echo(f"to go on: {ctx.obj}", err=True)
-            sys.exit(exc.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo(f"stopped. To go on: {ctx.obj}" if ctx.obj else "stopped.", err=True)
-            sys.exit(3)
-        except (RuntimeError, MemoryError) as exc:
-            if not isinstance(exc, MemoryError) and not any(words in str(exc) for words in OUT_OF_MEMORY):
-                raise
-            click.echo(
-                "error: out of memory. Lower training.batch_size, downstream.max_length or, with an assistant in this "
-                "process, search.proposals",
-                err=True,
-            )
-            sys.exit(1)
-        except sqlite3.Error as exc:
-            click.echo(f"error: the history cannot be written ({exc})", err=True)
-            sys.exit(2)
-        except OSError as exc:  # a disk that is full or a file that went away while running
+        except (GptaError, KeyboardInterrupt, click.Abort, RuntimeError, MemoryError, sqlite3.Error, OSError) as exc:
+            message, code = _ending(exc, ctx.obj)
+            click.echo(message, err=True)
+            sys.exit(code)
+        finally:
+            for refusal, times in GUARD.refused.items():
+                click.echo(f"refused: {times} connection{'s' if times > 1 else ''}: {refusal}", err=True)
+
+
+def _ending(exc: BaseException, resume_command: str | None) -> tuple[str, int]:
+    """What is said of an exception, and the exit code. One that is a fault of the program is raised again."""
+    match exc:
+        case GptaError():
+            how_to_go_on = f"\nto go on: {resume_command}" if resume_command else ""
+            return f"error: {exc}{how_to_go_on}", exc.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            return f"stopped. To go on: {resume_command}" if resume_command else "stopped.", 3
+        case sqlite3.Error():
+            return f"error: the history cannot be written ({exc})", 2
+        case OSError():  # a disk that is full or a file that went away while running
             if exc.errno == errno.EPIPE:  # the reader of the output has had enough
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 signal.raise_signal(signal.SIGPIPE)  # as other programs end then
             where = f"{exc.filename}: " if exc.filename else ""
-            click.echo(f"error: {where}{exc.strerror or exc}", err=True)
-            sys.exit(2)
-        finally:
-            for refusal, times in GUARD.refused.items():
-                click.echo(f"refused: {times} connection{'s' if times > 1 else ''}: {refusal}", err=True)
+            return f"error: {where}{exc.strerror or exc}", 2
+        case _ if isinstance(exc, MemoryError) or any(words in str(exc) for words in OUT_OF_MEMORY):
+            return (
+                "error: out of memory. Lower training.batch_size, downstream.max_length or, with an assistant in this "
+                "process, search.proposals"
+            ), 1
+    raise exc
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,103 +90,13 @@ def main() -> None:
     """A better small model out of a large one that never sees your data."""
 
 
+main.add_command(train)
 main.add_command(assistant)
 main.add_command(doctor)
 main.add_command(bundle)
 main.add_command(audit)
 main.add_command(purge)
 main.add_command(benchmark)
-
-PATH = click.Path(path_type=Path)
-overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the configuration; may be repeated."
-)
-
-
-@main.command()
-@click.argument("config", type=PATH)
-@overrides
-@click.option("--output", type=PATH, help="Run directory. Default: runs/NAME-DATE-TIME.")
-@click.option("--resume", is_flag=True, help="Go on with the run that was stopped in the run directory.")
-@click.option("--dry-run", is_flag=True, help="Check everything and estimate the time; write nothing.")
-@click.option("--quiet", is_flag=True, help="Print warnings and the result only.")
-@click.option("--verbose", is_flag=True, help="Print every prefix and all label texts.")
-@click.pass_context
-def train(
-    ctx: click.Context,
-    config: Path,
-    overrides: tuple[str, ...],
-    output: Path | None,
-    resume: bool,
-    dry_run: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
-    """Search for a prefix and train the model of CONFIG.
-
-    With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
-    newest below runs/ of this configuration. Where there is none, one begins.
-    """
-    from gpta_local.config import load
-
-    settings = load(config, overrides)
-    GUARD.allow(settings.privacy.allow_hosts)
-    from gpta_local.cli import console
-    from gpta_local.record import folder as run_folder
-    from gpta_local.system.interrupt import Interrupt
-
-    stopped = None if output else run_folder.newest_stopped(settings)
-    folder = output or (stopped if resume and stopped else run_folder.new(settings))
-    terminal = console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet)
-    with terminal as observer, Interrupt() as interrupt, _resume_told(ctx, folder):
-        if stopped and not resume:
-            observer.note(f"a run of this configuration was stopped; to go on with it: {_resume_command(stopped)}")
-        observer.stage("reading data, loading models", 1)
-        from gpta_local.record.folder import check_folder
-
-        match run_folder.check(folder, settings, resume=resume):
-            case "finished":
-                click.echo(f"{folder}: the run is finished")
-                return
-            case "nothing":
-                check_folder(folder)
-        from gpta_local.run.loop import Run
-
-        run = Run(settings, observer, interrupt)
-        card = run.plan.card
-        observer.note(
-            f"{settings.card.name}: {card.task}, {len(card.labels)} labels; {card.training_rows} training, "
-            f"{card.validation_rows} validation, {card.test_rows} test rows; "
-            f"{run.plan.regime} search, {run.plan.steps} training steps"
-        )
-        with closing(run.assistant):  # whatever happens, no adapter stays in a server
-            if dry_run:
-                from gpta_local.run.estimate import estimate
-
-                stages = estimate(run)
-                for stage, seconds in stages.items():
-                    click.echo(f"{stage:<22}{seconds:8.0f} s")
-                click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
-                return
-            result = run.run(folder, resume=resume)
-    console.show_result(result, str(folder))
-
-
-def _resume_command(folder: Path) -> str:
-    return shlex.join(["gpta-local", "train", str(folder / "config.yaml"), "--output", str(folder), "--resume"])
-
-
-@contextmanager
-def _resume_told(ctx: click.Context, folder: Path) -> Iterator[None]:
-    """Let `Commands` say how to go on with a run that was stopped by what can pass."""
-    from gpta_local.record import folder as run_folder
-
-    try:
-        yield
-    except (KeyboardInterrupt, AssistantError, StorageError):
-        if run_folder.state_of(folder) == "stopped":
-            ctx.find_root().obj = _resume_command(folder)
-        raise
 
 
 @main.command()
@@ -207,7 +117,7 @@ def predict(run: Path, data: Path, output: Path | None) -> None:
 @main.command()
 @click.argument("run", type=PATH)
 @click.argument("data", required=False, type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def evaluate(run: Path, data: Path | None, as_json: bool) -> None:
     """Evaluate the model of RUN on DATA (default: the test rows of the run's configuration)."""
     from gpta_local.downstream import inference

@@ -75,7 +75,7 @@ def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
     predicted, targets = logits.argmax(axis=1).tolist(), [example.label for example in examples]
     interval = wilson_interval(sum(p == t for p, t in zip(predicted, targets, strict=True)), len(targets))
     classes = len(product.labels)
-    figures: dict[str, Any] = {
+    return {
         "rows": len(targets),
         "accuracy": interval.value,
         "interval": [interval.low, interval.high],
@@ -84,7 +84,6 @@ def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
             name: asdict(of) for name, of in zip(product.labels, by_class(predicted, targets, classes), strict=True)
         },
     }
-    return figures
 
 
 def as_table(figures: Mapping[str, Any]) -> str:

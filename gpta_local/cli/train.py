@@ -1,0 +1,110 @@
+"""The command `gpta-local train`. Like `cli`: arguments and exit codes, nothing heavy at the top."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gpta_local.cli.options import PATH, quiet_option, set_option
+from gpta_local.errors import AssistantError, StorageError
+from gpta_local.system.network import GUARD
+
+if TYPE_CHECKING:
+    from gpta_local.run.loop import Run
+
+
+@click.command()
+@click.argument("config", type=PATH)
+@set_option
+@click.option("--output", type=PATH, help="Run directory. Default: runs/NAME-DATE-TIME.")
+@click.option("--resume", is_flag=True, help="Go on with the run that was stopped in the run directory.")
+@click.option("--dry-run", is_flag=True, help="Check everything and estimate the time; write nothing.")
+@quiet_option
+@click.option("--verbose", is_flag=True, help="Print every prefix and all label texts.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    config: Path,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Search for a prefix and train the model of CONFIG.
+
+    With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
+    newest below runs/ of this configuration. Where there is none, one begins.
+    """
+    from gpta_local.config import load
+
+    settings = load(config, overrides)
+    GUARD.allow(settings.privacy.allow_hosts)
+    from gpta_local.cli import console
+    from gpta_local.record import folder as run_folder
+    from gpta_local.system.interrupt import Interrupt
+
+    stopped = None if output else run_folder.newest_stopped(settings)
+    folder = output or (stopped if resume and stopped else run_folder.new(settings))
+    terminal = console.TerminalObserver(settings.search.rounds, verbose=verbose, quiet=quiet)
+    with terminal as observer, Interrupt() as interrupt, _resume_told(ctx, folder):
+        if stopped and not resume:
+            observer.note(f"a run of this configuration was stopped; to go on with it: {_resume_command(stopped)}")
+        observer.stage("reading data, loading models", 1)
+        match run_folder.check(folder, settings, resume=resume):
+            case "finished":
+                click.echo(f"{folder}: the run is finished")
+                return
+            case "nothing":
+                run_folder.check_folder(folder)
+        from gpta_local.run.loop import Run
+
+        run = Run(settings, observer, interrupt)
+        observer.note(_in_words(run))
+        with closing(run.assistant):  # whatever happens, no adapter stays in a server
+            if dry_run:
+                _show_estimate(run)
+                return
+            result = run.run(folder, resume=resume)
+    console.show_result(result, str(folder))
+
+
+def _in_words(run: Run) -> str:
+    card, plan = run.plan.card, run.plan
+    return (
+        f"{plan.config.card.name}: {card.task}, {len(card.labels)} labels; {card.training_rows} training, "
+        f"{card.validation_rows} validation, {card.test_rows} test rows; "
+        f"{plan.regime} search, {plan.steps} training steps"
+    )
+
+
+def _show_estimate(run: Run) -> None:
+    from gpta_local.run.estimate import estimate
+
+    stages = estimate(run)
+    for stage, seconds in stages.items():
+        click.echo(f"{stage:<22}{seconds:8.0f} s")
+    click.echo(f"{'all together, about':<22}{sum(stages.values()):8.0f} s")
+
+
+def _resume_command(folder: Path) -> str:
+    return shlex.join(["gpta-local", "train", str(folder / "config.yaml"), "--output", str(folder), "--resume"])
+
+
+@contextmanager
+def _resume_told(ctx: click.Context, folder: Path) -> Iterator[None]:
+    """Let `Commands` say how to go on with a run that was stopped by what can pass."""
+    from gpta_local.record import folder as run_folder
+
+    try:
+        yield
+    except (KeyboardInterrupt, AssistantError, StorageError):
+        if run_folder.state_of(folder) == "stopped":
+            ctx.find_root().obj = _resume_command(folder)
+        raise
