@@ -1,12 +1,12 @@
 """Inputs that cannot be used, by name: what is broken, and the words that the message must have.
 
 Knows files, not the program. Each case changes a folder in which `config.yaml` and `train.jsonl` are good.
+No message may repeat `CANARY`, which stands for a private row.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ Break = Callable[[Path], object]
 Case = tuple[Break, tuple[str, ...]]
 """How a folder is broken, and what the message must say."""
 
+CANARY = "CANARY"
 GOOD: dict[str, Any] = {
     "assistant": {"backend": "replay", "run": "recorded"},
     "search": {"rounds": 1, "proposals": 1, "label_text_samples": 0},
@@ -27,8 +28,15 @@ GOOD: dict[str, Any] = {
 
 
 def write_good(folder: Path, backbone: Path) -> None:
-    write_jsonl(folder / "train.jsonl", sentiment_rows())
+    """A run could be made here."""
+    write_rows(folder, backbone)
     record_replies(folder / "recorded", [], ["Review:"])
+
+
+def write_rows(folder: Path, backbone: Path) -> None:
+    """All but what the assistant needs."""
+    write_jsonl(folder / "train.jsonl", sentiment_rows())
+    (folder / "recorded").mkdir()
     write_config(folder / "config.yaml", {**GOOD, "downstream": {"backbone": str(backbone)}})
 
 
@@ -107,16 +115,7 @@ WORDS = {
     "data.text_pair": ("label", "other", "1"),
     "card.description": ("short", "~", "1", "[]", '""'),
     "card.name": ("1", "[]"),
-    "card.labels": (
-        "1",
-        "[bad]",
-        "[bad, bad]",
-        "[bad, good, ugly]",
-        "[no, yes]",
-        "{bad: 1, good: 2}",
-        '["", good]',
-        "[]",
-    ),
+    "card.labels": ("1", "[bad]", "[bad, bad]", "[bad, good, ugly]", "[no, yes]", "{bad: 1, good: 2}", "['', good]"),
     "card": ("~", "[]", "words", "1"),
     "data": ("~", "[]", "words"),
     "search": ("~", "[]", "4"),
@@ -124,7 +123,7 @@ WORDS = {
     "finish": ("~", "[]"),
     "privacy": ("~", "[]", "on"),
     "privacy.leak_scan": ("~", "false"),
-    "privacy.allow_hosts": ("1", "host", "[http://host]", "[host:80]", '["*.org"]', "[1]", "['a b']"),
+    "privacy.allow_hosts": ("1", "host", "[http://host]", "[host:80]", '["*.org"]', "[10.0.0.0/8]", "[1]", "['a b']"),
     "downstream": ("~", "[]"),
     "downstream.backbone": ("1", "missing", "config.yaml", "recorded", '"a\\0b"'),
     "dialogue_gradient": ("[]", "true", "sft", "{}"),
@@ -152,7 +151,6 @@ ENDPOINTS = {
     "with a body that is a list": "{HERE, extra_body: [1]}",
     "with a body that replaces messages": "{HERE, extra_body: {n: 1}}",
     "with a body of bytes": "{HERE, extra_body: {x: !!binary aGVsbG8=}}",
-    "with a body of infinities": "{HERE, extra_body: {x: [.inf]}}",
     "with a body that holds a date": "{HERE, extra_body: {x: {y: 2026-01-01}}}",
     "with a key in its body": "{HERE, extra_body: {api_key: x}}",
     "with a key as the variable": "{HERE, api_key_env: sk-1234}",
@@ -166,6 +164,20 @@ ENDPOINTS = {
     "whose adapter is missing": "{backend: local, adapter: missing}",
 }
 SAID = {
+    "training.device: cuda:99": "the device 'cuda:99' cannot be used here",
+    "downstream.backbone: missing": "no such model folder",
+    "assistant whose model folder is missing": "no such model folder",
+    "assistant with a variable that is not set": "the environment variable 'NOT_SET' is not set",
+    "task: generation": "task should be 'text-classification' or 'text-pair-classification', not 'generation'",
+    "training.steps: x": "training.steps should be a valid integer, unable to parse string as an integer, not 'x'",
+    "seed: -1": "seed should be greater than or equal to 0, not -1",
+    "assistant.backend: gpt": "assistant.backend must be one of local, openai, vllm, replay",
+    "data.text_pair: other": "data.text_pair is only for task: text-pair-classification",
+    "card.labels: [no, yes]": "(put it in quotes)",
+    "card.labels: {bad: 1, good: 2}": "(put it in quotes)",
+    "assistant without a model": "the key 'assistant.model' is missing",
+    "assistant without an address": "the key 'assistant.base_url' is missing",
+    "assistant of another backend's keys": "unknown key 'assistant.base_url'",
     "data.shots: 99": "data.shots is 99 but",
     "data.train: missing.jsonl": "missing.jsonl: no such file",
     "data.train: config.yaml": "the format '.yaml' is not known",
@@ -186,26 +198,19 @@ SAID = {
 """What is said where it is not the key: messages of paths name the path."""
 TEXTS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "not a mapping"),
-    "blank": (" \n\n", "not a mapping"),
-    "only a comment": ("# nothing\n", "not a mapping"),
-    "a word": ("hello\n", "not a mapping"),
-    "a number": ("42\n", "not a mapping"),
     "a list": ("- a\n- b\n", "not a mapping"),
-    "null": ("~\n", "not a mapping"),
     "JSON": ('["a"]', "not a mapping"),
     "half JSON": ('{"data": {"train": ', "not valid YAML"),
-    "a tab": ("data:\n\ttrain: x\n", "not valid YAML"),
+    "a tab": ("data:\n\ttrain: x\n", "config.yaml:2: not valid YAML"),
     "an open quote": ("data: 'x\n", "not valid YAML"),
-    "an open list": ("data: [x\n", "not valid YAML"),
-    "a colon too many": ("data: a: b\n", "not valid YAML"),
-    "a key twice": ("seed: 1\nseed: 2\n", "given twice"),
-    "a key that is a list": ("? [a]\n: b\n", "a key must be a word"),
+    "an open list": ("seed: 0\ndata: [x\n", "config.yaml:3: not valid YAML"),
+    "a key twice": ("seed: 1\nseed: 2\n", "config.yaml:2: not valid YAML: the key 'seed' is given twice"),
+    "a key that is a list": ("? [a]\n: b\n", "config.yaml:1: not valid YAML: a key must be a word"),
     "a key that is a date": ("2020-01-01: b\n", "a key must be a word"),
     "a key that is a number": ("1: b\n", "Keys should be strings"),
     "a date that is none": ("seed: 2020-99-99\n", "not valid YAML"),
     "a number too long": ("seed: " + "1" * 5000 + "\n", "YAML"),
-    "an unknown tag": ("data: !thing x\n", "not valid YAML"),
-    "a tag of Python": ("data: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    "a tag of Python": ("data: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
     "an unknown alias": ("data: *x\n", "not valid YAML"),
     "an alias of itself": ("data: &a {train: *a}\n", "config.yaml:1: not valid YAML: aliases"),
     "two documents": ("a: 1\n---\nb: 2\n", "not valid YAML"),
@@ -219,7 +224,6 @@ TEXTS: dict[str, tuple[str | bytes, str]] = {
     "Latin-1": ("card: {description: Größe}\n".encode("latin-1"), "UTF-8"),
     "UTF-16": ("data: x\n".encode("utf-16"), "UTF-8"),
     "bytes": (bytes(range(256)), "UTF-8"),
-    "a merge of nothing": ("<<: 1\n", "YAML"),
     "keys of another tool": ("model: gpt\ndataset: x\n", "unknown key 'model'"),
     "all keys wrong": ("Data: {}\nCard: {}\n", "did you mean 'data'"),
     "no data": ("card: {description: a long description}\n", "the key 'data' is missing"),
@@ -262,73 +266,66 @@ def saved(files: Mapping[str, str]) -> Break:
 LINE = '{"text": "good soup", "label": "good"}\n'
 LINES = LINE + '{"text": "cold soup", "label": "bad"}\n'
 PARQUET = table({"text": ["a b", "c d"], "label": ["x", "y"]})
+BROKEN_LINES: dict[str, tuple[str, str]] = {
+    "with half a line": ('{"text": "CANARY", "lab', "broken JSON"),
+    "with a missing comma": ('{"text": "CANARY" "label": "good"}', "broken JSON: Expecting ',' delimiter at column"),
+    "with a list": ("[1, 2]", "a JSON list"),
+    "with a number": ("1", "a JSON int"),
+    "with a word": ('"CANARY"', "a JSON str, not an object"),
+    "with null": ("null", "a JSON NoneType"),
+    "with two objects on a line": (LINE.strip() + LINE.strip(), "broken JSON"),
+    "nested too deep": ("[" * 100_000, "broken JSON: nested too deep"),
+    "with a number too long": (f'{{"text": "CANARY", "label": {"1" * 5000}}}', "broken JSON"),
+    "with a zero byte": ("\0", "broken JSON"),
+    "with a byte order mark inside": ("\ufeff" + LINE.strip(), "broken JSON"),
+    "without a text": ('{"label": "good", "note": "CANARY"}', "no column 'text'"),
+    "without a label": ('{"text": "CANARY"}', "no column 'label'"),
+    "with a text that is null": ('{"text": null, "label": "good", "note": "CANARY"}', "'text' is NoneType, not text"),
+    "with a text that is a number": ('{"text": 1, "label": "good"}', "'text' is int"),
+    "with a text that is a list": ('{"text": ["CANARY"], "label": "good"}', "'text' is list"),
+    "with an empty text": ('{"text": "", "label": "good", "note": "CANARY"}', "'text' is empty"),
+    "with a blank text": ('{"text": " \\t\\n", "label": "good"}', "'text' is empty"),
+    "with half a surrogate pair": ('{"text": "CANARY \\ud83d", "label": "good"}', "'text' is not valid Unicode"),
+    "with a label that is null": ('{"text": "CANARY", "label": null}', "'label' is empty or not a label"),
+    "with a label that is a list": ('{"text": "CANARY", "label": []}', "'label' is empty"),
+    "with a label that is a section": ('{"text": "CANARY", "label": {}}', "'label' is empty"),
+    "with an empty label": ('{"text": "CANARY", "label": " "}', "'label' is empty"),
+    "with half a pair for a label": ('{"text": "CANARY", "label": "\\ude00"}', "'label' is not valid Unicode"),
+}
+"""The third line of a file, and what is said of it after its number."""
 JSONL: dict[str, tuple[str | bytes, str]] = {
+    **{name: (f"{LINES}{line}\n", f"train.jsonl:3: {words}") for name, (line, words) in BROKEN_LINES.items()},
     "empty": ("", "no rows"),
     "of blank lines": ("\n \n\r\n", "no rows"),
-    "with half a line": (LINES + '{"text": "x", "lab', "train.jsonl:3: broken JSON"),
     "that is a list": (f"[{LINE.strip()},\n{LINE.strip()}]", "train.jsonl:1: broken JSON"),
-    "with a list": (LINES + "[1, 2]\n", "train.jsonl:3: a JSON list"),
-    "with a number": ("1\n", "a JSON int"),
-    "with a word": ('"text"\n', "a JSON str"),
-    "with null": ("null\n", "a JSON NoneType"),
-    "with single quotes": ("{'text': 'x'}\n", "broken JSON"),
-    "with two objects on a line": (LINE.strip() + LINE, "broken JSON"),
-    "nested too deep": (LINES + '{"text": ' + "[" * 100_000 + "\n", "train.jsonl:3: broken JSON"),
-    "with a number too long": (LINES + '{"text": "x", "label": ' + "1" * 5000 + "}\n", "train.jsonl:3: broken JSON"),
-    "with a zero byte": (LINES.encode() + b"\x00\n", "train.jsonl:3"),
     "of zero bytes": (b"\x00" * 1000, "broken JSON"),
-    "in Latin-1": (LINES.replace("good", "gut, größer").encode("latin-1"), "not UTF-8"),
+    "in Latin-1": (LINES.replace("good", "CANARY, größer").encode("latin-1"), "not UTF-8 text (byte"),
     "in UTF-16": (LINES.encode("utf-16"), "not UTF-8"),
-    "in UTF-32": (LINES.encode("utf-32"), "not UTF-8"),
     "compressed": (b"\x1f\x8b\x08\x00abc\xff", "not UTF-8"),
     "that is parquet": (PARQUET, "UTF-8"),
-    "that is CSV": ("text,label\na,b\n", "train.jsonl:1: broken JSON"),
-    "without a text": (LINES + '{"label": "good"}\n', "train.jsonl:3: no column 'text'"),
-    "without a label": (LINES + '{"text": "x"}\n', "train.jsonl:3: no column 'label'"),
-    "with a text that is null": (LINES + '{"text": null, "label": "good"}\n', "train.jsonl:3: 'text' is NoneType"),
-    "with a text that is a number": (LINES + '{"text": 1, "label": "good"}\n', "train.jsonl:3: 'text' is int"),
-    "with a text that is a list": (LINES + '{"text": ["a"], "label": "good"}\n', "train.jsonl:3: 'text' is list"),
-    "with an empty text": (LINES + '{"text": "", "label": "good"}\n', "train.jsonl:3: 'text' is empty"),
-    "with a blank text": (LINES + '{"text": " \\t\\n", "label": "good"}\n', "train.jsonl:3: 'text' is empty"),
-    "with half a surrogate pair": (LINES + '{"text": "a \\ud83d", "label": "good"}\n', "train.jsonl:3: 'text' is not"),
-    "with a label that is null": (LINES + '{"text": "x", "label": null}\n', "train.jsonl:3: 'label' is empty"),
-    "with a label that is a list": (LINES + '{"text": "x", "label": []}\n', "train.jsonl:3: 'label' is empty"),
-    "with a label that is a section": (LINES + '{"text": "x", "label": {}}\n', "train.jsonl:3: 'label' is empty"),
-    "with an empty label": (LINES + '{"text": "x", "label": " "}\n', "train.jsonl:3: 'label' is empty"),
-    "with half a surrogate pair for a label": (LINES + '{"text": "x", "label": "\\ude00"}\n', "'label' is not valid"),
-    "of one class": (LINE * 4, "only one class"),
-    "of a class for each row": (
-        "".join(json.dumps({"text": f"a {i}", "label": f"c{i}"}) + "\n" for i in range(9)),
-        "9 diff",
-    ),
+    "of one class": ('{"text": "CANARY", "label": "good"}\n' * 4, "only one class, 'good'"),
+    "of a class for each row": ("".join(f'{{"text": "a {i}", "label": "CANARY {i}"}}\n' for i in range(9)), "9 diff"),
     "of texts for labels": (
-        (LINES + '{"text": "x", "label": "the soup was far too cold"}\n') * 4,
+        (LINES + '{"text": "x", "label": "CANARY is what they said of us"}\n') * 4,
         "a label has 6 words or more",
     ),
     "with other columns": ('{"sentence": "x", "class": "y"}\n' * 2, "no column 'text'"),
     "with columns in capitals": ('{"Text": "x", "Label": "y"}\n' * 2, "no column 'text'"),
-    "with a byte order mark inside": (LINES + "\ufeff" + LINE, "train.jsonl:3: broken JSON"),
-    "with NaN for a text": (LINES + '{"text": NaN, "label": "good"}\n', "train.jsonl:3: 'text' is float"),
 }
 CSV: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "no rows"),
     "of a header alone": ("text,label\n", "no rows"),
-    "with a field too few": ("text,label\na,x\nb\n", "train.csv:3: not the 2 fields"),
-    "with a field too many": ("text,label\na,x\nb,y,z\n", "train.csv:3: not the 2 fields"),
-    "with an open quote": ('text,label\n"a,x\nb,y\n', "train.csv"),
-    "with a quote inside": ('text,label\n"a"b,x\n', "broken CSV"),
+    "with a field too few": ("text,label\na,x\nCANARY\n", "train.csv:3: not the 2 fields"),
+    "with a field too many": ("text,label\na,x\nCANARY,y,z\n", "train.csv:3: not the 2 fields"),
+    "with an open quote": ('text,label\n"CANARY,x\nb,y\n', "train.csv"),
+    "with a quote inside": ('text,label\n"CANARY"b,x\n', "broken CSV"),
     "with a column twice": ("text,text,label\na,b,x\n", "the column 'text' is there twice"),
     "without a header": ("good soup,good\ncold soup,bad\n", "no column 'text'"),
-    "with semicolons": ("text;label\na;x\nb;y\n", "no column 'text'"),
     "with a zero byte": ("text,label\na\x00,x\nb,y\nc,x\nd,y\n\x00", "train.csv"),
-    "in Latin-1": ("text,label\nGröße,x\n".encode("latin-1"), "not UTF-8"),
-    "in UTF-16": ("text,label\na,x\n".encode("utf-16"), "not UTF-8"),
+    "in Latin-1": ("text,label\nCANARY Größe,x\n".encode("latin-1"), "not UTF-8"),
     "with an empty text": ("text,label\na,x\n,y\n", "train.csv:3: 'text' is empty"),
     "with an empty label": ("text,label\na,x\nb,\n", "train.csv:3: 'label' is empty"),
-    "with an empty column name": (",label\na,x\n", "no column 'text'"),
     "of one class": ("text,label\na,x\nb,x\n", "only one class"),
-    "of commas": (",,,\n,,,\n", "train.csv:1"),
-    "that is JSON": (LINES, "no column 'text'"),
 }
 TSV: dict[str, tuple[str | bytes, str]] = {
     "with commas": ("text,label\na,x\nb,y\n", "no column 'text'"),
@@ -337,23 +334,18 @@ TSV: dict[str, tuple[str | bytes, str]] = {
 TABLES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not a readable parquet file"),
     "cut off": (PARQUET[:-20], "not a readable parquet file"),
-    "cut at the start": (PARQUET[20:], "not a readable parquet file"),
     "with a broken footer": (PARQUET[:-8] + b"\xff\xff\xff\x7fPAR1", "not a readable parquet file"),
-    "that is text": (LINES.encode(), "not a readable parquet file"),
-    "of zero bytes": (bytes(500), "not a readable parquet file"),
+    "that is text": (b"CANARY", "not a readable parquet file"),
     "without rows": (table({"text": pyarrow.array([], "string"), "label": pyarrow.array([], "string")}), "no rows"),
     "without columns": (table({}), "no rows"),
     "with other columns": (table({"a": ["x"], "b": ["y"]}), "no column 'text'"),
-    "with texts that are null": (table({"text": ["a", None], "label": ["x", "y"]}), "row 2: 'text' is NoneType"),
+    "with texts that are null": (table({"text": ["a", None], "label": ["x", "CANARY"]}), "row 2: 'text' is NoneType"),
     "with texts that are numbers": (table({"text": [1, 2], "label": ["x", "y"]}), "row 1: 'text' is int"),
     "with texts that are bytes": (table({"text": [b"a", b"b"], "label": ["x", "y"]}), "row 1: 'text' is bytes"),
-    "with texts that are lists": (table({"text": [["a"], ["b"]], "label": ["x", "y"]}), "row 1: 'text' is list"),
     "with labels that are lists": (table({"text": ["a", "b"], "label": [["x"], ["y"]]}), "row 1: 'label' is empty"),
-    "with labels that are null": (table({"text": ["a", "b"], "label": ["x", None]}), "row 2: 'label' is empty"),
 }
 FOLDERS: dict[str, tuple[Mapping[str, str], str]] = {
     "empty": ({}, "not a folder saved by `datasets`"),
-    "of other files": ({"notes.txt": "x"}, "not a folder saved by `datasets`"),
     "of broken JSON": ({"dataset_info.json": "{", "state.json": "{"}, "not a folder saved by `datasets`"),
     "without its data": (
         {"dataset_info.json": "{}", "state.json": '{"_data_files": [{"filename": "x.arrow"}]}'},
@@ -369,7 +361,10 @@ def unreadable(folder: Path) -> None:
 
 OTHER: dict[str, Case] = {
     "rows: a link to itself": (unreadable, ("train.jsonl",)),
-    "rows: a format that is not known": (rows(LINES, "train.xlsx"), ("'.xlsx' is not known",)),
+    "rows: a format that is not known": (
+        rows(LINES, "train.xlsx"),
+        ("'.xlsx' is not known", ".jsonl, .csv, .tsv or .parquet"),
+    ),
     "rows: no suffix": (rows(LINES, "train"), ("'' is not known",)),
     "validation: a label that training rows have not": (
         lambda folder: (

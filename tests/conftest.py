@@ -89,7 +89,9 @@ def audited_run(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return train(tmp_path_factory.mktemp("audited"), sentence)
 
 
-@pytest.fixture
-def near_prefixes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def near_prefixes_count() -> Iterator[None]:
     """For runs with a random backbone, to which nearly all prefixes look alike."""
-    monkeypatch.setattr("gpta_local.knowledge.prefixes.NEAR_DUPLICATE", 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpta_local.knowledge.prefixes.NEAR_DUPLICATE", 1.1)  # no cosine reaches it
+        yield

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from samples import (
     write_config,
     write_jsonl,
 )
-
-from gpta_local import __version__
 
 
 @pytest.fixture
@@ -61,11 +58,13 @@ def config(project: Path, bert: Path) -> Path:
 
 class TestHelp:
     def test_help_takes_less_than_three_tenths_of_a_second(self) -> None:
+        """Of the processor: on a busy machine a clock on the wall says little."""
         times = []
-        for _ in range(5):
-            started = time.perf_counter()
+        for _ in range(3):
+            before = os.times()
             done = subprocess.run([*PROGRAM, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=30)
-            times.append(time.perf_counter() - started)
+            after = os.times()
+            times.append(after.children_user + after.children_system - before.children_user - before.children_system)
             assert done.returncode == 0, done.stderr
         assert min(times) < 0.3
 
@@ -89,9 +88,6 @@ class TestHelp:
         for name in names:
             assert invoke(name, "--help").exit_code == 0
 
-    def test_version_is_that_of_the_package(self) -> None:
-        assert invoke("--version").stdout.strip() == f"gpta-local, version {__version__}"
-
     def test_unknown_option_is_told(self) -> None:
         result = invoke("train", "x.yaml", "--outptu", "y")
         assert result.exit_code == 2
@@ -99,92 +95,16 @@ class TestHelp:
 
 
 class TestBadInput:
-    """Each gives one message and exit code 2, and leaves no run directory."""
-
-    def refused(self, config: Path, *words: str, options: tuple[object, ...] = ()) -> None:
-        output = config.parent / "run"
-        before = sorted(path.name for path in config.parent.iterdir())
-        assert_refused(invoke("train", config, "--output", output, *options), *words)
-        assert not output.exists()
-        assert sorted(path.name for path in config.parent.iterdir()) == before
-
-    def test_missing_configuration(self, tmp_path: Path) -> None:
-        self.refused(tmp_path / "none.yaml", "none.yaml: no such configuration file")
-
-    def test_folder_as_configuration(self, project: Path) -> None:
-        self.refused(project / "record", "a folder, not a configuration file")
-
-    def test_broken_configuration(self, project: Path) -> None:
-        (project / "broken.yaml").write_text("data:\n  train: [\n", encoding="utf-8")
-        self.refused(project / "broken.yaml", "broken.yaml:3: not valid YAML")
-
-    @pytest.mark.parametrize(
-        ("changes", "words"),
-        [
-            ({"data": {"train": "no.jsonl"}}, ["no.jsonl: no such file or folder"]),
-            ({"data": {"train": "train.jsonl", "test": "no.csv"}}, ["no.csv: no such file or folder"]),
-            ({"data": {"train": "train.jsonl", "text": "txt"}}, ["train.jsonl:1: no column 'txt'", "'text'"]),
-            ({"data": {"train": "train.jsonl", "label": "lable"}}, ["no column 'lable'", "Did you mean 'label'?"]),
-            ({"data": {"train": "train.jsonl", "shots": 13}}, ["has only 12 training rows", "Set data.shots to 12"]),
-            ({"data": {"train": "train.jsonl", "lable": "x"}}, ["unknown key 'data.lable'", "did you mean 'label'?"]),
-            ({"trainig": {}}, ["unknown key 'trainig'; did you mean 'training'?"]),
-            ({"training": {"steps": "many"}}, ["training.steps should be a valid integer", "not 'many'"]),
-            ({"training": {"device": "cuda:99"}}, ["the device 'cuda:99' cannot be used here"]),
-            ({"training": {"device": "gpu"}}, ["the device 'gpu' cannot be used here"]),
-            ({"downstream": {"backbone": "no-such-folder"}}, ["no such model folder"]),
-            ({"downstream": {"max_length": 16}}, ["inputs of 16 tokens have room for 5"]),
-            ({"downstream": {"backbone": "record"}}, ["not a model folder"]),
-            ({"assistant": {"run": "no-run"}}, ["no history here"]),
-            ({"card": {"description": "Reviews of guests.", "labels": ["a", "b"]}}, ["unknown label"]),
-            ({"task": "text-pair-classification"}, ["no column 'text_pair'"]),
-        ],
-    )
-    def test_value_that_cannot_be_used(
-        self, project: Path, bert: Path, changes: dict[str, Any], words: list[str]
-    ) -> None:
-        self.refused(write_config(project / "config.yaml", settings(bert, changes)), *words)
-
-    @pytest.mark.parametrize(
-        ("rows", "words"),
-        [
-            ('{"text": "a", "label": "x"}\n{"text": "b", "label": \n', "train.jsonl:2: broken JSON"),
-            ('{"text": "a", "label": "x"}\n\n{"text": " ", "label": "y"}\n', "train.jsonl:3: 'text' is empty"),
-            ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', "only one class, 'x'"),
-            ("", "no rows"),
-        ],
-    )
-    def test_rows_that_cannot_be_used(self, config: Path, rows: str, words: str) -> None:
-        (config.parent / "train.jsonl").write_text(rows, encoding="utf-8")
-        self.refused(config, words)
-
-    def test_unknown_label_in_the_test_rows(self, project: Path, bert: Path) -> None:
-        write_jsonl(project / "test.jsonl", [*sentiment_rows(), {"text": "x", "label": "goood"}])
-        changes = {"data": {"train": "train.jsonl", "test": "test.jsonl"}}
-        path = write_config(project / "config.yaml", settings(bert, changes))
-        self.refused(path, "test.jsonl:25: unknown label 'goood'", "Did you mean 'good'?")
-
-    def test_missing_model_folder_of_the_assistant(self, project: Path, bert: Path) -> None:
-        path = write_config(
-            project / "config.yaml", {"downstream": {"backbone": str(bert)}, "assistant": {"model": "x"}}
-        )
-        self.refused(path, "assistant.model", "no such model folder")
+    """Besides the many of test_broken_inputs.py."""
 
     def test_assistant_without_a_chat_template(self, project: Path, bert: Path) -> None:
         from tiny_models import tiny_llama
 
         tiny_llama(project / "llama")
         changes = {"downstream": {"backbone": str(bert)}, "assistant": {"model": "llama"}}
-        self.refused(write_config(project / "config.yaml", changes), "no chat template")
-
-    @pytest.mark.parametrize("value", ["seed", "seed=x", "training.stepps=3", "data.train.x=1"])
-    def test_bad_override(self, config: Path, value: str) -> None:
-        self.refused(config, options=("--set", value))
-
-    def test_key_that_is_not_set(self, project: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("GPTA_NO_KEY", raising=False)
-        assistant = {"backend": "vllm", "model": "m", "api_key_env": "GPTA_NO_KEY"}
-        path = write_config(project / "config.yaml", {"downstream": {"backbone": str(bert)}, "assistant": assistant})
-        self.refused(path, "the environment variable 'GPTA_NO_KEY' is not set", "export GPTA_NO_KEY=...")
+        path = write_config(project / "config.yaml", changes)
+        assert_refused(invoke("train", path, "--output", project / "run"), "no chat template")
+        assert not (project / "run").exists()
 
     def test_output_that_is_not_empty(self, config: Path) -> None:
         (config.parent / "run").mkdir()
@@ -193,14 +113,8 @@ class TestBadInput:
         assert_refused(result, "there is something in this directory already")
         assert [path.name for path in (config.parent / "run").iterdir()] == ["mine"]
 
-    def test_output_that_is_a_file(self, config: Path) -> None:
-        assert_refused(invoke("train", config, "--output", config), "a file, not a directory")
-
     def test_output_below_a_file(self, config: Path) -> None:
         assert_refused(invoke("train", config, "--output", config / "run"), "cannot be written")
-
-    def test_output_in_a_place_that_cannot_be_written(self, config: Path) -> None:
-        assert_refused(invoke("train", config, "--output", "/proc/gpta-run"), "cannot be written")
 
     def test_output_is_checked_before_anything_is_loaded(self, config: Path) -> None:
         (config.parent / "train.jsonl").unlink()
@@ -228,55 +142,42 @@ class TestFailureWhileRunning:
         assert invoke("history", config.parent / "run").exit_code == 0
         return result.stderr
 
-    def interrupt(self, monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> None:
-        def fail(*_: object, **__: object) -> None:
-            raise problem
-
-        monkeypatch.setattr("gpta_local.run.finish.Finish.contestants", fail)
-
     def test_loss_that_is_no_number_ends_with_code_1(self, config: Path) -> None:
         changes = ("encoder_learning_rate=1e37", "steps=20")
         stderr = self.end(config, 1, *[option for change in changes for option in ("--set", f"training.{change}")])
         assert stderr.startswith("error: the training loss is nan at step")
         assert "Lower the learning rates" in stderr
 
-    def test_interrupt_of_the_user_ends_with_code_3(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.interrupt(monkeypatch, KeyboardInterrupt())
-        assert self.end(config, 3).startswith("stopped.")
-
     @pytest.mark.parametrize(
-        "words", ["CUDA out of memory. Tried …", "DefaultCPUAllocator: can't allocate memory: you tried …"]
-    )
-    def test_lack_of_memory_is_one_message(self, config: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-        self.interrupt(monkeypatch, RuntimeError(words))
-        assert self.end(config, 1).startswith("error: out of memory. Lower training.batch_size")
-
-    def test_safetensors_that_cannot_be_written_is_an_error_of_the_system(
-        self, config: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        self.interrupt(monkeypatch, SafetensorError("Error: I/O error: File too large (os error 27)"))
-        assert "File too large" in self.end(config, 2)
-
-    def test_full_disk_ends_with_code_1(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.interrupt(monkeypatch, OSError(28, "No space left on device", "metrics.jsonl"))
-        assert self.end(config, 1).startswith(
-            "error: metrics.jsonl: the disk is full. Make room, and go on with --resume\n"
-        )
-
-    @pytest.mark.parametrize(
-        ("problem", "code", "words"),
+        ("problem", "code", "told"),
         [
-            ("database or disk is full", 1, "the disk is full"),
-            ("disk I/O error", 1, "the disk fails"),
-            ("database is locked", 2, "the history cannot be used"),
-            ("attempt to write a readonly database", 2, "the history cannot be used"),
+            (KeyboardInterrupt(), 3, "stopped."),
+            (RuntimeError("CUDA out of memory. Tried …"), 1, "error: out of memory. Lower training.batch_size"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"), 1, "error: out of memory."),
+            (SafetensorError("Error: I/O error: File too large (os error 27)"), 2, "error: RUN: File too large"),
+            (
+                OSError(28, "No space", "metrics.jsonl"),
+                1,
+                "error: metrics.jsonl: the disk is full. Make room",
+            ),
+            (sqlite3.OperationalError("database or disk is full"), 1, "error: RUN/history.sqlite: the disk is full"),
+            (sqlite3.OperationalError("disk I/O error"), 1, "error: RUN/history.sqlite: the disk fails"),
+            (
+                sqlite3.OperationalError("database is locked"),
+                2,
+                "error: RUN/history.sqlite: the history cannot be used",
+            ),
         ],
+        ids=lambda value: str(value) if isinstance(value, BaseException) else "",
     )
-    def test_history_that_cannot_be_written_is_one_message_with_its_path(
-        self, config: Path, monkeypatch: pytest.MonkeyPatch, problem: str, code: int, words: str
+    def test_what_stops_a_run_is_one_message_with_its_code(
+        self, config: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException, code: int, told: str
     ) -> None:
-        self.interrupt(monkeypatch, sqlite3.OperationalError(problem))
-        assert self.end(config, code).startswith(f"error: {config.parent / 'run' / 'history.sqlite'}: {words}")
+        def fail(*_: object, **__: object) -> None:
+            raise problem
+
+        monkeypatch.setattr("gpta_local.run.finish.Finish.contestants", fail)
+        assert self.end(config, code).startswith(told.replace("RUN", str(config.parent / "run")))
 
 
 class TestDryRun:
@@ -299,13 +200,10 @@ class TestDryRun:
         assert result.stderr.count("warning: ") == 1
         assert "warning: 5 training rows are also in test" in result.stderr
 
-    def test_quiet_prints_nothing_but_warnings_and_the_result(self, config: Path) -> None:
-        assert invoke("train", config, "--dry-run", "--quiet").stderr == ""
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the quickstart's rows and the real backbone; what it printed is beside it."""
+def run(near_prefixes_count: None, sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the quickstart's rows and a tiny backbone; what it printed is beside it."""
     folder = tmp_path_factory.mktemp("quickstart")
     for split, rows in (("train", 84), ("validation", 14), ("test", 28)):
         write_jsonl(folder / f"{split}.jsonl", read_rows(split)[:rows])
@@ -316,6 +214,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "card": content["card"],
         "data": {"validation": "validation.jsonl", "test": "test.jsonl", "shots": 3},
         "assistant": {"backend": "replay", "run": "record"},
+        "downstream": {"backbone": str(sentence)},
+        "search": {"max_prefix_tokens": 40},
         "training": {"steps": 4},
     }
     path = write_config(folder / "config.yaml", changes)
@@ -331,17 +231,16 @@ class TestTrain:
         names = {path.name for path in run.iterdir()}
         assert {"config.yaml", "history.sqlite", "metrics.jsonl", "model", "summary.json"} <= names
         assert not [name for name in names if "partial" in name]
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(lines) >= 2 and all(len(line["losses"]) == 4 for line in lines)
 
-    def test_summary_has_the_figures_of_every_arm(self, run: Path) -> None:
+    def test_summary_has_the_label_texts_and_the_figures_of_every_arm(self, run: Path) -> None:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        assert summary["label_texts"][2:] == [LABEL_TEXTS], "after the names and the meanings of the card"
         assert {"gpta", "no_prefix", "plain"} <= set(summary["arms"])
         for arm in summary["arms"].values():
             assert arm["rows"] == 28
             assert arm["interval"][0] <= arm["accuracy"] <= arm["interval"][1]
-
-    def test_summary_has_the_label_texts_of_the_assistant(self, run: Path) -> None:
-        chosen = json.loads((run / "summary.json").read_text(encoding="utf-8"))["label_texts"]
-        assert chosen[2:] == [LABEL_TEXTS], "after the names and the meanings of the card"
 
     def test_result_goes_to_standard_output_and_the_rest_to_standard_error(self, run: Path) -> None:
         stdout = (run.parent / "stdout").read_text(encoding="utf-8")
@@ -350,11 +249,6 @@ class TestTrain:
         assert f"Model: {run}/model" in stdout
         assert "round 1 of 1" in stderr
         assert "round 1" not in stdout
-
-    def test_losses_of_every_step_are_kept(self, run: Path) -> None:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(lines) >= 2
-        assert all(len(line["losses"]) == 4 for line in lines)
 
     def test_configuration_of_the_run_gives_the_same_model_again(self, run: Path, tmp_path: Path) -> None:
         options = ("--quiet", "--set", "finish.plain_control=false")
@@ -384,10 +278,6 @@ class TestTrain:
         (folder,) = (project / "runs").iterdir()
         assert folder.name.startswith("a-b-ü-20")
 
-    def test_exhausted_record_ends_with_a_message(self, run: Path, tmp_path: Path) -> None:
-        result = invoke("train", run / "config.yaml", "--output", tmp_path / "run", "--set", "search.proposals=4")
-        assert_refused(result, "4 completions are asked for and 3 recorded ones are left")
-
 
 class TestPredict:
     def test_every_row_gets_a_label_and_probabilities(self, run: Path) -> None:
@@ -407,26 +297,13 @@ class TestPredict:
         assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == printed
         assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
-    def test_labels_are_not_needed(self, run: Path, tmp_path: Path) -> None:
-        path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "where is my invoice"}])
-        assert invoke("predict", run, path).exit_code == 0
-
     @pytest.mark.parametrize(
         ("rows", "words"),
-        [
-            ('{"tekst": "a"}\n', "no column 'text'"),
-            ('{"text": ""}\n', "'text' is empty"),
-            ("garbage\n", "rows.jsonl:1: broken JSON"),
-            ("", "no rows"),
-        ],
+        [('{"tekst": "a"}\n', "no column 'text'"), ("garbage\n", "rows.jsonl:1: broken JSON"), ("", "no rows")],
     )
     def test_rows_that_cannot_be_used_are_told(self, run: Path, tmp_path: Path, rows: str, words: str) -> None:
         (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
         assert_refused(invoke("predict", run, tmp_path / "rows.jsonl"), words)
-
-    def test_output_in_a_missing_folder_is_told(self, run: Path, tmp_path: Path) -> None:
-        result = invoke("predict", run, run.parent / "validation.jsonl", "--output", tmp_path / "no" / "out.jsonl")
-        assert_refused(result, "cannot be written")
 
     def test_directory_as_output_is_told(self, run: Path) -> None:
         assert_refused(invoke("predict", run, run.parent / "validation.jsonl", "--output", "."), "a directory is there")
@@ -439,9 +316,6 @@ class TestPredict:
         result = invoke("predict", run, run.parent / "validation.jsonl", "--output", tmp_path / "pipe")
         read.join(60)
         assert result.exit_code == 0 and len(lines) == 14 and (tmp_path / "pipe").is_fifo()
-
-    def test_folder_without_a_model_is_told(self, run: Path, tmp_path: Path) -> None:
-        assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "no trained model here")
 
     def test_broken_model_is_told(self, run: Path, tmp_path: Path) -> None:
         shutil.copytree(run / "model", tmp_path / "model")
@@ -457,22 +331,6 @@ class TestPredict:
         assert "Loading" not in done.stderr
         assert "warning" not in done.stderr.lower().replace("resourcewarning", "")
 
-    def test_reader_that_goes_away_is_no_error(self, run: Path) -> None:
-        writer = subprocess.Popen(
-            [*PROGRAM, "init", str(run.parent / "train.jsonl")],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert writer.stdout is not None
-        writer.stdout.close()
-        assert writer.stderr is not None
-        errors = writer.stderr.read()
-        writer.wait(timeout=60)
-        assert "error: " not in errors
-        assert "Traceback" not in errors
-
 
 class TestEvaluate:
     def test_figures_on_the_test_rows_are_those_of_the_run(self, run: Path) -> None:
@@ -487,19 +345,12 @@ class TestEvaluate:
         assert result.exit_code == 0, result.output
         assert all(f"\n{name} " in result.stdout for name in LABEL_TEXTS)
 
-    def test_rows_of_the_labels_add_up(self, run: Path) -> None:
-        figures = json.loads(invoke("evaluate", run, run.parent / "validation.jsonl", "--json").stdout)
-        assert sum(label["rows"] for label in figures["labels"].values()) == figures["rows"] == 14
-
     def test_unknown_label_is_told(self, run: Path, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": "bilings"}])
         assert_refused(invoke("evaluate", run, path), "rows.jsonl:1: unknown label 'bilings'", "'billing'")
 
     def test_exported_folder_needs_rows(self, run: Path) -> None:
         assert_refused(invoke("evaluate", run / "model"), "Give a data file")
-
-    def test_run_without_a_model_is_told(self, tmp_path: Path) -> None:
-        assert_refused(invoke("evaluate", tmp_path), "no trained model here")
 
 
 class TestExport:
@@ -517,10 +368,6 @@ class TestExport:
         assert_refused(invoke("export", tmp_path, tmp_path / "out"), "no trained model here")
         assert not (tmp_path / "out").exists()
 
-    def test_broken_record_is_told(self, tmp_path: Path) -> None:
-        (tmp_path / "gpta.json").write_text("[]", encoding="utf-8")
-        assert_refused(invoke("export", tmp_path, tmp_path / "out"), "broken record")
-
 
 class TestHistory:
     def test_rounds_and_prefixes_are_shown(self, run: Path) -> None:
@@ -531,9 +378,6 @@ class TestHistory:
         assert {line.split("rows)  ")[1] for line in lines[1:]} == set(PREFIXES)
         gains = [float(line.split()[0]) for line in lines[1:]]
         assert gains == sorted(gains, reverse=True)
-
-    def test_best_limits_the_prefixes(self, run: Path) -> None:
-        assert len(invoke("history", run, "--best", 1).stdout.splitlines()) == 2
 
     def test_folder_without_a_history_is_told(self, tmp_path: Path) -> None:
         assert_refused(invoke("history", tmp_path), "no history here")
@@ -560,10 +404,3 @@ class TestInit:
         done = invoke("train", "config.yaml", "--dry-run", *options)
         assert done.exit_code == 0, done.output
         assert f"2 labels; {len(rows)} training" in done.stderr
-
-    def test_missing_file_is_told(self, tmp_path: Path) -> None:
-        assert_refused(invoke("init", tmp_path / "no.jsonl"), "no such file or folder")
-
-    def test_garbage_is_told(self, tmp_path: Path) -> None:
-        (tmp_path / "rows.csv").write_bytes(b"\xff\xfe\x00garbage")
-        assert_refused(invoke("init", tmp_path / "rows.csv"), "not UTF-8 text")

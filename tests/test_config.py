@@ -13,7 +13,6 @@ from gpta_local.config import (
     DialogueGradientConfig,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
-    ReplayAssistantConfig,
     VLLMAssistantConfig,
     dump,
     load,
@@ -41,20 +40,10 @@ def changed(tmp_path: Path, changes: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
-def test_shipped_configuration_loads(shipped: Path) -> None:
-    load(shipped)
-
-
-def test_there_are_shipped_configurations() -> None:
-    assert SHIPPED
-
-
-@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda p: str(p.relative_to(ROOT)))
-def test_shipped_configuration_names_data_that_is_shipped(shipped: Path) -> None:
-    config = load(shipped)
+def test_shipped_configuration_loads_and_names_data_that_is_shipped(shipped: Path) -> None:
+    data = load(shipped).data
     if "quickstart" in shipped.parts:
-        for split in (config.data.train, config.data.validation, config.data.test):
-            assert split is None or Path(split).is_file()
+        assert all(Path(split).is_file() for split in (data.train, data.validation, data.test) if split)
 
 
 def test_defaults_need_only_train_rows_and_a_description(path: Path) -> None:
@@ -63,10 +52,8 @@ def test_defaults_need_only_train_rows_and_a_description(path: Path) -> None:
     assert isinstance(config.assistant, LocalAssistantConfig)
     assert config.assistant.model == EMBEDDED_ASSISTANT
     assert config.downstream.backbone == DEMO_BACKBONE
-
-
-def test_card_name_defaults_to_the_name_of_the_file(path: Path) -> None:
-    assert load(path).card.name == "restaurant"
+    assert config.dialogue_gradient is None
+    assert config.card.name == "restaurant", "as the file"
 
 
 @pytest.mark.parametrize(
@@ -93,54 +80,9 @@ def test_unknown_key_like_no_other_lists_the_known_ones(tmp_path: Path) -> None:
     assert "known here: train, validation, test, text" in message
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"data": {"train": None, "test": "test.jsonl"}}, "data.train"),
-        ({"card": None}, "card"),
-        ({"assistant": {"backend": "openai", "model": "m"}}, "assistant.base_url"),
-        ({"assistant": {"backend": "vllm"}}, "assistant.model"),
-        ({"assistant": {"backend": "replay"}}, "assistant.run"),
-    ],
-)
-def test_missing_key_is_named(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
-    assert f"the key '{key}' is missing" in refusal(changed(tmp_path, changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"training": {"steps": "many"}}, "training.steps"),
-        ({"data": {"shots": 0}}, "data.shots"),
-        ({"data": "train.jsonl"}, "data"),
-        ({"search": {"regime": "fast"}}, "search.regime"),
-        ({"task": "regression"}, "task"),
-        ({"seed": -1}, "seed"),
-        ({"assistant": {"backend": "vllm", "model": "m", "base_url": "127.0.0.1:8000"}}, "assistant.base_url"),
-        ({"assistant": {"top_p": 0}}, "assistant.top_p"),
-        ({"card": {"description": "short"}}, "card.description"),
-        ({"assistant": "local"}, "assistant"),
-        ({"assistant": ["local"]}, "assistant"),
-        ({"dialogue_gradient": {"method": "ppo"}}, "dialogue_gradient.method"),
-        ({"dialogue_gradient": {"batch_size": 1}}, "dialogue_gradient.batch_size"),
-        ({"dialogue_gradient": {"learning_rate": 0}}, "dialogue_gradient.learning_rate"),
-        ({"dialogue_gradient": "sft"}, "dialogue_gradient"),
-    ],
-)
-def test_wrong_value_is_told_with_its_key(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
-    message = refusal(changed(tmp_path, changes))
-    assert f": {key} " in message
-    assert len(message.splitlines()) == 1
-
-
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     message = refusal(changed(tmp_path, {"training": {"steps": "many"}, "seed": "x", "sead": 1}))
     assert len(message.splitlines()) == 3
-
-
-def test_unknown_backend_names_the_known_ones(tmp_path: Path) -> None:
-    message = refusal(changed(tmp_path, {"assistant": {"backend": "opneai"}}))
-    assert "assistant.backend must be one of local, openai, vllm, replay" in message
 
 
 @pytest.mark.parametrize(
@@ -161,91 +103,30 @@ def test_backend_refuses_keys_of_another(
     assert f"unknown key 'assistant.{next(iter(foreign))}'" in message
 
 
-def test_text_pair_is_refused_for_a_task_of_single_texts(tmp_path: Path) -> None:
-    message = refusal(changed(tmp_path, {"data": {"text_pair": "b"}}))
-    assert "data.text_pair is only for task: text-pair-classification" in message
-
-
-def test_pair_task_has_a_default_second_column(tmp_path: Path) -> None:
-    assert load(changed(tmp_path, {"task": "text-pair-classification"})).data.text_pair == "text_pair"
-
-
-def test_missing_file_is_told(tmp_path: Path) -> None:
-    assert "no such configuration file" in refusal(tmp_path / "none.yaml")
-
-
-def test_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
-    assert "a folder, not a configuration file" in refusal(tmp_path)
-
-
-def test_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "latin.yaml"
-    path.write_bytes("card: {description: Gäste}".encode("latin-1"))
-    assert "cannot be read as UTF-8" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "words"),
-    [
-        ("seed: 0\ndata:\n  train: [a\n", 4, "not valid YAML"),
-        ("seed: 0\ndata:\n\ttrain: a\n", 3, "not valid YAML"),
-        ("seed: 0\ndata: {}\nseed: 1\n", 3, "the key 'seed' is given twice"),
-        ("data:\n  train: a\n  text: b\n  train: c\n", 4, "the key 'train' is given twice"),
-        ("? [a, b]\n: c\n", 1, "a key must be a word"),
-        ("seed: !!python/object/apply:os.getcwd []\n", 1, "could not determine a constructor"),
-    ],
-)
-def test_broken_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: int, words: str) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_text(text, encoding="utf-8")
-    message = refusal(path)
-    assert message.startswith(f"{path}:{line}: ")
-    assert words in message
-
-
-@pytest.mark.parametrize("text", ["", "just words\n", "- a\n- b\n", "seed: 2024-13-45\n"])
-def test_yaml_of_another_kind_is_told(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "other.yaml"
-    path.write_text(text, encoding="utf-8")
-    assert refusal(path).startswith(str(path))
-
-
-@pytest.mark.parametrize("labels", ["[yes, no]", "[on, off]", "{yes: agrees, no: refuses}", "[1, 2]"])
-def test_labels_that_yaml_reads_as_other_than_words_give_the_hint(tmp_path: Path, labels: str) -> None:
-    path = write_config(tmp_path / "labels.yaml", {})
-    path.write_text(path.read_text().replace("card:\n", f"card:\n  labels: {labels}\n"), encoding="utf-8")
-    message = refusal(path)
-    assert "card.labels" in message
-    assert "(put it in quotes)" in message
-    assert "list[str]" not in message
-    assert "dict[str" not in message
-
-
 def test_quoted_labels_stay_words(tmp_path: Path) -> None:
     path = write_config(tmp_path / "labels.yaml", {"card": {"labels": ["yes", "no"]}})
     assert load(path).card.labels == ["yes", "no"]
 
 
 class TestOverrides:
-    def test_nested_value_is_read_as_yaml(self, path: Path) -> None:
-        config = load(path, ["training.steps=7", "finish.plain_control=false", "training.encoder_learning_rate=1e-4"])
-        assert (config.training.steps, config.finish.plain_control) == (7, False)
-        assert config.training.encoder_learning_rate == 1e-4
-
-    def test_list_can_be_set(self, path: Path) -> None:
-        assert load(path, ["card.labels=[a, b]"]).card.labels == ["a", "b"]
-
-    def test_null_can_be_set(self, path: Path) -> None:
-        assert load(path, ["training.steps=null"]).training.steps is None
-
-    def test_value_may_hold_an_equals_sign(self, path: Path) -> None:
-        assert load(path, ["card.description=accuracy = hits / rows"]).card.description == "accuracy = hits / rows"
-
-    def test_last_one_wins(self, path: Path) -> None:
-        assert load(path, ["seed=1", "seed=2"]).seed == 2
-
-    def test_section_that_the_file_leaves_out_is_made(self, path: Path) -> None:
-        assert load(path, ["downstream.max_length=64"]).downstream.max_length == 64
+    @pytest.mark.parametrize(
+        ("overrides", "section", "key", "value"),
+        [
+            (["training.steps=7"], "training", "steps", 7),
+            (["training.steps=null"], "training", "steps", None),
+            (["training.encoder_learning_rate=1e-4"], "training", "encoder_learning_rate", 1e-4),
+            (["finish.plain_control=false"], "finish", "plain_control", False),
+            (["card.labels=[a, b]"], "card", "labels", ["a", "b"]),
+            (["card.description=accuracy = hits / rows"], "card", "description", "accuracy = hits / rows"),
+            (["search.rounds=1", "search.rounds=2"], "search", "rounds", 2),
+            (["downstream.max_length=64"], "downstream", "max_length", 64),
+            (["dialogue_gradient.method=dpo"], "dialogue_gradient", "method", "dpo"),
+        ],
+    )
+    def test_value_is_read_as_yaml_and_the_last_one_wins(
+        self, path: Path, overrides: list[str], section: str, key: str, value: Any
+    ) -> None:
+        assert getattr(getattr(load(path, overrides), section), key) == value
 
     def test_section_that_is_switched_off_is_switched_on_by_a_key(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
@@ -264,9 +145,6 @@ class TestOverrides:
     def test_value_in_place_of_a_section_is_told(self, path: Path) -> None:
         assert "'train' in 'data.train.x' is a value, not a section" in refusal(path, "data.train.x=1")
 
-    def test_unknown_key_is_told(self, path: Path) -> None:
-        assert "did you mean 'steps'?" in refusal(path, "training.stepps=4")
-
 
 class TestPaths:
     def test_paths_are_relative_to_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +152,7 @@ class TestPaths:
         path = write_config(
             tmp_path / "inner" / "c.yaml",
             {
-                "data": {"train": "../rows.csv", "test": "t.jsonl"},
+                "data": {"train": "../rows.csv", "validation": "/srv/rows.csv", "test": "t.jsonl"},
                 "downstream": {"backbone": "encoder"},
                 "assistant": {"model": "chat-model"},
             },
@@ -283,24 +161,13 @@ class TestPaths:
         config = load(path)
         assert config.data.train == str(tmp_path / "rows.csv")
         assert config.data.test == str(tmp_path / "inner" / "t.jsonl")
-        assert config.data.validation is None
+        assert config.data.validation == "/srv/rows.csv"
         assert config.downstream.backbone == str(tmp_path / "inner" / "encoder")
         assert isinstance(config.assistant, LocalAssistantConfig)
         assert config.assistant.model == str(tmp_path / "inner" / "chat-model")
 
-    def test_absolute_path_stays(self, tmp_path: Path) -> None:
-        assert load(changed(tmp_path, {"data": {"train": "/srv/rows.csv"}})).data.train == "/srv/rows.csv"
-
     def test_home_is_expanded(self, tmp_path: Path) -> None:
         assert load(changed(tmp_path, {"data": {"train": "~/rows.csv"}})).data.train == str(Path.home() / "rows.csv")
-
-    def test_home_of_nobody_is_told(self, tmp_path: Path) -> None:
-        assert "~no-such-user" in refusal(changed(tmp_path, {"data": {"train": "~no-such-user/rows.csv"}}))
-
-    def test_replayed_run_is_relative_to_the_file(self, tmp_path: Path) -> None:
-        config = load(changed(tmp_path, {"assistant": {"backend": "replay", "run": "runs/a"}}))
-        assert isinstance(config.assistant, ReplayAssistantConfig)
-        assert config.assistant.run == str(tmp_path / "runs" / "a")
 
     @pytest.mark.parametrize("backend", ["openai", "vllm"])
     def test_name_of_a_served_model_is_no_path(self, tmp_path: Path, backend: str) -> None:
@@ -321,7 +188,7 @@ class TestPaths:
             "privacy": {"allow_hosts": ["h"]},
         },
         {"card": {"name": "1", "labels": ["on", "off", "1e3", "null", "ü: x"]}},
-        {"training": {"encoder_learning_rate": 1e-7}},
+        {"training": {"encoder_learning_rate": 1e-7}, "dialogue_gradient": {"method": "grpo"}},
     ],
 )
 def test_dump_reloads_to_the_same_configuration(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -340,28 +207,14 @@ def test_dump_names_the_key_variable_and_holds_no_key(tmp_path: Path, monkeypatc
     assert "sk-secret-value" not in text
 
 
-def test_dialogue_gradient_is_off_unless_asked_for(path: Path) -> None:
-    assert load(path).dialogue_gradient is None
-
-
 def test_empty_section_of_the_dialogue_gradient_is_its_defaults(path: Path) -> None:
     assert load(path, ["dialogue_gradient={}"]).dialogue_gradient == DialogueGradientConfig()
-
-
-def test_key_of_the_dialogue_gradient_can_be_overridden(path: Path) -> None:
-    section = load(path, ["dialogue_gradient.method=dpo", "dialogue_gradient.steps=3"]).dialogue_gradient
-    assert section is not None and (section.method, section.steps) == ("dpo", 3)
-
-
-def test_dialogue_gradient_comes_back_from_its_dump(path: Path, tmp_path: Path) -> None:
-    config = load(path, ["dialogue_gradient.method=grpo"])
-    (tmp_path / "dumped.yaml").write_text(dump(config), encoding="utf-8")
-    assert load(tmp_path / "dumped.yaml") == config
 
 
 @pytest.mark.parametrize(
     ("section", "key"),
     [
+        ({"backend": "replay", "run": "a/001"}, "run"),
         ({"backend": "local", "adapter": "a/001"}, "adapter"),
         ({"backend": "vllm", "model": "m", "adapter": "a/001"}, "adapter"),
         ({"backend": "vllm", "model": "m", "weights": "a/001"}, "weights"),
@@ -420,13 +273,6 @@ class TestHosts:
 
     def test_user_name_that_looks_like_this_machine_does_not_deceive(self, tmp_path: Path) -> None:
         assert "goes to example.org," in refusal(changed(tmp_path, endpoint("http://127.0.0.1:80@example.org/v1")))
-
-    @pytest.mark.parametrize(
-        "entry", ["https://llm.example.org/v1", "llm.example.org:8000", "*.example.org", "10.0.0.0/8"]
-    )
-    def test_entry_that_is_no_host_is_told(self, tmp_path: Path, entry: str) -> None:
-        told = refusal(changed(tmp_path, {"privacy": {"allow_hosts": [entry]}}))
-        assert f"privacy.allow_hosts: {entry!r} is no name or address of a host" in told
 
     def test_hosts_are_kept_in_one_way_of_writing(self, tmp_path: Path) -> None:
         config = load(changed(tmp_path, {"privacy": {"allow_hosts": ["LLM.example.org.", "2001:0DB8::5"]}}))

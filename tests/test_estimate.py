@@ -1,4 +1,4 @@
-"""`train --dry-run`: all checks, a time for each stage, nothing written."""
+"""How long a run would take: which stages are counted, and how often."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT, invoke
 from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
 
-from gpta_local.run.estimate import number_of_trainings
+from gpta_local.run import estimate
 from gpta_local.run.loop import Run
 
 TITLES = {
@@ -20,30 +19,31 @@ TITLES = {
     "training plainly": "plain",
     "round 1: training": "search",
 }
-QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 
 
-def test_dry_run_estimates_and_writes_nothing(tmp_path: Path) -> None:
-    result = invoke("train", QUICKSTART, "--dry-run", "--output", tmp_path / "run")
-    assert result.exit_code == 0, result.output
-    for stage in ("asking the assistant", "scoring prefixes", "training", "evaluating", "all together, about"):
-        assert stage in result.stdout
-    assert not (tmp_path / "run").exists()
+def small_run(folder: Path, sentence: Path, changes: dict[str, Any]) -> Run:
+    label_texts = [label_text_reply({"bad": "unhappy", "good": "happy"})]
+    record_replies(folder / "record", label_texts, ["Guest:", "Mood:", "Meal:"])
+    content = {"assistant": {"backend": "replay", "run": "record"}, "downstream": {"backbone": str(sentence)}}
+    return Run(config_of(folder, sentiment_rows(), content | changes), Silent())
 
 
-def test_estimate_grows_with_the_search(tmp_path: Path) -> None:
-    def seconds(rounds: int) -> float:
-        output = invoke("train", QUICKSTART, "--dry-run", "--set", f"search.rounds={rounds}").stdout
-        return float(next(line for line in output.splitlines() if line.startswith("scoring")).split()[-2])
-
-    assert seconds(40) > 3 * seconds(4)
+def test_search_takes_as_many_times_as_long_as_it_has_rounds(
+    sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_seconds", lambda work: 1.0)
+    short, long = (
+        estimate.estimate(small_run(tmp_path / str(rounds), sentence, {"search": {"rounds": rounds}}))
+        for rounds in (1, 10)
+    )
+    assert long["scoring prefixes"] == 10 * short["scoring prefixes"]
+    assert long["training"] == short["training"]
 
 
 @pytest.mark.parametrize(
     ("test", "changes", "trainings"),
     [
         ("test.jsonl", {}, ["control", "templates", "finalist", "plain"]),
-        ("test.jsonl", {"finish": {"templates": 0}}, ["control", "finalist", "plain"]),
         ("test.jsonl", {"finish": {"plain_control": False}}, ["control", "templates", "finalist"]),
         (None, {}, ["templates", "finalist"]),
         (None, {"finish": {"templates": 0}}, ["control", "finalist"]),
@@ -53,19 +53,11 @@ def test_estimate_grows_with_the_search(tmp_path: Path) -> None:
 def test_trainings_of_a_run_are_counted(
     test: str | None, changes: dict[str, Any], trainings: list[str], sentence: Path, tmp_path: Path
 ) -> None:
-    record_replies(
-        tmp_path / "record", [label_text_reply({"bad": "unhappy", "good": "happy"})], ["Guest:", "Mood:", "Meal:"]
-    )
     write_jsonl(tmp_path / "test.jsonl", sentiment_rows())
-    content = {
-        "data": {"test": test},
-        "assistant": {"backend": "replay", "run": "record"},
-        "downstream": {"backbone": str(sentence)},
-    }
-    run = Run(config_of(tmp_path, sentiment_rows(), content | changes), Silent())
+    run = small_run(tmp_path, sentence, {"data": {"test": test}} | changes)
     run.run(tmp_path / "run")
     titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
     assert set(trainings) - set(found) <= {"finalist"}  # no prefix need be clearly better than none
-    assert number_of_trainings(run.plan) == len(trainings)
+    assert estimate.number_of_trainings(run.plan) == len(trainings)

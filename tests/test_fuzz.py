@@ -5,6 +5,7 @@ The short form runs with the suite; `make fuzz` tries 10,000 examples of each (c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -20,12 +21,13 @@ from commands import invoke
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, SearchStrategy
-from samples import LABEL_TEXTS
+from samples import LABEL_TEXTS, QUICKSTART
 
 from gpta_local.assistant.openai_api import OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.config import dump, load
 from gpta_local.data.readers import read_records
+from gpta_local.data.starter import starter_config
 from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ConfigError, EndpointError, GptaError
 from gpta_local.knowledge.label_texts import read_label_text_sets
@@ -52,35 +54,17 @@ scalars = st.none() | st.booleans() | numbers | strange | st.dates() | st.binary
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strange | st.integers(), inner, max_size=3)
 )
-GOOD: dict[str, Any] = {
-    "task": "text-classification",
-    "data": {"train": "train.jsonl", "validation": "v.csv", "text": "text", "label": "label", "shots": 4},
-    "card": {"name": "n", "description": "What guests wrote.", "labels": {"bad": "unhappy", "good": ""}},
-    "downstream": {"backbone": "b", "max_length": 64},
-    "search": {"rounds": 2, "proposals": 4, "regime": "auto", "scoring_rows": 8},
-    "training": {"steps": 2, "precision": "fp32", "device": "cpu"},
-    "finish": {"finalists": 1, "plain_control": False},
-    "dialogue_gradient": {"method": "dpo", "steps": 3, "beta": 0.1},
-    "privacy": {"allow_hosts": ["llm.example.org"], "leak_scan": {"enabled": True, "words": 6, "threshold": 1}},
-    "seed": 3,
-}
-ASSISTANTS: list[dict[str, Any]] = [
-    {"backend": "local", "model": "m", "device": "cpu", "temperature": 1.0, "top_p": 1.0},
-    {"backend": "replay", "run": "r", "max_new_tokens": 64},
-    *(
-        {
-            "backend": backend,
-            "model": "m",
-            "base_url": "http://127.0.0.1:9/v1",
-            "timeout": 5,
-            "max_retries": 1,
-            "api_key_env": "KEY",
-            "extra_body": {"top_k": 5},
-            "weights": "w",
-        }
-        for backend in ("openai", "vllm")
-    ),
+ASSISTANTS = (
+    "{backend: local, model: m}",
+    "{backend: replay, run: r}",
+    "{backend: openai, model: m, base_url: 'http://127.0.0.1:9/v1', api_key_env: KEY, extra_body: {top_k: 5}}",
+    "{backend: vllm, model: m, weights: w}",
+)
+GOOD: list[dict[str, Any]] = [
+    yaml.safe_load(dump(load(QUICKSTART / "quickstart.yaml", [f"assistant={section}", "dialogue_gradient={}"])))
+    for section in ASSISTANTS
 ]
+"""With every key that there is."""
 
 
 def sections(content: Any) -> Iterator[dict[Any, Any]]:
@@ -93,7 +77,7 @@ def sections(content: Any) -> Iterator[dict[Any, Any]]:
 @st.composite
 def mutated_configs(draw: Any) -> dict[Any, Any]:
     """A good configuration in which one to three keys are renamed, removed, added or given another value."""
-    content = copy.deepcopy(GOOD | {"assistant": draw(st.sampled_from(ASSISTANTS))})
+    content = copy.deepcopy(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(1, 3))):
         section = draw(st.sampled_from([s for s in sections(content) if s] or [content]))
         if not section:
@@ -153,14 +137,13 @@ def test_configuration_with_something_in_between_is_accepted_or_refused(text: st
 
 
 keys = st.sampled_from(
-    [f"{section}.{key}" for section, inner in GOOD.items() if isinstance(inner, dict) for key in inner]
+    [f"{section}.{key}" for section, inner in GOOD[0].items() if isinstance(inner, dict) for key in inner]
 )
 
 
 @given(st.lists(st.tuples(keys | strange, strange | values.map(str)).map("=".join) | strange, max_size=2))
 def test_any_override_is_accepted_or_refused(overrides: list[str]) -> None:
-    content = copy.deepcopy(GOOD | {"assistant": ASSISTANTS[0]})
-    loads_or_is_refused(yaml.safe_dump(content), tuple(overrides))
+    loads_or_is_refused(yaml.safe_dump(GOOD[0]), tuple(overrides))
 
 
 # ── files of rows ───────────────────────────────────────────────────────────────────────────────
@@ -193,24 +176,13 @@ def test_any_file_of_rows_is_read_or_refused(file: tuple[str, bytes], good: Path
         path = Path(folder, f"rows{suffix}")
         path.write_bytes(content)
         config = load(good / "config.yaml")
+        with contextlib.suppress(GptaError):
+            yaml.safe_load(starter_config(path))
         try:
             read_records(str(path))
             open_task(config.model_copy(update={"data": config.data.model_copy(update={"train": str(path)})}))
         except GptaError as exc:
             check_message(exc)
-
-
-@given(broken_files())
-def test_commands_say_of_any_file_of_rows_what_is_wrong(file: tuple[str, bytes]) -> None:
-    suffix, content = file
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"rows{suffix}")
-        path.write_bytes(content)
-        result = invoke("init", path)
-        assert result.exit_code in (0, 2), result.output
-        assert result.exception is None or isinstance(result.exception, SystemExit)
-        if result.exit_code == 0:
-            yaml.safe_load(result.stdout)
 
 
 @pytest.fixture(scope="module")

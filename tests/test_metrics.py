@@ -1,4 +1,4 @@
-"""Figures against known values, scipy, scikit-learn and brute force."""
+"""Figures against known values."""
 
 from __future__ import annotations
 
@@ -7,20 +7,11 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-import sklearn.metrics
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gpta_local.metrics import macro_f1, paired_bootstrap, paired_mean, wilson_interval
+from gpta_local.metrics import ClassFigures, by_class, macro_f1, paired_bootstrap, paired_mean, wilson_interval
 
 
 class TestWilson:
-    @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (81, 263), (15, 148), (499, 1000)])
-    def test_interval_is_that_of_scipy(self, successes: int, n: int) -> None:
-        expected = scipy.stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
-        interval = wilson_interval(successes, n)
-        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
     def test_interval_of_newcombes_example(self) -> None:
         interval = wilson_interval(81, 263)  # Newcombe 1998, table I
         assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
@@ -29,28 +20,18 @@ class TestWilson:
         with pytest.raises(ValueError, match="no rows"):
             wilson_interval(0, 0)
 
-    @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-    def test_share_lies_in_its_interval(self, counts: tuple[int, int]) -> None:
-        interval = wilson_interval(*counts)
-        assert 0 <= interval.low <= interval.value + 1e-12
-        assert interval.value - 1e-12 <= interval.high <= 1
 
-
-class TestPairedMean:
-    def test_standard_error_is_that_of_scipy(self) -> None:
-        differences = np.random.default_rng(0).normal(0.2, 1.0, size=40)
-        mean, error = paired_mean(differences)
-        assert mean == pytest.approx(differences.mean())
-        assert error == pytest.approx(scipy.stats.sem(differences))
-
-    def test_equal_differences_have_no_error(self) -> None:
-        assert paired_mean(np.full(5, 0.25)) == (0.25, 0.0)
-
-    def test_one_row_says_nothing(self) -> None:
-        assert paired_mean(np.array([0.5])) == (0.5, math.inf)
-
-    def test_no_row_says_nothing(self) -> None:
-        assert paired_mean(np.array([])) == (0.0, math.inf)
+@pytest.mark.parametrize(
+    ("differences", "mean", "error"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], 1.5, math.sqrt(5 / 12)),
+        ([0.25] * 5, 0.25, 0.0),
+        ([0.5], 0.5, math.inf),
+        ([], 0, math.inf),
+    ],
+)
+def test_paired_mean_has_its_standard_error(differences: list[float], mean: float, error: float) -> None:
+    assert paired_mean(np.array(differences)) == pytest.approx((mean, error))
 
 
 class TestBootstrap:
@@ -62,13 +43,6 @@ class TestBootstrap:
             (ours - theirs,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
         ).confidence_interval
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.004)
-
-    def test_interval_is_that_of_brute_force_on_values_that_all_differ(self) -> None:
-        differences = np.random.default_rng(3).normal(size=80)
-        interval = paired_bootstrap(differences, np.zeros(80), samples=20_000)
-        rng = np.random.default_rng(4)
-        means = [rng.choice(differences, 80).mean() for _ in range(20_000)]
-        assert (interval.low, interval.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.01)
 
     def test_value_is_the_mean_difference(self) -> None:
         assert paired_bootstrap(np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 0])).value == 0.5
@@ -92,18 +66,11 @@ class TestBootstrap:
             paired_bootstrap(np.array([]), np.array([]))
 
 
-class TestMacroF1:
-    @settings(max_examples=50, deadline=None)
-    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-    def test_figure_is_that_of_scikit_learn(self, pairs: list[tuple[int, int]]) -> None:
-        predictions, targets = [p for p, _ in pairs], [t for _, t in pairs]
-        expected = sklearn.metrics.f1_score(
-            targets, predictions, labels=list(range(4)), average="macro", zero_division=0
-        )
-        assert macro_f1(predictions, targets, 4) == pytest.approx(expected)
-
-    def test_all_right_is_one(self) -> None:
-        assert macro_f1([0, 1, 2], [0, 1, 2], 3) == 1.0
-
-    def test_class_that_never_occurs_counts_as_zero(self) -> None:
-        assert macro_f1([0, 0], [0, 0], 2) == 0.5
+def test_class_that_is_neither_there_nor_predicted_counts_as_zero() -> None:
+    assert macro_f1([0, 1, 2], [0, 1, 2], 3) == 1.0
+    assert macro_f1([0, 0], [0, 0], 2) == 0.5
+    assert by_class([0, 0, 1], [0, 1, 1], 3) == [
+        ClassFigures(rows=1, precision=0.5, recall=1.0),
+        ClassFigures(rows=2, precision=1.0, recall=0.5),
+        ClassFigures(rows=0, precision=0.0, recall=0.0),
+    ]
