@@ -36,8 +36,9 @@ quickstart: install
 benchmark: setfit
 	$(BIN)/gpta-local benchmark configs/benchmark/suite.yaml --jobs 2
 
+# Two tests at a time, each on one core; those of one server in one process, so that it starts once.
 test: setfit vllm-env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not vllm and not slow and not kills and not soak"

@@ -30,7 +30,7 @@ from gpta_local.system.pickles import find_pickles
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-RECORD = "gpta.json"
+PRODUCT_FILE = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
 
@@ -129,7 +129,7 @@ def _write(
         "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
         "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
     }
-    (partial / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (partial / PRODUCT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
     write_manifest(partial)
 
@@ -142,7 +142,7 @@ def open_product(run_or_folder: Path) -> Product:
         ModelError: it holds files that can run code, or one that its `SHA256SUMS` does not list so.
     """
     for folder in (run_or_folder / "model", run_or_folder):
-        if (folder / RECORD).is_file():
+        if (folder / PRODUCT_FILE).is_file():
             if foreign := find_pickles(folder):
                 raise ModelError(
                     f"{foreign[0].name!r} is of a format that can run code and is not read",
@@ -151,11 +151,11 @@ def open_product(run_or_folder: Path) -> Product:
                 )
             verify_manifest(folder)
             try:
-                record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+                record = json.loads((folder / PRODUCT_FILE).read_text(encoding="utf-8"))
             except (OSError, ValueError) as exc:
-                raise InputError("broken record", where=str(folder / RECORD)) from exc
+                raise InputError("broken record", where=str(folder / PRODUCT_FILE)) from exc
             if not isinstance(record, dict) or not {"labels", "prefix", "library", "columns"} <= set(record):
-                raise InputError("broken record", where=str(folder / RECORD))
+                raise InputError("broken record", where=str(folder / PRODUCT_FILE))
             return Product(folder, record)
     raise InputError(
         "no trained model here",
