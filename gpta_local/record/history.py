@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ from gpta_local.schema import (
     ScoredPrefix,
     StepVerdict,
 )
+
+COMPLETION = "text, model, finish_reason, prompt_tokens, completion_tokens"
+SCORE = "prefix, gain, standard_error, loss, rows"
+FIGURES = "adapter, asked, fresh, hits, mean_gain"
+STEP = "adapter, method, dialogues, losses, seconds"
+"""The columns of a `Completion`, `ScoredPrefix`, `ProposalFigures`, `DialogueGradientStep`, in the order of fields."""
 
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
@@ -82,7 +88,7 @@ class History:
             raise kind(f"the history cannot be opened ({exc})", where=str(path)) from exc
 
     def _is_new(self, path: Path) -> bool:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        version = self._only("PRAGMA user_version")
         tables = [name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")]
         if tables and "completions" not in tables:
             raise InputError("not a history of gpta-local", where=str(path))
@@ -94,13 +100,17 @@ class History:
             )
         return not version
 
-    def add_request(
-        self,
-        round_number: int,
-        request: Request,
-        sampling: Sampling,
-        adapter: str = "",
-    ) -> int:
+    def _first(self, query: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row that is found; None if there is none."""
+        row: tuple[Any, ...] | None = self._connection.execute(query, parameters).fetchone()
+        return row
+
+    def _only(self, query: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> Any:
+        """The one value of the first row; None if there is no row."""
+        row = self._first(query, parameters)
+        return row and row[0]
+
+    def add_request(self, round_number: int, request: Request, sampling: Sampling, adapter: str = "") -> int:
         """Record a request before it is sent; return its number. `adapter`: the name of the folder."""
         with self._connection as db:
             cursor = db.execute(
@@ -113,12 +123,9 @@ class History:
         """Record what came back for a request, as it comes."""
         with self._connection as db:
             db.executemany(
-                "INSERT INTO completions (request_id, text, model, finish_reason, prompt_tokens, completion_tokens,"
-                " outcome, result) VALUES (?, ?, ?, ?, ?, ?, '', '')",
-                [
-                    (request, c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens)
-                    for c in completions
-                ],
+                f"INSERT INTO completions (request_id, {COMPLETION}, outcome, result)"
+                " VALUES (?, ?, ?, ?, ?, ?, '', '')",
+                [(request, *astuple(completion)) for completion in completions],
             )
 
     def judge_completions(self, request: int, verdicts: Sequence[Outcome]) -> None:
@@ -138,22 +145,16 @@ class History:
         Args:
             base_only: the server had lost the adapters, and none of them answers any more.
         """
+        number = entry.number
         with self._connection as db:
             db.execute(
                 "INSERT INTO rounds (number, chosen, proposals, training_loss, seconds) VALUES (?, ?, ?, ?, ?)",
-                (
-                    entry.number,
-                    entry.chosen.text,
-                    json.dumps(dict(entry.proposals)),
-                    entry.training_loss,
-                    entry.seconds,
-                ),
+                (number, entry.chosen.text, json.dumps(dict(entry.proposals)), entry.training_loss, entry.seconds),
             )
-            self._add_scores(db, entry.number, entry.scored)
+            self._add_scores(db, number, entry.scored)
             db.executemany(
-                "INSERT INTO proposal_figures (round, adapter, asked, fresh, hits, mean_gain)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                [(entry.number, f.adapter, f.asked, f.fresh, f.hits, f.mean_gain) for f in entry.figures],
+                f"INSERT INTO proposal_figures (round, {FIGURES}) VALUES (?, ?, ?, ?, ?, ?)",
+                [(number, *astuple(figures)) for figures in entry.figures],
             )
             if verdict is not None:
                 adapter, of_adapter = verdict
@@ -189,34 +190,22 @@ class History:
             db.execute("UPDATE runs SET label_texts = ?", (json.dumps(list(map(dict, chosen)), ensure_ascii=False),))
 
     def add_step(
-        self,
-        round_number: int,
-        step: DialogueGradientStep,
-        verdict: StepVerdict,
-        found: Sequence[ScoredPrefix] = (),
+        self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict, found: Sequence[ScoredPrefix] = ()
     ) -> None:
         """Record a fine-tuning of the assistant, and the prefixes that `grpo` proposed and scored in it."""
+        losses = json.dumps(step.losses)
         with self._connection as db:
             self._add_scores(db, round_number, found)
             db.execute(
-                "INSERT INTO dialogue_gradient_steps (adapter, round, method, dialogues, losses, seconds, verdict)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    step.adapter,
-                    round_number,
-                    step.method,
-                    step.dialogues,
-                    json.dumps(step.losses),
-                    step.seconds,
-                    verdict,
-                ),
+                f"INSERT INTO dialogue_gradient_steps (round, {STEP}, verdict) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (round_number, step.adapter, step.method, step.dialogues, losses, step.seconds, verdict),
             )
 
     @staticmethod
     def _add_scores(db: sqlite3.Connection, round_number: int, scored: Sequence[ScoredPrefix]) -> None:
         db.executemany(
-            "INSERT INTO scores (round, prefix, gain, standard_error, loss, rows) VALUES (?, ?, ?, ?, ?, ?)",
-            [(round_number, s.text, s.gain, s.standard_error, s.loss, s.rows) for s in scored],
+            f"INSERT INTO scores (round, {SCORE}) VALUES (?, ?, ?, ?, ?, ?)",
+            [(round_number, *astuple(entry)) for entry in scored],
         )
 
     def scored(self) -> list[ScoredPrefix]:
@@ -229,15 +218,14 @@ class History:
     def scored_by_round(self) -> dict[int, list[ScoredPrefix]]:
         """The scores of each round; "" is left out."""
         rounds: dict[int, list[ScoredPrefix]] = {}
-        for number, *score in self._connection.execute(
-            "SELECT round, prefix, gain, standard_error, loss, rows FROM scores WHERE prefix <> '' ORDER BY id"
-        ):
+        rows = self._connection.execute(f"SELECT round, {SCORE} FROM scores WHERE prefix <> '' ORDER BY id")
+        for number, *score in rows:
             rounds.setdefault(number, []).append(ScoredPrefix(*score))
         return rounds
 
     def run(self) -> tuple[DatasetCard, Regime] | None:
         """The card and regime of the run; None before it has begun."""
-        row = self._connection.execute("SELECT card, regime FROM runs").fetchone()
+        row = self._first("SELECT card, regime FROM runs")
         if row is None:
             return None
         fields = json.loads(row[0])
@@ -245,17 +233,16 @@ class History:
 
     def written_by(self) -> str:
         """The version of gpta-local that began the run."""
-        return str(self._connection.execute("SELECT written_by FROM runs").fetchone()[0])
+        return str(self._only("SELECT written_by FROM runs"))
 
     def seconds(self) -> float:
         """How long the run has been going on, as far as it is on record."""
-        row = self._connection.execute("SELECT seconds FROM runs").fetchone()
-        return float(row[0]) if row else 0.0
+        return float(self._only("SELECT seconds FROM runs") or 0.0)
 
     def label_texts(self) -> list[dict[str, str]] | None:
         """Those that start the model; None as long as they are not chosen."""
-        row = self._connection.execute("SELECT label_texts FROM runs").fetchone()
-        return json.loads(row[0]) if row and row[0] is not None else None
+        chosen: list[dict[str, str]] | None = json.loads(self._only("SELECT label_texts FROM runs") or "null")
+        return chosen
 
     def end_search(self, reason: str) -> None:
         """Record why the search ends before its last round: the key of a budget, or a fault."""
@@ -264,43 +251,33 @@ class History:
 
     def ended_by(self) -> str:
         """Why the search ended before its last round; "" if it did not."""
-        row = self._connection.execute("SELECT ended_by FROM runs").fetchone()
-        return row[0] if row else ""
+        return self._only("SELECT ended_by FROM runs") or ""
 
     def asked(self, round_number: int, adapter: str | None = None, after: int = 0) -> RecordedRequest | None:
         """The first request of a round (None: of any adapter) whose number is greater than `after`."""
-        row = self._connection.execute(
+        row = self._first(
             "SELECT id, kind, messages, sampling FROM requests WHERE round = :round AND id > :after"
             " AND coalesce(:adapter, adapter) = adapter ORDER BY id",
             {"round": round_number, "after": after, "adapter": adapter},
-        ).fetchone()
+        )
         if row is None:
             return None
-        replies = self._connection.execute(
-            "SELECT text, model, finish_reason, prompt_tokens, completion_tokens FROM completions"
-            " WHERE request_id = ? ORDER BY id",
-            (row[0],),
-        )
-        return RecordedRequest(*(*row, [Completion(*reply) for reply in replies]))
+        query = f"SELECT {COMPLETION} FROM completions WHERE request_id = ? ORDER BY id"
+        replies = [Completion(*reply) for reply in self._connection.execute(query, row[:1])]
+        return RecordedRequest(*(*row, replies))
 
     def unanswered(self) -> int:
         """The number of the last request, if no answer to it is on record; otherwise 0."""
-        row = self._connection.execute(
-            "SELECT max(id) FROM requests HAVING max(id) NOT IN (SELECT request_id FROM completions)"
-        ).fetchone()
-        return row[0] or 0 if row else 0
+        last = "SELECT max(id) FROM requests HAVING max(id) NOT IN (SELECT request_id FROM completions)"
+        return self._only(last) or 0
 
     def round(self, number: int) -> Round | None:
         """A round as it was recorded, with all scores of it: those that `grpo` found come last."""
-        row = self._connection.execute(
-            "SELECT proposals, chosen, training_loss, seconds FROM rounds WHERE number = ?", (number,)
-        ).fetchone()
+        row = self._first("SELECT proposals, chosen, training_loss, seconds FROM rounds WHERE number = ?", (number,))
         if row is None:
             return None
         proposals, chosen, loss, seconds = row
-        scores = self._connection.execute(
-            "SELECT prefix, gain, standard_error, loss, rows FROM scores WHERE round = ? ORDER BY id", (number,)
-        )
+        scores = self._connection.execute(f"SELECT {SCORE} FROM scores WHERE round = ? ORDER BY id", (number,))
         scored = tuple(ScoredPrefix(*score) for score in scores)
         figures = tuple(f for of, f in self.proposal_figures() if of == number)
         of_chosen = next(s for s in scored if s.text == chosen)
@@ -308,12 +285,9 @@ class History:
 
     def taught(self, round_number: int) -> bool:
         """Whether the assistant was taught after a round, or the run has gone on without."""
-        (found,) = self._connection.execute(
-            "SELECT EXISTS (SELECT 1 FROM dialogue_gradient_steps WHERE round >= :round)"
-            " OR EXISTS (SELECT 1 FROM requests WHERE round > :round)",
-            {"round": round_number},
-        ).fetchone()
-        return bool(found)
+        taught = "EXISTS (SELECT 1 FROM dialogue_gradient_steps WHERE round >= :round)"
+        gone_on = "EXISTS (SELECT 1 FROM requests WHERE round > :round)"
+        return bool(self._only(f"SELECT {taught} OR {gone_on}", {"round": round_number}))
 
     def comparable_groups(self, regime: Regime) -> list[list[ScoredPrefix]]:
         """Scored prefixes in groups within which gains compare: all of a low-resource run, whose θ and
@@ -325,8 +299,7 @@ class History:
         of the latest round. "" is left out."""
         if regime == "low-resource":
             return self.scored()
-        (latest,) = self._connection.execute("SELECT max(number) FROM rounds").fetchone()
-        return self.scored_by_round().get(latest, [])
+        return self.scored_by_round().get(self._only("SELECT max(number) FROM rounds"), [])
 
     def label_text_scores(self) -> list[ScoredLabelTexts]:
         rows = self._connection.execute("SELECT texts, loss FROM label_text_scores ORDER BY id")
@@ -334,17 +307,12 @@ class History:
 
     def proposal_figures(self) -> list[tuple[int, ProposalFigures]]:
         """(round, figures), in order."""
-        rows = self._connection.execute(
-            "SELECT round, adapter, asked, fresh, hits, mean_gain FROM proposal_figures ORDER BY id"
-        )
+        rows = self._connection.execute(f"SELECT round, {FIGURES} FROM proposal_figures ORDER BY id")
         return [(number, ProposalFigures(*figures)) for number, *figures in rows]
 
     def steps(self) -> list[tuple[int, DialogueGradientStep, str]]:
         """(round, step, verdict), in order."""
-        rows = self._connection.execute(
-            "SELECT round, adapter, method, dialogues, losses, seconds, verdict FROM dialogue_gradient_steps"
-            " ORDER BY rowid"
-        )
+        rows = self._connection.execute(f"SELECT round, {STEP}, verdict FROM dialogue_gradient_steps ORDER BY rowid")
         return [
             (number, DialogueGradientStep(adapter, method, dialogues, tuple(json.loads(losses)), seconds), verdict)
             for number, adapter, method, dialogues, losses, seconds, verdict in rows
@@ -353,8 +321,7 @@ class History:
     def completions(self, kind: RequestKind) -> list[Completion]:
         """All completions of one kind of request, in the order of asking."""
         rows = self._connection.execute(
-            "SELECT c.text, c.model, c.finish_reason, c.prompt_tokens, c.completion_tokens"
-            " FROM completions c JOIN requests r ON r.id = c.request_id WHERE r.kind = ? ORDER BY c.id",
+            f"SELECT {COMPLETION} FROM completions c JOIN requests r ON r.id = request_id WHERE kind = ? ORDER BY c.id",
             (kind,),
         )
         return [Completion(*row) for row in rows]
@@ -376,8 +343,7 @@ class History:
 
     def purged(self) -> str:
         """When the texts were purged, in UTC; empty if they are there."""
-        row = self._connection.execute("SELECT max(time) FROM purges").fetchone()
-        return row[0] or ""
+        return self._only("SELECT max(time) FROM purges") or ""
 
     def purge(self, kept: str) -> None:
         """Delete, from the file's bytes too, all texts that went to or came from the assistant: messages,
@@ -409,45 +375,33 @@ class History:
 
     def cost(self) -> Mapping[str, int | None]:
         """Completions asked for, and their tokens; None where the assistant did not count them all."""
-        completions, counted, prompt, completion = self._connection.execute(
+        ((completions, counted, prompt, completion),) = self._connection.execute(
             "SELECT count(*), count(prompt_tokens), sum(prompt_tokens), sum(completion_tokens) FROM completions"
-        ).fetchone()
-        known = completions == counted
-        return {
-            "completions": completions,
-            "prompt_tokens": prompt if known else None,
-            "completion_tokens": completion if known else None,
-        }
+        )
+        if completions != counted:
+            prompt = completion = None
+        return {"completions": completions, "prompt_tokens": prompt, "completion_tokens": completion}
 
     def spent(self, before: int) -> dict[str, int]:
         """The `calls`, `tokens` and `trials` of `BudgetConfig` that the rounds before this one took."""
-        calls, tokens = self._connection.execute(
+        ((calls, tokens),) = self._connection.execute(
             "SELECT count(*), coalesce(sum(coalesce(c.prompt_tokens, length(CAST(r.messages AS BLOB)))"
             " + coalesce(c.completion_tokens, length(CAST(c.text AS BLOB)))), 0)"
             " FROM completions c JOIN requests r ON r.id = c.request_id WHERE r.round < ?",
             (before,),
-        ).fetchone()
-        (trials,) = self._connection.execute(
-            "SELECT count(DISTINCT prefix) FROM scores WHERE round < ? AND prefix <> ''", (before,)
-        ).fetchone()
+        )
+        trials = self._only("SELECT count(DISTINCT prefix) FROM scores WHERE round < ? AND prefix <> ''", (before,))
         return {"calls": calls, "tokens": tokens, "trials": trials}
 
     def search_seconds(self) -> float:
         """Of all rounds and fine-tunings of the assistant."""
-        (seconds,) = self._connection.execute(
-            "SELECT total(seconds) FROM (SELECT seconds FROM rounds UNION ALL"
-            " SELECT seconds FROM dialogue_gradient_steps)"
-        ).fetchone()
-        return float(seconds)
+        both = "SELECT seconds FROM rounds UNION ALL SELECT seconds FROM dialogue_gradient_steps"
+        return float(self._only(f"SELECT total(seconds) FROM ({both})"))
 
     def rounds(self) -> list[tuple[int, str, int, float]]:
         """(number, chosen prefix, prefixes scored, seconds) of each round."""
-        return list(
-            self._connection.execute(
-                "SELECT number, chosen, (SELECT count(*) FROM scores WHERE round = number AND prefix <> ''), seconds"
-                " FROM rounds ORDER BY number"
-            )
-        )
+        scored = "SELECT count(*) FROM scores WHERE round = number AND prefix <> ''"
+        return list(self._connection.execute(f"SELECT number, chosen, ({scored}), seconds FROM rounds ORDER BY number"))
 
     def close(self) -> None:
         self._connection.close()
