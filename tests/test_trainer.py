@@ -17,7 +17,7 @@ from samples import Silent
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.config import load
 from gpta_local.data.examples import Example
-from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.inference import evaluate
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.downstream.product import open_product
@@ -263,7 +263,7 @@ class Unplugged(Scripted):
 def test_what_was_answered_before_a_round_broke_off_stays_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    monkeypatch.setattr(Tuner, "shares", lambda self, n: [(None, 3), (None, n - 3)])
+    monkeypatch.setattr(AdapterTrials, "shares", lambda self, n: [(None, 3), (None, n - 3)])
     with pytest.raises(type(error)):
         train(tmp_path / "run", assistant=Unplugged(error))
     history = open_existing(tmp_path / "run")

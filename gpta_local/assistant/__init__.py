@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from gpta_local.assistant.base import Assistant
 from gpta_local.config import (
@@ -37,14 +36,8 @@ def open_assistant(config: AssistantConfig) -> Assistant:
         from gpta_local.assistant.replay import ReplayAssistant
 
         return ReplayAssistant(Path(config.run))
-    endpoint: dict[str, Any] = {
-        "base_url": config.base_url,
-        "api_key": _key(config),
-        "timeout": config.timeout,
-        "max_retries": config.max_retries,
-        "concurrency": config.concurrency,
-        "extra_body": config.extra_body,
-    }
+    endpoint = config.model_dump(include={"base_url", "timeout", "max_retries", "concurrency", "extra_body"})
+    endpoint["api_key"] = _key(config)
     if isinstance(config, OpenAIAssistantConfig):
         from gpta_local.assistant.openai_api import OpenAIAssistant
 

@@ -48,13 +48,12 @@ class LocalAssistant:
                 fix="Shorten the description, or lower search.history_shown or assistant.max_new_tokens",
             )
         sampling = replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))
-        write = self._write_lines if request.line_starts else self._write
         completions: list[Completion] = []
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(sampling.seed)
             while len(completions) < n:
                 count = min(GENERATION_BATCH, n - len(completions))
-                completions += write(text, request.line_starts, count, sampling)
+                completions += self._write(text, request.line_starts, count, sampling)
         return completions
 
     def use_adapter(self, folder: Path | None) -> None:
@@ -87,21 +86,18 @@ class LocalAssistant:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _write(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
-        """Draw `count` continuations of one text."""
-        return [
-            Completion(reply, self.name, reason, length, tokens)
-            for reply, reason, length, tokens in self._continue([text] * count, sampling)
-        ]
-
-    def _write_lines(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
-        """Draw `count` continuations line by line, the start of each line being given."""
+        """Draw `count` continuations of one text, line by line where the start of each line is given."""
+        if not line_starts:
+            return [
+                Completion(reply, self.name, reason, length, tokens)
+                for reply, reason, length, tokens in self._continue([text] * count, sampling)
+            ]
         room = replace(sampling, max_new_tokens=max(8, sampling.max_new_tokens // len(line_starts)))
         replies, spent, length = [""] * count, [0] * count, 0
         for start in line_starts:
             replies = [f"{reply}\n{start}".lstrip("\n") for reply in replies]
-            for i, (rest, _, whole, tokens) in enumerate(
-                self._continue([text + reply for reply in replies], room, "\n")
-            ):
+            lines = self._continue([text + reply for reply in replies], room, "\n")
+            for i, (rest, _, whole, tokens) in enumerate(lines):
                 replies[i] += " " + rest.strip()
                 spent[i] += tokens
                 length = length or whole

@@ -15,15 +15,14 @@ import os
 import re
 import socket
 import ssl
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from queue import Empty
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from gpta_local.assistant.transport import LONGEST_ANSWER, BoundedTransport, Part, Value, map_in_threads
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.schema import Completion, Message, Request, Sampling
 from gpta_local.system.network import NotAllowed
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError, OpenAI
     from openai._types import RequestOptions
 
-Part = TypeVar("Part")
-Result = TypeVar("Result")
-
 MAX_CHOICES = 16
 """Completions asked for in one HTTP request."""
 CONNECT_SECONDS = 10.0
@@ -43,14 +39,14 @@ PAUSES_SECONDS = 60.0
 """Between the tries of a request, all together."""
 CHECK_RETRIES = 2
 """Most further tries before a run: who has just started it sees a fault soon."""
+OVERLOADED = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
+SEE_LOG = "Look at the server's log"
 LONGEST_NAME, LONGEST_FAULT = 200, 20_000
 """Characters that are kept of a model's name, and read of an error."""
 PROBE = Request("prefix", (Message("user", "Answer with one word."),))
 SENT_HEADERS = ("host", "accept", "accept-encoding", "connection", "content-type", "content-length")
 CONFIG_KEYS = {"temperature": "temperature", "top_p": "top_p", "max_tokens": "max_new_tokens"}
 """Field of the request → key under `assistant` that sets it."""
-
-
 SEEDS = 4096
 """For the completions of a request: the next request, whose seed is higher by one, has others."""
 
@@ -81,7 +77,6 @@ class OpenAIAssistant:
         extra_body: further fields of the request; they replace those of sampling, and None leaves one out.
     """
 
-    start_hint = "gpta-local assistant serve {model} --port {port}"
     takes_adapters = False
     adapters_refused = (
         "An endpoint of the backend openai takes no adapters. "
@@ -151,22 +146,18 @@ class OpenAIAssistant:
     def close(self) -> None:
         self._client.close()
 
-    def _in_time(self, call: Callable[[], Result]) -> Result:
+    def _in_time(self, call: Callable[[], Value]) -> Value:
         """What the call returns, or an EndpointError if it takes too long."""
         return self._all_in_time(lambda _: call(), [None])[0]
 
-    def _all_in_time(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    def _all_in_time(self, function: Callable[[Part], Value], parts: Sequence[Part]) -> list[Value]:
         try:
-            return _map_in_threads(function, parts, self._concurrency, self._give_up)
+            return map_in_threads(function, parts, self._concurrency, self._give_up)
         except Empty as exc:
-            what = f"no answer within {self._give_up:g} s, further tries included"
-            fix = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
-            raise EndpointError(what, where=self._at("base_url"), fix=fix) from exc
+            raise self._error(f"no answer within {self._give_up:g} s, further tries included", OVERLOADED) from exc
 
     def _connect(self, timeout: float, max_retries: int) -> OpenAI:
         from openai import DefaultHttpxClient, OpenAI, Timeout
-
-        from gpta_local.assistant.transport import BoundedTransport
 
         http_client = DefaultHttpxClient(
             trust_env=False,  # no proxy that happens to be set; the certificates of the environment are wanted
@@ -232,14 +223,11 @@ class OpenAIAssistant:
             return {}
 
     def _read(self, text: str) -> list[Completion]:
-        from gpta_local.assistant.transport import LONGEST_ANSWER
-
         try:
             reply = json.loads(text)
         except (ValueError, RecursionError) as exc:
             if len(text.encode()) >= LONGEST_ANSWER:
-                what = f"the answer goes on after {LONGEST_ANSWER // 2**20} MiB"
-                raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log") from exc
+                raise self._error(f"the answer goes on after {LONGEST_ANSWER // 2**20} MiB", SEE_LOG) from exc
             kind = "a web page" if text.lstrip().startswith("<") else "no JSON"
             raise self._no_chat_api(f"the server answers with {kind}: {self._quote(own_words(text))}") from exc
         try:
@@ -260,8 +248,7 @@ class OpenAIAssistant:
             what = f"the server answers with JSON that is no chat completion: {self._quote(text)}"
             raise self._no_chat_api(what) from exc
         if not completions:
-            what = f"the server answers without any completion: {self._quote(text)}"
-            raise EndpointError(what, where=self._at("base_url"), fix="Look at the server's log")
+            raise self._error(f"the server answers without any completion: {self._quote(text)}", SEE_LOG)
         return completions
 
     def _name(self, said: object) -> str:
@@ -295,7 +282,7 @@ class OpenAIAssistant:
             connecting = type(exc.__cause__).__name__ == "ConnectTimeout"
             seconds = min(self._timeout, CONNECT_SECONDS) if connecting else self._timeout
             what = f"no {'connection' if connecting else 'answer'} within {seconds:g} s"
-            fix = "Is the server up and not overloaded? assistant.timeout and assistant.concurrency can be changed"
+            fix = OVERLOADED
         elif isinstance(cause, socket.gaierror):
             what, fix = f"the host {address.hostname!r} is not found ({cause.strerror})", "Correct assistant.base_url"
         elif isinstance(cause, NotAllowed):
@@ -308,12 +295,12 @@ class OpenAIAssistant:
             what, fix = f"no TLS with this server ({cause.reason})", "Does it speak http:// instead of https://?"
         elif isinstance(cause, ConnectionRefusedError):
             what = f"nothing listens on port {port} of {address.hostname}"
-            start = self.start_hint.format(model=self.name, port=port)
+            start = f"gpta-local assistant serve {self.name} --port {port}"
             fix = f"Is the server running? Start it, for example with: {start}"
         else:
             what = f"the connection broke ({exc.__cause__})"
-            fix = "Look at the server's log. Does it speak https:// instead of http://?"
-        return EndpointError(what, where=self._at("base_url"), fix=fix)
+            fix = f"{SEE_LOG}. Does it speak https:// instead of http://?"
+        return self._error(what, fix)
 
     def _refusal(self, exc: APIStatusError) -> EndpointError:
         """What a status other than 2xx means for the user."""
@@ -332,15 +319,15 @@ class OpenAIAssistant:
         elif status in (400, 413, 422) and re.search(r"(?i)context.(length|window|size)|max_model_len|too long", said):
             what = f"the request and its completion are too long for the model ({status}): {said}"
             fix = "Lower assistant.max_new_tokens or search.history_shown, or shorten card.description"
-            return EndpointError(what, where=self._at("model"), fix=fix)
+            return self._error(what, fix, "model")
         elif status in (400, 422):
             return self._refused_parameter(exc, said)
         elif status == 429:
             what = f"the server refuses further requests for now (429): {said}"
             fix = "Lower assistant.concurrency or raise assistant.max_retries"
         else:
-            what, fix = f"the server fails ({status}): {said}", "Look at the server's log"
-        return EndpointError(what, where=self._at("base_url"), fix=fix)
+            what, fix = f"the server fails ({status}): {said}", SEE_LOG
+        return self._error(what, fix)
 
     def _refused_parameter(self, exc: APIStatusError, said: str) -> EndpointError:
         sent = [*self._body(PROBE, Sampling(), first=0, n=2)]
@@ -353,8 +340,7 @@ class OpenAIAssistant:
         else:
             fix = f"gpta-local needs a server that takes {', '.join(sent)}"
         refused = f"the parameter {field!r}" if field else "the request"
-        what = f"the server refuses {refused} ({exc.status_code}): {said}"
-        return EndpointError(what, where=self._at("base_url"), fix=fix)
+        return self._error(f"the server refuses {refused} ({exc.status_code}): {said}", fix)
 
     def _means_the_model(self, exc: APIStatusError, said: str) -> bool:
         if exc.param not in (None, "", "model"):
@@ -365,11 +351,14 @@ class OpenAIAssistant:
     def _no_such_model(self, what: str) -> EndpointError:
         names = self._quote(", ".join(sorted(self._served)))
         fix = f"The server lists: {names}" if names else "Write the name that the server uses into assistant.model"
-        return EndpointError(what, where=self._at("model"), fix=fix)
+        return self._error(what, fix, "model")
 
     def _no_chat_api(self, what: str) -> EndpointError:
         fix = "Is this the address of the API itself? It mostly ends in /v1; a login page or a proxy may be in the way"
-        return EndpointError(what, where=self._at("base_url"), fix=fix)
+        return self._error(what, fix)
+
+    def _error(self, what: str, fix: str, key: str = "base_url") -> EndpointError:
+        return EndpointError(what, where=self._at(key), fix=fix)
 
     def _at(self, key: str) -> str:
         return f"assistant.{key} ({self._url})"
@@ -383,45 +372,6 @@ class OpenAIAssistant:
         text = "".join(c if c.isprintable() else " " for c in text[:LONGEST_FAULT])
         text = self._without_key(" ".join(text.split()))
         return text if len(text) <= 300 else f"{text[:300]}…"
-
-
-def _map_in_threads(
-    function: Callable[[Part], Result], parts: Sequence[Part], threads: int, seconds: float
-) -> list[Result]:
-    """Like an executor's `map`, but the first error and Ctrl-C do not wait for requests in flight.
-
-    The threads are daemons, which those of `concurrent.futures` are not: nothing at the end of the
-    program waits for a server that keeps silent.
-
-    Raises:
-        Empty: for so many seconds, none has ended.
-    """
-    waiting = deque(enumerate(parts))
-    ended: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
-
-    def work() -> None:
-        while waiting:
-            try:
-                index, part = waiting.popleft()
-            except IndexError:  # another thread was faster
-                return
-            try:
-                ended.put((index, function(part), None))
-            except BaseException as exc:  # raised again where it is waited for
-                waiting.clear()
-                ended.put((index, None, exc))
-
-    for _ in range(min(threads, len(parts))):
-        threading.Thread(target=work, name="assistant", daemon=True).start()
-    results: list[Any] = [None] * len(parts)
-    try:
-        for _ in parts:
-            index, results[index], error = ended.get(timeout=seconds)
-            if error is not None:
-                raise error
-    finally:  # also after Ctrl-C
-        waiting.clear()
-    return results
 
 
 def _usable_url(base_url: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
-from gpta_local.assistant.vllm_server import LORA_RANKS
+from gpta_local.assistant.vllm_server import LORA_RANKS, allowed_rank
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.system.adapters import ADAPTER_CONFIG, check_adapter
@@ -220,7 +220,7 @@ class VLLMAssistant(OpenAIAssistant):
             what, fix = f"the server takes no adapters ({status}): {words}", RESTART
         elif rank := re.search(r"rank (\d+) is greater than max_lora_rank", said):
             kind = _RankTooHigh
-            enough = next((known for known in LORA_RANKS if known >= int(rank[1])), LORA_RANKS[-1])
+            enough = allowed_rank(min(int(rank[1]), LORA_RANKS[-1]))
             fix = (
                 f"Restart it with --max-lora-rank {enough} or `gpta-local assistant serve --max-lora-rank {enough}`, "
                 "or lower dialogue_gradient.rank"

@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from gpta_local.errors import InputError, OutputError, ServerError
@@ -163,7 +164,7 @@ class VLLMServer:
         self.command += ["--host", HOST, "--port", str(self.port)]
         if lora_rank is not None:
             self.command += ["--enable-lora", "--max-loras", "2", "--max-cpu-loras", "4"]
-            self.command += ["--max-lora-rank", str(_allowed_rank(lora_rank))]
+            self.command += ["--max-lora-rank", str(allowed_rank(lora_rank))]
         if max_model_len is not None:
             self.command += ["--max-model-len", str(max_model_len)]
         if interpreter.on_gpu:
@@ -259,14 +260,16 @@ def failure_reason(log: str) -> str:
     The processes of vLLM die one after the other, and each but the first says only to look above.
     """
     lines = [re.sub(r"^\([^)]* pid=\d+\) (?:[A-Z]+ \S+ \S+ \[\S+\] )?", "", line) for line in log.splitlines()]
-    for number in range(len(lines) - 1, -1, -1):
-        raised = re.match(r"[\w.]*(Error|Exception)\b|\S+: error: ", lines[number])
-        if raised and not re.search(r"\bSee (root cause|stack trace)\b", lines[number]):
-            end = number + 1
-            while lines[end : end + 1] and lines[end].startswith(" ") and "errors.pydantic.dev" not in lines[end]:
-                end += 1
-            chosen = lines[number:end]
-            break
+    raised = [
+        number
+        for number, line in enumerate(lines)
+        if re.match(r"[\w.]*(Error|Exception)\b|\S+: error: ", line)
+        and not re.search(r"\bSee (root cause|stack trace)\b", line)
+    ]
+    if raised:
+        after = lines[raised[-1] + 1 :]
+        explained = takewhile(lambda line: line[:1] == " " and "errors.pydantic.dev" not in line, after)
+        chosen = [lines[raised[-1]], *explained]
     else:
         chosen = [line for line in lines if line.strip()][-3:] or ["the log is empty"]
     reason = " ".join(line.strip() for line in chosen)
@@ -282,7 +285,7 @@ def private_file(path: Path, text: str) -> Iterator[None]:
     """
     try:
         path.unlink(missing_ok=True)  # an existing file would keep its mode
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        with owner_only(), path.open("x", encoding="utf-8") as output:
             output.write(text)
     except OSError as exc:
         raise OutputError(f"the file cannot be written ({exc.strerror})", where=str(path)) from exc
@@ -350,10 +353,10 @@ def _usable_port(port: int) -> int:
     return port
 
 
-def _allowed_rank(rank: int) -> int:
-    for allowed in LORA_RANKS:
-        if 0 < rank <= allowed:
-            return allowed
+def allowed_rank(rank: int) -> int:
+    """The least rank that vLLM takes for adapters of this one."""
+    if 0 < rank <= LORA_RANKS[-1]:
+        return next(allowed for allowed in LORA_RANKS if allowed >= rank)
     raise InputError(f"vLLM takes adapters of a rank between 1 and {LORA_RANKS[-1]}", where=f"LoRA rank {rank}")
 
 

@@ -1,7 +1,7 @@
 """Dialogues → one fine-tuning of the assistant → a LoRA adapter in a folder of its own.
 
 Knows TRL, peft and how each method reads a dialogue. Does not know where dialogues come from, who
-serves the adapter, nor whether it is any good: the guard is `tuner`'s.
+serves the adapter, nor whether it is any good: the guard is `trial`'s.
 
 The base model is never changed: an adapter is put on it, trained, written and taken off.
 """
@@ -39,8 +39,8 @@ from gpta_local.system.models import multiplies_in_bf16
 REPLY_TOKENS = 48
 """Room of a completion that `grpo` samples."""
 
-DIALOGUES = "dialogues.jsonl"
-RECORD = "step.json"
+DIALOGUES_FILE = "dialogues.jsonl"
+STEP_FILE = "step.json"
 
 PASSES = 3
 """Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
@@ -86,7 +86,8 @@ def train_adapter(
         r=config.rank, lora_alpha=2 * config.rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     dialogues = _fitting(dialogues, model, tokenizer, config.method)
-    with _own_random_state(seed), _quiet(), tempfile.TemporaryDirectory(dir=_made(folder.parent)) as scratch:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _own_random_state(seed), _quiet(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         adapted = PeftModel.from_pretrained(model, start, is_trainable=True) if start else get_peft_model(model, lora)
         try:
             trainer = _trainer(adapted, tokenizer, dialogues, config, scratch, seed, reward)
@@ -113,11 +114,7 @@ def train_adapter(
             model.__dict__.pop("forward", None)  # TRL's patch
             model.eval()
         seconds = time.monotonic() - started
-        (made / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        _sort_lists(made / "adapter_config.json")
-        _write_record(made, len(dialogues), config, seed, losses, seconds)
-        write_manifest(made)
-        _write_dialogues(made, dialogues)
+        _complete(made, dialogues, config, seed, losses, seconds)
         flush_all(made)
         made.replace(folder)  # a folder under its name is whole
     return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
@@ -130,7 +127,7 @@ def number_of_steps(config: DialogueGradientConfig, dialogues: int) -> int:
 
 def taught_replies(adapter: Path) -> list[str]:
     """What an adapter was taught to say; nothing is known of one that was trained elsewhere."""
-    path = adapter / DIALOGUES
+    path = adapter / DIALOGUES_FILE
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
@@ -140,7 +137,7 @@ def taught_replies(adapter: Path) -> list[str]:
 def sampling_temperature(adapter: Path | None) -> float:
     """The factor on the assistant's temperature at which an adapter is to be sampled; 1 for the base
     model and for adapters that were trained elsewhere."""
-    path = adapter / RECORD if adapter else None
+    path = adapter / STEP_FILE if adapter else None
     return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path and path.is_file() else 1.0
 
 
@@ -179,7 +176,11 @@ def _trainer(
     }
     rows = [_row(dialogue, config.method, tokenizer) for dialogue in dialogues]
     if config.method == "kto":
-        rows = [row for pair in rows for row in _kto_rows(pair)]
+        rows = [
+            {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+            for row in rows
+            for side in ("chosen", "rejected")
+        ]
     data = Dataset.from_list(rows)
     given: dict[str, Any] = {"model": model, "train_dataset": data, "processing_class": tokenizer}
     match config.method:
@@ -194,11 +195,7 @@ def _trainer(
             trainer = trl.KTOTrainer(**given, args=trl.KTOConfig(**common, max_length=None, beta=config.beta))
         case "grpo":
             assert reward is not None
-            args = trl.GRPOConfig(
-                **common,
-                num_generations=config.batch_size,
-                max_completion_length=REPLY_TOKENS,
-            )
+            args = trl.GRPOConfig(**common, num_generations=config.batch_size, max_completion_length=REPLY_TOKENS)
             trainer = trl.GRPOTrainer(**given, args=args, reward_funcs=_as_reward_function(reward))
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -270,13 +267,6 @@ def _row(dialogue: Dialogue, method: str, tokenizer: Any) -> dict[str, Any]:
     return {"prompt": prompt, "completion": reply, "weight": 1.0 if method == "sft" else dialogue.weight}
 
 
-def _kto_rows(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"prompt": pair["prompt"], "completion": pair["chosen"], "label": True},
-        {"prompt": pair["prompt"], "completion": pair["rejected"], "label": False},
-    ]
-
-
 def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any, method: str) -> list[Dialogue]:
     """Those that fit into the model's context."""
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
@@ -315,40 +305,31 @@ def _steps_callback(on_step: Callable[[], None]) -> Any:
     return Steps()
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _sort_lists(path: Path) -> None:
-    """The same configuration in the same bytes: peft writes a set in the order of its hashes."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    ordered = {key: sorted(value) if key == "target_modules" else value for key, value in config.items()}
-    path.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_record(
+def _complete(
     folder: Path,
-    dialogues: int,
+    dialogues: Sequence[Dialogue],
     config: DialogueGradientConfig,
     seed: int,
     losses: Sequence[float],
     seconds: float,
 ) -> None:
+    """Write what was taught and how beside what peft has saved, and the manifest of all but the dialogues."""
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    saved["target_modules"] = sorted(saved["target_modules"])  # a set, in the order of its hashes
     record = {
         **config.model_dump(mode="json"),
         "optimiser": "AdamW, linear decay",
         "seed": seed,
-        "dialogues": dialogues,
+        "dialogues": len(dialogues),
         "losses": [round(loss, 5) for loss in losses],
         "seconds": round(seconds, 2),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_dialogues(folder: Path, dialogues: Sequence[Dialogue]) -> None:
-    with (folder / DIALOGUES).open("w", encoding="utf-8") as file:
+    for name, content in (("adapter_config.json", saved), (STEP_FILE, record)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder)
+    with (folder / DIALOGUES_FILE).open("w", encoding="utf-8") as file:
         for dialogue in dialogues:
             row = {
                 "messages": [asdict(message) for message in dialogue.request.messages],

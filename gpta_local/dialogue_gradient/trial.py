@@ -33,7 +33,7 @@ COLLAPSE = 1 / 3
 """A new adapter with less than this share of the fresh proposals of the one before has collapsed."""
 
 
-class Tuner:
+class AdapterTrials:
     """`folder` is where each step makes a folder for its adapter: 001, 002, …; a run sets it.
 
     Raises:

@@ -66,12 +66,7 @@ def train_in_process_of_its_own(
     log_path = folder.parent / f"{folder.name}.log"
     with log_path.open("wb") as log:
         worker = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "gpta_local.dialogue_gradient.worker",
-            ],
+            [sys.executable, "-P", "-m", "gpta_local.dialogue_gradient.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -14,7 +14,7 @@ from typing import Any
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
-from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.product import write_product
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
@@ -53,7 +53,7 @@ class Run:
         self.assistant = open_assistant(config.assistant)
         observer.stage("waiting for the assistant", 1)
         observer.note(f"assistant: {self.assistant.check()}")
-        self.tuner = Tuner(self.assistant, config)
+        self.tuner = AdapterTrials(self.assistant, config)
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
         observer.advance()

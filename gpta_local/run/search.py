@@ -17,7 +17,7 @@ from gpta_local.assistant.prompts import label_texts_request, prefix_request
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.dialogue_gradient.dialogues import build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, sampling_temperature
-from gpta_local.dialogue_gradient.trial import Tuner
+from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError, TrainingError
 from gpta_local.knowledge import prefixes
@@ -51,7 +51,7 @@ class Search:
         journal: Journal,
         observer: Observer,
         assistant: Assistant,
-        tuner: Tuner,
+        tuner: AdapterTrials,
         leak_scan: LeakScan,
     ) -> None:
         self.plan, self.journal, self.observer = plan, journal, observer

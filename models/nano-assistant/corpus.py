@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gpta_local.dialogue_gradient.words import STOP_WORDS
+from gpta_local.dialogue_gradient.evaluate import STOP_WORDS
 from gpta_local.schema import Request
 
 CORPUS = Path(__file__).parent / "corpus"

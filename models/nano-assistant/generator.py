@@ -22,7 +22,7 @@ from gpta_local.assistant.prompts import (
     read_label_texts,
     read_prefix,
 )
-from gpta_local.dialogue_gradient.words import content_stems, content_words, stem
+from gpta_local.dialogue_gradient.evaluate import content_stems, content_words, stem
 from gpta_local.schema import Message, Request, ScoredPrefix
 
 MAX_PREFIX_WORDS = 12

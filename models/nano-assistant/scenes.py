@@ -23,7 +23,7 @@ from corpus import (
     without_article,
 )
 
-from gpta_local.dialogue_gradient.words import content_stems, content_words, stem
+from gpta_local.dialogue_gradient.evaluate import content_stems, content_words, stem
 from gpta_local.schema import DatasetCard, Label
 
 T = TypeVar("T")
