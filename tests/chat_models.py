@@ -22,7 +22,7 @@ WORKER = "gpta_local.dialogue_gradient.worker"
 
 
 def tiny_chat_llama(folder: Path) -> Path:
-    """A causal language model with a chat template; 1024 positions."""
+    """A causal language model with a chat template; 2048 positions."""
     tiny_llama(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return folder

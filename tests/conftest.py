@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from commands import ROOT
 from hypothesis import HealthCheck, settings
-from servers import ROOT, Endpoint, transformers_server, vllm_server
+from servers import VLLM, Endpoint, transformers_server, vllm
 
 from gpta_local.system.network import OFFLINE
+
+Connect = Callable[..., Any]
 
 settings.register_profile("short", deadline=None, derandomize=True)
 settings.load_profile("short")
@@ -21,6 +28,20 @@ settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_h
 os.environ.update(OFFLINE)  # as the program does before it imports anything
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "xdist_group(name): tests that share a worker of pytest-xdist")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of a server on one worker of pytest-xdist (`--dist loadgroup`): it is started once."""
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+        elif "transformers_endpoint" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("transformers"))
+
+
 @pytest.fixture(scope="session")
 def nano_assistant() -> Path:
     """The folder of the embedded assistant."""
@@ -28,17 +49,56 @@ def nano_assistant() -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_endpoint(nano_assistant: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """A vLLM server with the embedded assistant; started once for all tests."""
-    with vllm_server(nano_assistant, tmp_path_factory.mktemp("vllm") / "server.log") as endpoint:
-        yield endpoint
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random causal language model that chats; not to be changed."""
+    from chat_models import tiny_chat_llama
+
+    return tiny_chat_llama(tmp_path_factory.mktemp("models") / "chat")
 
 
 @pytest.fixture(scope="session")
-def transformers_endpoint(nano_assistant: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """`transformers serve` with the embedded assistant; started once for all tests."""
-    with transformers_server(nano_assistant, tmp_path_factory.mktemp("transformers") / "server.log") as endpoint:
+def vllm_served(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLM]:
+    """The small model, served by a real vLLM that takes adapters up to rank 16; started once for all tests."""
+    with vllm(chat_model, tmp_path_factory.mktemp("vllm")) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def vllm_endpoint(vllm_served: VLLM) -> Endpoint:
+    return vllm_served.endpoint
+
+
+@pytest.fixture(scope="session")
+def transformers_endpoint(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """`transformers serve` with the small model; started once for all tests."""
+    with transformers_server(chat_model, tmp_path_factory.mktemp("transformers") / "server.log") as endpoint:
         yield endpoint
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Make a client, closed after the test: `connect(base_url, kind, model, **changes)`."""
+    from gpta_local.assistant.openai_api import OpenAIAssistant
+
+    with ExitStack() as stack:
+
+        def make(
+            base_url: str, kind: type[OpenAIAssistant] = OpenAIAssistant, model: str = "m", **changes: Any
+        ) -> OpenAIAssistant:
+            settings: dict[str, Any] = {"api_key": None, "timeout": 10.0, "max_retries": 0, "concurrency": 4}
+            assistant = kind(model, base_url=base_url, **settings | changes)
+            stack.callback(assistant.close)
+            return assistant
+
+        yield make
+
+
+@pytest.fixture
+def connect_vllm(connect: Connect, vllm_endpoint: Endpoint) -> Connect:
+    """Make a client of the real vLLM server: `connect_vllm(**changes)`."""
+    from gpta_local.assistant.vllm import VLLMAssistant
+
+    return partial(connect, kind=VLLMAssistant, timeout=60.0, **asdict(vllm_endpoint))
 
 
 @pytest.fixture(scope="session")

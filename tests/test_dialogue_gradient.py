@@ -6,7 +6,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import torch
 from chat_models import DIALOGUES, TEMPLATE, dialogue, greedy, settings, tiny_chat_llama
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
+from tiny_models import CHAT_POSITIONS
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient import train
 from gpta_local.dialogue_gradient.dialogues import Dialogue
-from gpta_local.dialogue_gradient.train import REPLY_TOKENS, train_adapter
+from gpta_local.dialogue_gradient.train import REPLY_TOKENS, Reward, train_adapter
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.knowledge.prefixes import GainReward
 from gpta_local.schema import DialogueGradientStep, Message, Request
@@ -40,14 +41,9 @@ def count_letters(texts: list[str]) -> list[float]:
     return [float(len(text)) for text in texts]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_chat_llama(tmp_path_factory.mktemp("models") / "chat")
-
-
 @pytest.fixture
-def assistant(folder: Path) -> LocalAssistant:
-    return LocalAssistant(str(folder), "cpu")
+def assistant(chat_model: Path) -> LocalAssistant:
+    return LocalAssistant(str(chat_model), "cpu")
 
 
 def teach(
@@ -58,16 +54,13 @@ def teach(
     *,
     seed: int = 3,
     start: Path | None = None,
+    reward: Reward = count_letters,
+    on_step: Callable[[], None] = lambda: None,
     **changes: Any,
 ) -> DialogueGradientStep:
+    config = settings(method, **changes)
     return train_adapter(
-        *assistant.base(),
-        dialogues,
-        settings(method, **changes),
-        target,
-        seed=seed,
-        start=start,
-        reward=count_letters if method == "grpo" else None,
+        *assistant.base(), dialogues, config, target, seed=seed, start=start, reward=reward, on_step=on_step
     )
 
 
@@ -77,23 +70,24 @@ def weights(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("method", METHODS)
 class TestEveryMethod:
-    def test_step_writes_an_adapter_for_the_base_and_its_record(
-        self, assistant: LocalAssistant, folder: Path, tmp_path: Path, method: str
+    def test_adapter_for_the_base_is_written_whole_and_all_else_is_as_before(
+        self, assistant: LocalAssistant, chat_model: Path, tmp_path: Path, method: str
     ) -> None:
-        step = teach(assistant, tmp_path / "001", method)
-        assert {path.name for path in (tmp_path / "001").iterdir()} == FILES
-        assert [path.name for path in tmp_path.iterdir()] == ["001"]
-        check_adapter(tmp_path / "001", folder)
-        assert (step.adapter, step.method, step.dialogues, len(step.losses)) == ("001", method, 3, 2)
-        assert all(map(math.isfinite, step.losses))
+        def state() -> tuple[Any, ...]:
+            generators = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+            return (*generators, dict(os.environ))
 
-    def test_adapter_has_learnt_and_the_base_is_as_before(
-        self, assistant: LocalAssistant, tmp_path: Path, method: str
-    ) -> None:
         model, _ = assistant.base()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        words, attributes = greedy(assistant), set(vars(model))
-        teach(assistant, tmp_path / "001", method)
+        words, attributes, told = greedy(assistant), set(vars(model)), []
+        state_before = state()
+        step = teach(assistant, tmp_path / "001", method, on_step=lambda: told.append(1))
+        assert state() == state_before
+        assert {path.name for path in (tmp_path / "001").iterdir()} == FILES
+        assert [path.name for path in tmp_path.iterdir()] == ["001"]
+        check_adapter(tmp_path / "001", chat_model)
+        assert (step.adapter, step.method, step.dialogues, len(step.losses)) == ("001", method, 3, 2)
+        assert all(map(math.isfinite, step.losses)) and len(told) == 2
         learnt = load_file(tmp_path / "001" / "adapter_model.safetensors")
         assert any(tensor.any() for name, tensor in learnt.items() if ".lora_B." in name)
         after = model.state_dict()
@@ -104,41 +98,20 @@ class TestEveryMethod:
         assert not model.training
         assert greedy(assistant) == words
 
-    def test_same_seed_gives_the_same_bytes_and_another_seed_others(
+    def test_same_seed_gives_the_same_bytes_without_a_dialogue_longer_than_the_context(
         self, assistant: LocalAssistant, tmp_path: Path, method: str
     ) -> None:
-        for name, seed in (("first", 3), ("again", 3), ("other", 4)):
-            teach(assistant, tmp_path / name, method, seed=seed)
+        teach(assistant, tmp_path / "first", method)
+        step = teach(assistant, tmp_path / "again", method, [too_long(), *DIALOGUES])
+        teach(assistant, tmp_path / "other", method, seed=4)
+        assert step.dialogues == 3
         assert weights(tmp_path / "first") == weights(tmp_path / "again")
         assert weights(tmp_path / "first") != weights(tmp_path / "other")
 
-    def test_random_state_and_environment_are_left_alone(
-        self, assistant: LocalAssistant, tmp_path: Path, method: str
-    ) -> None:
-        def state() -> tuple[Any, ...]:
-            return (
-                random.getstate(),
-                np.random.get_state()[1].tolist(),
-                torch.get_rng_state().tolist(),
-                dict(os.environ),
-            )
-
-        before = state()
-        teach(assistant, tmp_path / "001", method)
-        assert state() == before
-
-    def test_steps_are_told_as_they_are_taken(self, assistant: LocalAssistant, tmp_path: Path, method: str) -> None:
-        told: list[int] = []
-        train_adapter(
-            *assistant.base(),
-            DIALOGUES,
-            settings(method, steps=3),
-            tmp_path / "001",
-            seed=3,
-            reward=count_letters,
-            on_step=lambda: told.append(1),
-        )
-        assert len(told) == 3
+    def test_only_too_long_dialogues_are_an_error(self, assistant: LocalAssistant, tmp_path: Path, method: str) -> None:
+        with pytest.raises(ModelError, match="no dialogue fits into the context of 2048 tokens"):
+            teach(assistant, tmp_path / "001", method, [too_long()])
+        assert not list(tmp_path.iterdir())
 
 
 class TestWhatIsLearnt:
@@ -161,11 +134,6 @@ class TestWhatIsLearnt:
         assistant.use_adapter(tmp_path / "001")
         assert greedy(assistant) == said
 
-    def test_weights_do_not_count_without_weighting(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        for name, weight in (("light", 0.1), ("heavy", 7.0)):
-            teach(assistant, tmp_path / name, "sft", [replace(entry, weight=weight) for entry in DIALOGUES])
-        assert weights(tmp_path / "light") == weights(tmp_path / "heavy")
-
     def test_weighted_with_equal_weights_has_the_losses_of_the_unweighted(
         self, assistant: LocalAssistant, tmp_path: Path
     ) -> None:
@@ -187,12 +155,10 @@ class TestWhatIsLearnt:
         assert preference(tmp_path / "001") > before + 1
 
     def test_equal_rewards_teach_nothing(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        config = settings("grpo", steps=3, learning_rate=1e-2)
-
         def equal(texts: list[str]) -> list[float]:
             return [0.5] * len(texts)
 
-        train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=equal)
+        teach(assistant, tmp_path / "001", "grpo", reward=equal, steps=3, learning_rate=1e-2)
         learnt = load_file(tmp_path / "001" / "adapter_model.safetensors")
         assert not any(tensor.any() for name, tensor in learnt.items() if ".lora_B." in name)
 
@@ -208,8 +174,8 @@ class TestWhatIsLearnt:
             means.append(sum(count_letters(texts)) / len(texts))
             return [-letters for letters in count_letters(texts)]
 
-        config = settings("grpo", steps=60, batch_size=16, learning_rate=3e-2)
-        train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=few_letters)
+        steps = {"steps": 60, "batch_size": 16, "learning_rate": 3e-2}
+        teach(assistant, tmp_path / "001", "grpo", reward=few_letters, **steps)
         assert sum(means[-10:]) < 0.9 * sum(means[:10])
 
     def test_adapter_to_start_from_is_gone_on_with(self, assistant: LocalAssistant, tmp_path: Path) -> None:
@@ -235,16 +201,21 @@ def log_likelihood(assistant: LocalAssistant, reply: str) -> float:
 
 
 class TestRecord:
-    def test_what_was_taught_is_recorded(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        teach(assistant, tmp_path / "001")
+    def test_what_was_taught_and_how_is_recorded_without_a_path_of_the_machine(
+        self, assistant: LocalAssistant, chat_model: Path, tmp_path: Path
+    ) -> None:
+        step = teach(assistant, tmp_path / "001", "dpo", seed=9, learning_rate=2e-3)
         lines = (tmp_path / "001" / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        assert [row["reply"] for row in rows] == [entry.reply for entry in DIALOGUES]
-        assert [row["worse"] for row in rows] == [entry.worse for entry in DIALOGUES]
-        assert [row["weight"] for row in rows] == [entry.weight for entry in DIALOGUES]
-        assert [row["messages"][-1]["content"] for row in rows] == [
-            entry.request.messages[-1].content for entry in DIALOGUES
-        ]
+        for row, entry in zip(map(json.loads, lines), DIALOGUES, strict=True):
+            assert (row["reply"], row["worse"], row["weight"]) == (entry.reply, entry.worse, entry.weight)
+            assert row["messages"][-1]["content"] == entry.request.messages[-1].content
+        record = json.loads((tmp_path / "001" / "step.json").read_text())
+        assert record.items() >= {"method": "dpo", "seed": 9, "learning_rate": 2e-3, "rank": 4, "steps": 2}.items()
+        assert record["losses"] == pytest.approx(step.losses, abs=1e-4)
+        assert {"torch", "transformers", "trl", "peft"} == set(record["versions"])
+        for path in (tmp_path / "001").iterdir():
+            text = path.read_bytes().decode("latin-1").replace(str(chat_model), "")
+            assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
 
     def test_adapter_stays_whole_without_what_was_taught(self, assistant: LocalAssistant, tmp_path: Path) -> None:
         teach(assistant, tmp_path / "001")
@@ -254,73 +225,35 @@ class TestRecord:
         with pytest.raises(ModelError, match=r"'step.json' is listed"):
             verify_manifest(tmp_path / "001")
 
-    def test_how_it_was_taught_is_recorded(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        step = teach(assistant, tmp_path / "001", "dpo", seed=9, learning_rate=2e-3)
-        record = json.loads((tmp_path / "001" / "step.json").read_text())
-        assert record.items() >= {"method": "dpo", "seed": 9, "learning_rate": 2e-3, "rank": 4, "steps": 2}.items()
-        assert record["losses"] == pytest.approx(step.losses, abs=1e-4)
-        assert {"torch", "transformers", "trl", "peft"} == set(record["versions"])
-
-    def test_no_path_of_the_machine_but_the_base_is_recorded(
-        self, assistant: LocalAssistant, folder: Path, tmp_path: Path
-    ) -> None:
-        teach(assistant, tmp_path / "001")
-        for path in (tmp_path / "001").iterdir():
-            text = path.read_bytes().decode("latin-1").replace(str(folder), "")
-            assert str(tmp_path) not in text and str(Path.home()) + "/" not in text
-
     def test_folder_that_is_there_is_not_written_over(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        teach(assistant, tmp_path / "001")
-        before = weights(tmp_path / "001")
+        (tmp_path / "001").mkdir()
         with pytest.raises(FileExistsError):
-            teach(assistant, tmp_path / "001", seed=4)
-        assert weights(tmp_path / "001") == before
+            teach(assistant, tmp_path / "001")
+        assert not list((tmp_path / "001").iterdir())
 
 
 class TestWhatCannotBeTaught:
-    @pytest.mark.parametrize("method", ["sft", "dpo"])
+    @pytest.mark.parametrize(
+        ("method", "absurd"),
+        [
+            ("sft", {"steps": 4, "learning_rate": 1e30}),
+            ("dpo", {"steps": 4, "learning_rate": 1e30}),
+            ("sft", {"learning_rate": 1e39}),  # the losses are numbers, the weights after the last step are not
+        ],
+    )
     def test_absurd_learning_rate_is_an_error_and_leaves_nothing(
-        self, assistant: LocalAssistant, tmp_path: Path, method: str
+        self, assistant: LocalAssistant, tmp_path: Path, method: str, absurd: dict[str, Any]
     ) -> None:
-        words = greedy(assistant)
         with pytest.raises(TrainingError, match=r"not a number.*learning_rate"):
-            teach(assistant, tmp_path / "001", method, steps=4, learning_rate=1e30)
+            teach(assistant, tmp_path / "001", method, **absurd)
         assert not list(tmp_path.iterdir())
-        assert greedy(assistant) == words
-
-    def test_weights_that_are_no_numbers_after_the_last_step_are_an_error(
-        self, assistant: LocalAssistant, tmp_path: Path
-    ) -> None:
-        with pytest.raises(TrainingError, match="not a number"):
-            teach(assistant, tmp_path / "001", learning_rate=1e39)
-        assert not list(tmp_path.iterdir())
+        teach(assistant, tmp_path / "001")
+        teach(LocalAssistant(assistant.name, "cpu"), tmp_path / "002")
+        assert weights(tmp_path / "001") == weights(tmp_path / "002"), "the failure has changed nothing"
 
     def test_poisoned_weight_is_an_error_and_leaves_nothing(self, assistant: LocalAssistant, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="not a number"):
             teach(assistant, tmp_path / "001", "weighted-sft", [dialogue("a", weight=math.nan)] * 2)
-        assert not list(tmp_path.iterdir())
-
-    def test_assistant_can_be_taught_after_a_failure(self, assistant: LocalAssistant, tmp_path: Path) -> None:
-        with pytest.raises(TrainingError):
-            teach(assistant, tmp_path / "001", steps=4, learning_rate=1e30)
-        teach(assistant, tmp_path / "001")
-        teach(LocalAssistant(assistant.name, "cpu"), tmp_path / "002")
-        assert weights(tmp_path / "001") == weights(tmp_path / "002")
-
-    @pytest.mark.parametrize("method", METHODS)
-    def test_dialogue_longer_than_the_context_is_left_out(
-        self, assistant: LocalAssistant, tmp_path: Path, method: str
-    ) -> None:
-        step = teach(assistant, tmp_path / "001", method, [too_long(), *DIALOGUES])
-        teach(assistant, tmp_path / "002", method, DIALOGUES)
-        assert step.dialogues == 3
-        assert weights(tmp_path / "001") == weights(tmp_path / "002")
-        assert (tmp_path / "001" / "dialogues.jsonl").read_text() == (tmp_path / "002" / "dialogues.jsonl").read_text()
-
-    @pytest.mark.parametrize("method", METHODS)
-    def test_only_too_long_dialogues_are_an_error(self, assistant: LocalAssistant, tmp_path: Path, method: str) -> None:
-        with pytest.raises(ModelError, match="no dialogue fits into the context of 1024 tokens"):
-            teach(assistant, tmp_path / "001", method, [too_long()])
         assert not list(tmp_path.iterdir())
 
     def test_request_that_leaves_no_room_to_sample_a_reply_is_left_out(
@@ -328,7 +261,7 @@ class TestWhatCannotBeTaught:
     ) -> None:
         _, tokenizer = assistant.base()
         request, words = Request("prefix", (Message("user", "a"),)), 0
-        while len(tokenizer(assistant._render(tokenizer, request))["input_ids"]) < 1024 - REPLY_TOKENS // 2:
+        while len(tokenizer(assistant._render(tokenizer, request))["input_ids"]) < CHAT_POSITIONS - REPLY_TOKENS // 2:
             words += 4
             request = Request("prefix", (Message("user", " a" * words),))
         teach(assistant, tmp_path / "sft", "sft", [replace(DIALOGUES[0], request=request, reply="a")])
@@ -336,7 +269,7 @@ class TestWhatCannotBeTaught:
             teach(assistant, tmp_path / "grpo", "grpo", [replace(DIALOGUES[0], request=request)])
 
     def test_template_without_a_system_role_is_taught(self, tmp_path: Path) -> None:
-        folder = tiny_chat_llama(tmp_path / "chat")
+        folder = tiny_chat_llama(tmp_path / "models" / "chat")
         refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         (folder / "chat_template.jinja").write_text(refuse + TEMPLATE, encoding="utf-8")
         assistant = LocalAssistant(str(folder), "cpu")
@@ -346,7 +279,7 @@ class TestWhatCannotBeTaught:
 
 
 def too_long() -> Dialogue:
-    return replace(DIALOGUES[0], request=Request("prefix", (Message("user", "word " * 2000),)))
+    return replace(DIALOGUES[0], request=Request("prefix", (Message("user", "word " * 3000),)))
 
 
 class TestReward:
@@ -357,8 +290,7 @@ class TestReward:
             batches.append(list(texts))
             return count_letters(texts)
 
-        config = settings("grpo", steps=3, batch_size=4)
-        train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=reward)
+        teach(assistant, tmp_path / "001", "grpo", reward=reward, steps=3, batch_size=4)
         assert [len(texts) for texts in batches] == [4, 4, 4]
         for text in (text for texts in batches for text in texts):
             assert isinstance(text, str)
@@ -372,8 +304,7 @@ class TestReward:
             return np.array([1.0 - len(prefix) / 100 + row / 10 for row in rows])
 
         reward = GainReward([], losses, [0, 1, 2], tokens=len, max_tokens=1000, leak=lambda text: "")
-        config = settings("grpo", steps=3, batch_size=8)
-        train_adapter(*assistant.base(), DIALOGUES, config, tmp_path / "001", seed=3, reward=reward)
+        teach(assistant, tmp_path / "001", "grpo", reward=reward, steps=3, batch_size=8)
         found = [entry.text for entry in reward.found]
         assert found and [*found] == scored[1:] and scored[0] == ""
         assert all(entry.gain == pytest.approx(len(entry.text) / 100) and entry.rows == 3 for entry in reward.found)
@@ -395,7 +326,7 @@ class TestReward:
 
         words = greedy(assistant)
         with pytest.raises(TrainingError, match=words_of_it):
-            train_adapter(*assistant.base(), DIALOGUES, settings("grpo"), tmp_path / "001", seed=3, reward=reward)
+            teach(assistant, tmp_path / "001", "grpo", reward=reward)
         assert not list(tmp_path.iterdir())
         assert greedy(assistant) == words
 

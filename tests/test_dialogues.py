@@ -48,20 +48,12 @@ def of(dialogues: Sequence[Dialogue], reply: str) -> list[Dialogue]:
     return [dialogue for dialogue in dialogues if dialogue.reply == reply]
 
 
-def test_same_history_and_seed_give_the_same_dialogues() -> None:
-    assert build(GROUP, sets=SETS) == build(GROUP, sets=SETS)
-
-
-def test_order_of_the_history_does_not_matter() -> None:
+def test_same_history_in_any_order_and_seed_give_the_same_dialogues() -> None:
     assert build(GROUP, sets=SETS) == build(GROUP[::-1], sets=SETS[::-1])
 
 
 def test_other_seed_shows_other_histories() -> None:
     assert [d.request for d in build(GROUP)] != [d.request for d in build(GROUP, seed=1)]
-
-
-def test_only_winners_are_taught() -> None:
-    assert sorted({dialogue.reply for dialogue in build(GROUP)}) == WINNERS
 
 
 @pytest.mark.parametrize(("share", "taught"), [(0.125, 1), (0.25, 2), (0.5, 4), (0.01, 1)])
@@ -76,20 +68,10 @@ def test_each_winner_is_taught_so_many_times(per_winner: int) -> None:
     assert [len(of(dialogues, winner)) for winner in WINNERS] == [per_winner] * len(WINNERS)
 
 
-def test_shown_entries_gained_less_than_the_reply() -> None:
-    gains = {entry.text: entry.gain for entry in GROUP}
-    for dialogue in build(GROUP, per_winner=8, shown=6):
-        assert all(gains[text] < gains[dialogue.reply] for text in shown_in(dialogue))
-
-
 @pytest.mark.parametrize("shown", [0, 1, 3, 6, 20])
 def test_at_most_so_many_entries_are_shown(shown: int) -> None:
     dialogues = build(GROUP, per_winner=8, shown=shown)
     assert max(len(shown_in(dialogue)) for dialogue in dialogues) == min(shown, len(GROUP) - 2)
-
-
-def test_first_dialogue_of_a_winner_shows_as_much_as_it_may() -> None:
-    assert len(shown_in(of(build(GROUP), "prefix 7")[0])) == 4
 
 
 def test_entries_with_the_same_gain_as_the_reply_are_not_shown() -> None:
@@ -99,36 +81,15 @@ def test_entries_with_the_same_gain_as_the_reply_are_not_shown() -> None:
     assert not any({"a", "b"} & set(shown_in(dialogue)) for dialogue in dialogues)
 
 
-def test_contexts_of_one_winner_differ() -> None:
-    dialogues = of(build(GROUP, per_winner=6), "prefix 7")
-    assert len({dialogue.request for dialogue in dialogues}) >= 5
-
-
 def test_winner_is_also_taught_after_short_histories() -> None:
-    lengths = {len(shown_in(dialogue)) for dialogue in of(build(GROUP, per_winner=16), "prefix 7")}
-    assert {0, 4} <= lengths
-
-
-def test_worse_reply_gained_less_and_is_not_shown() -> None:
-    gains = {entry.text: entry.gain for entry in GROUP}
-    for dialogue in build(GROUP, per_winner=8, shown=20):
-        assert gains[dialogue.worse] < gains[dialogue.reply]
-        assert dialogue.worse not in shown_in(dialogue)
-
-
-def test_weights_are_1_on_average() -> None:
-    dialogues = build(GROUP, GROUP[:4], sets=SETS)
-    assert sum(dialogue.weight for dialogue in dialogues) / len(dialogues) == pytest.approx(1)
+    lengths = [len(shown_in(dialogue)) for dialogue in of(build(GROUP, per_winner=16), "prefix 7")]
+    assert {0, 4} <= set(lengths) and lengths[0] == 4
 
 
 def test_weights_of_prefixes_are_as_their_advantages() -> None:
     dialogues = build(GROUP)
     ratios = [of(dialogues, entry.text)[0].weight / (entry.gain - GAINS[3]) for entry in GROUP[4:]]
     assert ratios == pytest.approx([ratios[0]] * 4)
-
-
-def test_all_dialogues_of_a_winner_weigh_the_same() -> None:
-    assert len({dialogue.weight for dialogue in of(build(GROUP), "prefix 6")}) == 1
 
 
 def test_groups_are_not_mixed() -> None:
@@ -147,18 +108,9 @@ def test_weights_compare_within_a_group_only() -> None:
         assert of(dialogues, winner)[0].weight == pytest.approx(of(dialogues, f"wide {winner}")[0].weight)
 
 
-def test_group_of_its_own_is_taught_the_same_next_to_others() -> None:
-    alone, both = build(GROUP), build(GROUP, [scored("x", 0.0), scored("y", 1.0)])
-    assert [d.request for d in alone] == [d.request for d in both][: len(alone)]
-
-
 @pytest.mark.parametrize("gains", [(), (0.3,), (0.1, 0.1, 0.1)])
 def test_nothing_is_learnt_from_too_few_or_equal_gains(gains: tuple[float, ...]) -> None:
     assert build([scored(f"p{number}", gain) for number, gain in enumerate(gains)]) == []
-
-
-def test_no_history_is_no_dialogue() -> None:
-    assert build() == []
 
 
 def test_no_prefix_is_neither_taught_nor_shown() -> None:
@@ -172,12 +124,9 @@ def test_label_texts_that_start_the_head_better_are_taught() -> None:
     replies = {dialogue.reply for dialogue in dialogues}
     assert replies == {write_label_texts(SETS[1].texts), write_label_texts(SETS[3].texts)}
     assert {dialogue.request for dialogue in dialogues} == {label_texts_request(CARD)}
-
-
-def test_taught_label_texts_are_read_as_what_they_were() -> None:
-    names = [label.name for label in CARD.labels]
-    read = [read_label_texts(dialogue.reply, names) for dialogue in build(sets=SETS)]
-    assert all(texts in (SETS[1].texts, SETS[3].texts) for texts in read)
+    best, second = (of(dialogues, write_label_texts(SETS[number].texts))[0] for number in (3, 1))
+    assert best.weight > second.weight
+    assert read_label_texts(best.reply, CARD.label_names) == SETS[3].texts
 
 
 @pytest.mark.parametrize("losses", [(2.0, 1.0, 1.8, 0.5), (2.0, 1.0, 1.0), (3.0, 3.0, 1.0, 1.0)])
@@ -189,20 +138,9 @@ def test_worse_label_texts_have_a_higher_loss(losses: tuple[float, ...]) -> None
     assert all(loss_of[dialogue.worse] > loss_of[dialogue.reply] for dialogue in dialogues)
 
 
-def test_better_label_texts_weigh_more() -> None:
-    dialogues = build(sets=SETS)
-    best, second = (of(dialogues, write_label_texts(SETS[number].texts))[0] for number in (3, 1))
-    assert best.weight > second.weight
-
-
 @pytest.mark.parametrize("sets", [SETS[:1], (SETS[0], replace(SETS[1], loss=2.0))])
 def test_nothing_is_learnt_from_one_set_or_equal_losses(sets: tuple[ScoredLabelTexts, ...]) -> None:
     assert build(sets=sets) == []
-
-
-def test_label_texts_and_prefixes_are_taught_together() -> None:
-    kinds = [dialogue.request.kind for dialogue in build(GROUP, sets=SETS)]
-    assert set(kinds) == {"label-texts", "prefix"}
 
 
 def test_requests_are_those_of_a_run_and_hold_nothing_else() -> None:

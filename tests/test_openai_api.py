@@ -15,7 +15,24 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fault_server import Chat, FaultServer, Reply, always, completion, first, ignores_n, model_list, well_behaved
+from fault_server import (
+    HEAD,
+    Chat,
+    FaultServer,
+    Raw,
+    Reply,
+    always,
+    byte_by_byte,
+    completion,
+    endless,
+    first,
+    half_a_body,
+    hang_up,
+    ignores_n,
+    model_list,
+    reset,
+    well_behaved,
+)
 
 from gpta_local.assistant.openai_api import MAX_CHOICES, SEEDS, OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
@@ -40,20 +57,6 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(FaultServer(chat, models))
 
         yield start
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Make a client: `connect(base_url, **changes)`."""
-    with ExitStack() as stack:
-
-        def make(base_url: str, kind: type[OpenAIAssistant] = OpenAIAssistant, **changes: Any) -> OpenAIAssistant:
-            settings: dict[str, Any] = {"api_key": None, "timeout": 10.0, "max_retries": 0, "concurrency": 4}
-            assistant = kind("m", base_url=base_url, **settings | changes)
-            stack.callback(assistant.close)
-            return assistant
-
-        yield make
 
 
 def texts(assistant: OpenAIAssistant, n: int, sampling: Sampling = SAMPLING) -> list[str]:
@@ -84,35 +87,26 @@ def test_extra_body_replaces_fields_and_none_leaves_them_out(serve: Serve, conne
     assert server.chats[0]["seed"] == 3
 
 
-def test_key_is_sent_as_bearer_token(serve: Serve, connect: Connect) -> None:
-    server = serve()
-    connect(server.base_url, api_key=KEY).check()
-    assert {request.headers["authorization"] for request in server.received} == {f"Bearer {KEY}"}
-
-
-def test_nothing_of_the_environment_or_the_machine_is_sent(
+def test_nothing_but_the_key_is_sent_of_the_environment_or_the_machine(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "ambient")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer ambient\nX-Ambient: 1")
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{closed_port()}/v1")
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     server = serve()
     connect(server.base_url).check()
     expected = {"host", "accept", "accept-encoding", "connection", "user-agent"}
     for request in server.received:
         assert request.headers.keys() - {"content-type", "content-length"} == expected
         assert request.headers["user-agent"] == "gpta-local"
-
-
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
-def test_proxies_of_the_environment_are_not_used(
-    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port()}")
-    connect(serve().base_url).check()
+    server.received.clear()
+    connect(server.base_url, api_key=KEY).check()
+    assert {request.headers["authorization"] for request in server.received} == {f"Bearer {KEY}"}
 
 
 def test_redirect_to_another_host_is_reported_and_not_followed(serve: Serve, connect: Connect) -> None:
@@ -131,18 +125,8 @@ def test_completion_carries_text_model_reason_and_counts(serve: Serve, connect: 
     (only,) = connect(server.base_url).complete(REQUEST, 1, SAMPLING)
     assert (only.text, only.model, only.finish_reason) == ("Topic:", "m-2026", "length")
     assert (only.prompt_tokens, only.completion_tokens) == (7, 3)
-
-
-def test_counts_over_several_completions_are_not_divided(serve: Serve, connect: Connect) -> None:
     pair = connect(serve().base_url).complete(REQUEST, 2, SAMPLING)
-    assert [(one.prompt_tokens, one.completion_tokens) for one in pair] == [(None, None)] * 2
-
-
-@pytest.mark.parametrize("content", [None, ""])
-def test_empty_content_is_an_empty_text_with_its_reason(serve: Serve, connect: Connect, content: str | None) -> None:
-    server = serve(always(Reply(body=completion(content, finish_reason="content_filter"))))
-    (only,) = connect(server.base_url).complete(REQUEST, 1, SAMPLING)
-    assert (only.text, only.finish_reason) == ("", "content_filter")
+    assert [(one.prompt_tokens, one.completion_tokens) for one in pair] == [(None, None)] * 2, "a sum is not divided"
 
 
 def test_half_a_surrogate_pair_in_the_reply_can_be_written_to_a_file(serve: Serve, connect: Connect) -> None:
@@ -150,15 +134,10 @@ def test_half_a_surrogate_pair_in_the_reply_can_be_written_to_a_file(serve: Serv
     assert texts(connect(server.base_url), 1) == ["good ?"]
 
 
-def test_choices_are_ordered_by_their_index(serve: Serve, connect: Connect) -> None:
-    body = completion("first", "second")
+def test_choices_are_ordered_by_their_index_and_more_than_asked_for_are_dropped(serve: Serve, connect: Connect) -> None:
+    body = completion("first", None, "third")
     body["choices"].reverse()
-    assert texts(connect(serve(always(Reply(body=body))).base_url), 2) == ["first", "second"]
-
-
-def test_more_choices_than_asked_for_are_dropped(serve: Serve, connect: Connect) -> None:
-    server = serve(always(Reply(body=completion("a", "b", "c"))))
-    assert texts(connect(server.base_url), 2) == ["a", "b"]
+    assert texts(connect(serve(always(Reply(body=body))).base_url), 2) == ["first", ""]
 
 
 # Many completions
@@ -181,20 +160,6 @@ def test_completion_i_has_a_seed_of_its_own_whatever_the_server_does_with_n(
     assert texts(connect(serve(chat).base_url), n) == [f"seed {SEED + i}" for i in range(n)]
 
 
-def test_order_does_not_depend_on_which_request_ends_first(serve: Serve, connect: Connect) -> None:
-    def later_seeds_are_faster(body: dict[str, Any]) -> Reply:
-        time.sleep(0.1 if body["seed"] == SEED else 0)
-        return well_behaved(body)
-
-    assert texts(connect(serve(later_seeds_are_faster).base_url), 40) == [f"seed {SEED + i}" for i in range(40)]
-
-
-def test_large_n_is_asked_for_in_chunks(serve: Serve, connect: Connect) -> None:
-    server = serve()
-    connect(server.base_url).complete(REQUEST, 40, SAMPLING)
-    assert sorted((chat["seed"], chat["n"]) for chat in server.chats) == [(SEED, 16), (SEED + 16, 16), (SEED + 32, 8)]
-
-
 def test_greedy_completions_are_asked_for_one_by_one(serve: Serve, connect: Connect) -> None:
     """vLLM refuses n > 1 at temperature 0."""
     server = serve()
@@ -202,38 +167,17 @@ def test_greedy_completions_are_asked_for_one_by_one(serve: Serve, connect: Conn
     assert ["n" in chat for chat in server.chats] == [False] * 3
 
 
-def test_requests_are_in_flight_together(serve: Serve, connect: Connect) -> None:
+def test_so_many_requests_are_in_flight_together_and_no_more(serve: Serve, connect: Connect) -> None:
     together = threading.Barrier(4, timeout=5)
 
     def waits_for_three_others(body: dict[str, Any]) -> Reply:
         together.wait()
+        time.sleep(0.02)
         return well_behaved(body)
 
     server = serve(waits_for_three_others)
-    connect(server.base_url, concurrency=4).complete(REQUEST, 4 * MAX_CHOICES, SAMPLING)
+    connect(server.base_url, concurrency=4).complete(REQUEST, 12 * MAX_CHOICES, SAMPLING)
     assert server.most_at_once == 4
-
-
-def test_no_more_requests_are_in_flight_than_allowed(serve: Serve, connect: Connect) -> None:
-    def slow(body: dict[str, Any]) -> Reply:
-        time.sleep(0.02)
-        return ignores_n(body)
-
-    server = serve(slow)
-    connect(server.base_url, concurrency=2).complete(REQUEST, 12, SAMPLING)
-    assert server.most_at_once == 2
-
-
-def test_number_of_requests_is_bounded_for_a_server_that_ignores_n(serve: Serve, connect: Connect) -> None:
-    server = serve(ignores_n)
-    connect(server.base_url).complete(REQUEST, 40, SAMPLING)
-    assert len(server.chats) == 40
-
-
-def test_a_failing_request_fails_the_whole_call(serve: Serve, connect: Connect) -> None:
-    server = serve(lambda body: Reply(400, {"error": "no"}) if body["seed"] == SEED + 16 else well_behaved(body))
-    with pytest.raises(EndpointError, match="refuses the request"):
-        connect(server.base_url).complete(REQUEST, 40, SAMPLING)
 
 
 def test_a_failing_request_does_not_wait_for_the_others(serve: Serve, connect: Connect) -> None:
@@ -286,19 +230,24 @@ finally:
     assert said.rstrip().endswith("KeyboardInterrupt")
 
 
-def test_no_completions_are_no_request(serve: Serve, connect: Connect) -> None:
-    server = serve()
-    assert connect(server.base_url).complete(REQUEST, 0, SAMPLING) == []
-    assert server.received == []
-
-
 # Faults that pass
 
 
-@pytest.mark.parametrize("fault", [Reply(429, {"error": "slow down"}, {"retry-after": "0.2"}), Reply(500, "oops")])
-def test_passing_fault_is_met_by_another_try(serve: Serve, connect: Connect, fault: Reply) -> None:
-    server = serve(first(fault))
-    assert texts(connect(server.base_url, max_retries=2), 1) == [f"seed {SEED}"]
+PASSING: dict[str, Reply | Raw] = {
+    "connection reset": Raw(reset),
+    "hang-up": Raw(hang_up),
+    "half a body": Raw(half_a_body),
+    "silence": Raw(lambda connection: time.sleep(0.8)),
+    "429": Reply(429, {"error": "slow down"}, {"retry-after": "0.2"}),
+    "500": Reply(500, "oops"),
+    "503": Reply(503, "oops"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_passing_fault_is_met_by_another_try(serve: Serve, connect: Connect, fault: str) -> None:
+    server = serve(first(PASSING[fault]))
+    assert texts(connect(server.base_url, max_retries=2, timeout=0.5), 1) == [f"seed {SEED}"]
     assert len(server.chats) == 2
 
 
@@ -316,6 +265,8 @@ def other_json(**content: Any) -> Reply:
     return Reply(body=content)
 
 
+BROKEN = ("the connection broke", "server's log")
+TOO_LATE = ("no answer within 0.5 s", "assistant.timeout")
 LOGIN = "<!doctype html><html><head><title>Sign in</title></head><body>Please sign in</body></html>"
 TOO_LONG = "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 input tokens."
 FAULTS = {
@@ -368,21 +319,50 @@ FAULTS = {
     "JSON list": (Reply(200, "[1, 2]"), "JSON that is no chat completion: [1, 2]", "ends in /v1"),
     "choices of text": (other_json(choices=["a"]), "JSON that is no chat completion", "ends in /v1"),
     "no choices": (other_json(choices=[]), "answers without any completion", "server's log"),
+    "JSON nested too deep": (Reply(200, "[" * 200_000), "answers with no JSON: [", "ends in /v1"),
+    "500 of a thousand brackets": (Reply(500, "[" * 1_000_000), "fails (500): [", "server's log"),
+    "compressed, it says": (Reply(200, "no gzip", {"content-encoding": "gzip"}), "no JSON: no gzip", "ends in /v1"),
+    "no UTF-8": (Raw(lambda to: to.sendall(HEAD + b"\r\n\xff\xfe\x00{\x80")), "answers with no JSON", "ends in /v1"),
+    "another charset": (
+        Reply(200, '{"a": 1}', {"content-type": "application/json; charset=utf-16"}),
+        'no chat completion: {"a": 1}',
+        "ends in /v1",
+    ),
+    "unknown charset": (Reply(500, "oops", {"content-type": "text/html; charset=none"}), "fails (500): oops", "log"),
+    "terminal codes": (Reply(500, "\x1b[2Jgone\x07"), "the server fails (500): [2Jgone", "server's log"),
+    "429 until tomorrow": (Reply(429, "", {"retry-after": "86400"}), "for now (429)", "assistant.concurrency"),
+    "connection reset": (Raw(reset), *BROKEN),
+    "hang-up": (Raw(hang_up), *BROKEN),
+    "half a body": (Raw(half_a_body), *BROKEN),
+    "endless stream": (Raw(endless), "the answer goes on after 32 MiB", "server's log"),
+    "silence": (Raw(lambda connection: time.sleep(1.2)), *TOO_LATE),
+    "a byte now and then": (Raw(byte_by_byte(HEAD + b"\r\n{")), *TOO_LATE),
+    "a header now and then": (
+        Raw(byte_by_byte(HEAD + b"x: ")),
+        "no answer within 1.5 s, further tries included",
+        "assistant.timeout",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lasting_fault_is_one_message_with_a_remedy(serve: Serve, connect: Connect, fault: str) -> None:
+def test_lasting_fault_is_one_message_with_a_remedy(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     reply, what, fix = FAULTS[fault]
+    quick = isinstance(reply, Raw) and fault != "endless stream"
+    monkeypatch.setattr("gpta_local.assistant.openai_api.PAUSES_SECONDS", 0.5)
     server = serve(always(reply), model_list("a", "b"))
+    start = time.monotonic()
     with pytest.raises(EndpointError) as caught:
-        connect(server.base_url).check()
+        connect(server.base_url, timeout=0.5 if quick else 10.0).check()
+    assert time.monotonic() - start < 5
     message = str(caught.value)
     assert message.startswith((f"assistant.base_url ({server.base_url}): ", f"assistant.model ({server.base_url}): "))
     for part in what.replace("PORT", str(server.port)).split(".*"):
         assert part in message
     assert fix in caught.value.fix
-    assert "\n" not in message
+    assert "\n" not in message and "\x1b" not in message
 
 
 def test_nothing_at_the_port_says_how_to_start_a_server(connect: Connect) -> None:
@@ -394,28 +374,6 @@ def test_nothing_at_the_port_says_how_to_start_a_server(connect: Connect) -> Non
 def test_unknown_host_is_named(connect: Connect) -> None:
     with pytest.raises(EndpointError, match=r"host 'no-such-host.invalid' is not found"):
         connect("http://no-such-host.invalid:8000/v1").check()
-
-
-def test_silent_server_is_given_up_after_the_timeout(serve: Serve, connect: Connect) -> None:
-    done = threading.Event()
-
-    def silent(body: dict[str, Any]) -> Reply:
-        done.wait(5)
-        return well_behaved(body)
-
-    server = serve(silent)
-    start = time.monotonic()
-    with pytest.raises(EndpointError, match=r"no answer within 0.2 s\. .*assistant.timeout"):
-        connect(server.base_url, timeout=0.2).check()
-    assert time.monotonic() - start < 3
-    done.set()
-
-
-def test_server_that_hangs_up_is_reported(connect: Connect) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=lambda: listener.accept()[0].close()).start()
-        with pytest.raises(EndpointError, match="the connection broke"):
-            connect(f"http://127.0.0.1:{listener.getsockname()[1]}/v1").check()
 
 
 def test_https_to_an_http_server_is_explained(serve: Serve, connect: Connect) -> None:
@@ -438,15 +396,10 @@ def test_address_with_a_password_is_refused_without_repeating_it(connect: Connec
 # The check
 
 
-def test_check_describes_the_assistant(serve: Serve, connect: Connect) -> None:
-    server = serve()
-    assert connect(server.base_url).check() == f"m at {server.base_url}"
-
-
 def test_check_sends_every_field_that_is_sent_later(serve: Serve, connect: Connect) -> None:
     server = serve()
     assistant = connect(server.base_url)
-    assistant.check()
+    assert assistant.check() == f"m at {server.base_url}"
     assistant.complete(REQUEST, 2, SAMPLING)
     assert server.chats[0].keys() == server.chats[1].keys()
     assert server.chats[0]["max_tokens"] == 1
@@ -469,14 +422,6 @@ def test_check_refuses_an_answer_by_another_model(serve: Serve, connect: Connect
         connect(server.base_url).check()
 
 
-def test_vllm_check_says_the_room_of_the_context(serve: Serve, connect: Connect) -> None:
-    server = serve(models=model_list("m", max_model_len=2048))
-    assistant = connect(server.base_url, kind=VLLMAssistant)
-    assert assistant.check() == f"m at {server.base_url} (vLLM, context of 2048 tokens)"
-    assert isinstance(assistant, VLLMAssistant)
-    assert assistant.max_model_len == 2048
-
-
 def test_vllm_check_refuses_a_server_that_is_not_vllm(serve: Serve, connect: Connect) -> None:
     with pytest.raises(EndpointError, match=r"not as vLLM: .* assistant.backend to openai"):
         connect(serve().base_url, kind=VLLMAssistant).check()
@@ -485,7 +430,7 @@ def test_vllm_check_refuses_a_server_that_is_not_vllm(serve: Serve, connect: Con
 # The key
 
 
-@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 422, 429, 500])
+@pytest.mark.parametrize("status", [200, 301, 401, 404, 422, 429, 500])
 def test_key_is_in_no_message_and_no_traceback(serve: Serve, connect: Connect, status: int) -> None:
     """Some servers repeat the key that they refuse."""
     words = f"Incorrect API key provided: {KEY}"

@@ -24,6 +24,7 @@ from transformers import (
 
 VOCABULARY = 600
 POSITIONS = 96
+CHAT_POSITIONS = 2048
 WIDTH = 32
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -110,10 +111,19 @@ def sentence_folder(encoder: Path, folder: Path) -> Path:
 def tiny_llama(folder: Path) -> Path:
     """A causal language model whose tokenizer has no chat template."""
     specials = ["<s>", "</s>"]
-    _save_tokenizer(_byte_level_bpe(specials), folder, {"bos_token": "<s>", "eos_token": "</s>"}, ["input_ids"])
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    _save_tokenizer(_byte_level_bpe(specials), folder, names, ["input_ids"], CHAT_POSITIONS)
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = LlamaConfig(
+        **SHAPE,
+        head_dim=32,  # the least that vLLM takes
+        max_position_embeddings=CHAT_POSITIONS,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.do_sample = True  # or `transformers serve` would always answer the same
+    model.save_pretrained(folder)
     return folder
 
 
@@ -127,9 +137,11 @@ def _byte_level_bpe(specials: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path, names: dict[str, str], inputs: list[str]) -> None:
+def _save_tokenizer(
+    tokenizer: Tokenizer, folder: Path, names: dict[str, str], inputs: list[str], positions: int = POSITIONS
+) -> None:
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=POSITIONS, model_input_names=inputs, **names
+        tokenizer_object=tokenizer, model_max_length=positions, model_input_names=inputs, **names
     ).save_pretrained(folder)
 
 
