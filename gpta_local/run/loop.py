@@ -53,7 +53,7 @@ class Run:
         self.assistant = open_assistant(config.assistant)
         observer.stage("waiting for the assistant", 1)
         observer.note(f"assistant: {self.assistant.check()}")
-        self.tuner = AdapterTrials(self.assistant, config)
+        self.adapters = AdapterTrials(self.assistant, config)
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
         observer.advance()
@@ -75,7 +75,7 @@ class Run:
 
     def outer_loop(self, journal: Journal) -> dict[str, Any]:
         plan = self.plan
-        search = Search(plan, journal, self.observer, self.assistant, self.tuner, self.leak_scan)
+        search = Search(plan, journal, self.observer, self.assistant, self.adapters, self.leak_scan)
         fine_tuner = FineTuner(plan, journal, self.observer, self.interrupt)
         finish = Finish(plan, journal, fine_tuner, self.observer)
 

@@ -51,14 +51,14 @@ class Search:
         journal: Journal,
         observer: Observer,
         assistant: Assistant,
-        tuner: AdapterTrials,
+        adapters: AdapterTrials,
         leak_scan: LeakScan,
     ) -> None:
         self.plan, self.journal, self.observer = plan, journal, observer
         self.config = plan.config
-        self.assistant, self.tuner, self.leak_scan = assistant, tuner, leak_scan
-        tuner.folder = journal.folder / ADAPTERS_FOLDER
-        tuner.resume(journal.steps())
+        self.assistant, self.adapters, self.leak_scan = assistant, adapters, leak_scan
+        adapters.folder = journal.folder / ADAPTERS_FOLDER
+        adapters.resume(journal.steps())
         if isinstance(assistant, ReplayAssistant):
             assistant.skip(journal)
 
@@ -74,7 +74,7 @@ class Search:
             self.observer.stage("asking for label texts", 1)
             request = label_texts_request(card)
             try:
-                asking, completions = self.ask(0, request, asked, self.tuner.trusted)
+                asking, completions = self.ask(0, request, asked, self.adapters.trusted)
             except (AdapterRefused, EndpointError) as exc:
                 self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
@@ -117,16 +117,16 @@ class Search:
         known = self.journal.scored()
         shown = prefixes.shown_history(known, search.history_shown, f"{self.config.seed}-{number}")
         request = prefix_request(self.plan.card, shown)
-        self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.tuner.trial is not None))
+        self.observer.stage(f"round {number}: asking for prefixes", 1 + (self.adapters.trial is not None))
         proposals = self.affordable("trials", number, self.affordable("calls", number, search.proposals))
         asked, base_only = [], False
         try:
-            for folder, count in self.tuner.shares(proposals):
+            for folder, count in self.adapters.shares(proposals):
                 self.assistant.use_adapter(folder)
                 asked.append((folder.name if folder else "", *self.ask(number, request, count, folder)))
         except AdapterRefused as exc:  # after a new start of the server
             base_only = True
-            self.tuner.go_back_to_base()
+            self.adapters.go_back_to_base()
             self.observer.warn(f"round {number}: {exc}. From here on the base model answers")
             asked = [("", *self.ask(number, request, proposals, None))]
         # in turns, so that neither of two adapters is the first to say what both say
@@ -202,9 +202,9 @@ class Search:
         if best is not None and self.plan.online:
             best = next(s for s in scored if s.text == best.text)
         figures = tuple(prefixes.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts)
-        if self.tuner.trial is None:
+        if self.adapters.trial is None:
             return figures, None
-        verdict = self.tuner.judge(figures)
+        verdict = self.adapters.judge(figures)
         self.observer.judged(figures[0], figures[1], verdict)
         return figures, (figures[1].adapter, verdict)
 
@@ -235,7 +235,7 @@ class Search:
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
         reward = self.reward(number, model) if config.method == "grpo" else None
         try:
-            step, refused = self.tuner.step(number // config.every, dialogues, reward, self.observer.advance)
+            step, refused = self.adapters.step(number // config.every, dialogues, reward, self.observer.advance)
         except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
