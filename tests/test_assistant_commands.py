@@ -160,11 +160,12 @@ def test_adapter_that_is_none_is_refused(evaluate: Command, tmp_path: Path) -> N
     assert_refused(evaluate("--adapter", tmp_path), "adapter_config.json")
 
 
+@pytest.mark.usefixtures("near_prefixes_count")
 def test_run_can_begin_with_an_adapter_of_the_name_of_one_that_it_makes(
     models: tuple[str, ...], adapter: Path, tmp_path: Path
 ) -> None:
     start = Path(shutil.copytree(adapter, tmp_path / "001"))
-    search = ("search.rounds=2", "search.proposals=8", "search.label_text_samples=0", "search.near_duplicate=1.0")
+    search = ("search.rounds=2", "search.proposals=8", "search.label_text_samples=0")
     taught = (
         f"assistant.adapter={start}",
         "assistant.max_new_tokens=8",

@@ -21,11 +21,11 @@ from gpta_local.record.history import open_existing
 from gpta_local.schema import DialogueGradientStep, StepVerdict
 from gpta_local.system.adapters import check_adapter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("near_prefixes_count")]
 
 SHORT = {"steps": 1, "batch_size": 2, "rank": 4, "dialogues_per_winner": 2}
 SMALL = (
-    *("search.rounds=3", "search.proposals=4", "search.label_text_samples=0", "search.near_duplicate=1.0"),
+    *("search.rounds=3", "search.proposals=4", "search.label_text_samples=0"),
     *("training.steps=1", "finish.finalists=1", "finish.plain_control=false", "data.test=null"),
     f"dialogue_gradient={json.dumps(SHORT)}",
 )

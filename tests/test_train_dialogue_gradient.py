@@ -22,7 +22,6 @@ SMALL = (
     "search.proposals=8",
     "search.label_text_samples=4",
     "search.history_shown=4",
-    "search.near_duplicate=1.0",
     "assistant.max_new_tokens=8",  # what a random model says is seldom one line for long
     "training.steps=2",
     "finish.finalists=1",
@@ -36,7 +35,7 @@ Train = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
-def train(chat_model: Path, sentence: Path) -> Train:
+def train(near_prefixes_count: None, chat_model: Path, sentence: Path) -> Train:
     """Make a run: `train(folder, *overrides)`."""
     models = (f"assistant.model={chat_model}", f"downstream.backbone={sentence}")
 

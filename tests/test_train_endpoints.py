@@ -21,7 +21,6 @@ SMALL = (
     "search.rounds=2",
     "search.proposals=6",
     "search.label_text_samples=2",
-    "search.near_duplicate=1.0",
     "training.steps=2",
     "finish.finalists=1",
 )

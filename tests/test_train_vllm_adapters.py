@@ -58,7 +58,9 @@ class Watcher(Silent):
 
 
 @pytest.fixture(scope="module")
-def run(vllm_endpoint: Endpoint, sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watcher]:
+def run(
+    near_prefixes_count: None, vllm_endpoint: Endpoint, sentence: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Watcher]:
     """A run of three rounds with two dialogue gradients."""
     assistant = {"backend": "vllm", "base_url": vllm_endpoint.base_url, "model": vllm_endpoint.model}
     assistant |= {"api_key_env": "GPTA_TEST_KEY", "max_new_tokens": 8}
@@ -66,7 +68,6 @@ def run(vllm_endpoint: Endpoint, sentence: Path, tmp_path_factory: pytest.TempPa
         "search.rounds=3",
         "search.proposals=16",
         "search.label_text_samples=2",
-        "search.near_duplicate=1.0",
         f"downstream.backbone={sentence}",
         "training.steps=2",
         "finish.finalists=1",
