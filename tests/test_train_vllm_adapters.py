@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import httpx2
@@ -28,7 +29,7 @@ BY_HEART = {
     "winners": 0.01,
     "dialogues_per_winner": 2,
     "batch_size": 4,
-    "temperature": 0.5,
+    "temperature": 0.2,
 }
 """Enough to make an adapter say hardly anything but what it was taught."""
 
@@ -67,7 +68,7 @@ def run(
     overrides = [
         "search.rounds=3",
         "search.proposals=16",
-        "search.label_text_samples=2",
+        "search.label_text_samples=0",
         f"downstream.backbone={sentence}",
         "training.steps=2",
         "finish.finalists=1",
@@ -95,10 +96,10 @@ def replies_by_adapter(file: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def said_by_heart(folder: Path, adapter: str, replies: list[tuple[str, str]]) -> float:
-    """The share of the replies that an adapter was taught, or that begin so: they may be cut off."""
-    taught = taught_replies(folder / "adapters" / adapter)
-    said = [text.strip().rstrip("\ufffd") for text, _ in replies]
-    return sum(bool(text) and any(reply.startswith(text) for reply in taught) for text in said) / len(said)
+    """The share of the replies that are much like what an adapter was taught; so small a model leaves words out."""
+    taught = set(taught_replies(folder / "adapters" / adapter))
+    alike = [max(SequenceMatcher(None, text.strip(), reply).ratio() for reply in taught) for text, _ in replies]
+    return sum(ratio > 0.5 for ratio in alike) / len(alike)
 
 
 def test_completions_after_each_swap_come_from_the_new_adapter(run: tuple[Path, Watcher]) -> None:
