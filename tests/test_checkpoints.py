@@ -59,12 +59,8 @@ def test_newest_counts_and_only_two_are_kept(checkpoints: Checkpoints, tmp_path:
     found = checkpoints.newest("a")
     assert found is not None and found.state == {"step": 100}
     assert names(tmp_path) == ["a-00000010", "a-00000100"]
-
-
-def test_last_one_can_be_kept_alone(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    for step in (1, 2):
-        checkpoints.write("a", step, TENSORS, {}, kept=1)
-    assert names(tmp_path) == ["a-00000002"]
+    checkpoints.write("a", 101, TENSORS, {}, kept=1)
+    assert names(tmp_path) == ["a-00000101"]
 
 
 @pytest.mark.parametrize("damage", ["cut off", "a bit", "empty"])
@@ -83,22 +79,15 @@ def test_damaged_one_is_named_and_the_one_before_is_used(
 
 
 def test_writer_that_is_killed_leaves_a_whole_one(checkpoints: Checkpoints, tmp_path: Path, told: list[str]) -> None:
-    for wanted in (1, 3, 6):
-        command = [sys.executable, "-c", WRITE_FOREVER, str(tmp_path / "checkpoints")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            said = [writer.stdout.readline() for _ in range(wanted)]
-            writer.kill()
-        found = checkpoints.newest("a")
-        assert found is not None and found.state["step"] >= int(said[-1])
-        assert bool((found.tensors["weights"] == found.state["step"]).all())
-        checkpoints.clear()
+    command = [sys.executable, "-c", WRITE_FOREVER, str(tmp_path / "checkpoints")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        said = [writer.stdout.readline() for _ in range(4)]
+        writer.kill()
+    found = checkpoints.newest("a")
+    assert found is not None and found.state["step"] >= int(said[-1])
+    assert bool((found.tensors["weights"] == found.state["step"]).all())
     assert told == []
-
-
-def test_due_after_its_seconds(tmp_path: Path) -> None:
-    assert not Checkpoints(tmp_path, 60, print).due
-    assert Checkpoints(tmp_path, 0, print).due
 
 
 def test_clear_leaves_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chat_models import tiny_chat_llama
 from killing import finish, killed, killed_and_resumed, outcome
 from samples import LABEL_TEXTS, PREFIXES, QUICKSTART, label_text_reply, record_replies
 
@@ -58,7 +59,8 @@ def test_run_killed_while_it_writes_again_and_again_ends_as_one_that_was_not(
 
 @pytest.mark.slow
 def test_run_killed_while_its_assistant_learns_ends_as_one_that_was_not(tmp_path: Path, small: list[str]) -> None:
-    given = command(*small[:-1], "search.rounds=2", TEACHING)
+    assistant = f"assistant={{backend: local, model: {tiny_chat_llama(tmp_path / 'chat')}}}"
+    given = command(*small[:-1], "search.rounds=2", assistant, TEACHING)
     seconds = finish([*given, "--output", tmp_path / "whole"], tmp_path / "whole.out")
     kills = killed_and_resumed(given, tmp_path / "run", random.Random(7), seconds / 2, most=3)
     assert kills >= 1

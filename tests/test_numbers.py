@@ -16,7 +16,7 @@ from chat_models import DIALOGUES, TEMPLATE, settings, tiny_chat_llama
 from click.testing import Result
 from commands import invoke
 from numpy.typing import NDArray
-from samples import SENTIMENT, examples, record_replies, sentiment_rows, write_config, write_jsonl
+from samples import examples, record_replies, sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.config import TrainingConfig, load
@@ -100,46 +100,28 @@ class TestDivergence:
         assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "summary.json").exists()
         assert all(math.isfinite(value) for _, *values in scores(tmp_path) for value in values)
 
-    def test_model_whose_weights_are_no_numbers_is_not_evaluated(self, sentence: Path, tmp_path: Path) -> None:
+    def test_model_of_no_numbers_is_neither_evaluated_nor_scored_with(self, sentence: Path, tmp_path: Path) -> None:
         task = open_task(load(configure(tmp_path, sentence)))
-        model = task.build_plain()
+        model, rows = task.build_plain(), task.splits().train
         with torch.no_grad():
             model.head.weight.fill_(math.nan)
-        with pytest.raises(TrainingError, match="a loss of the trained model is not a number"):
-            task.evaluate(model, task.splits().train, "")
-
-    def test_features_that_are_no_numbers_are_not_scored(self, sentence: Path, tmp_path: Path) -> None:
-        task = open_task(load(configure(tmp_path, sentence)))
-        model = task.build_plain()
-        with torch.no_grad():
+            with pytest.raises(TrainingError, match="a loss of the trained model is not a number"):
+                task.evaluate(model, rows, "")
             next(model.network.parameters()).fill_(math.inf)
         with pytest.raises(TrainingError, match="a scoring loss is not a number"):
-            task.scorer(model, task.splits().train).losses("", range(8))
+            task.scorer(model, rows).losses("", range(8))
 
 
 class TestFewRows:
-    def test_class_that_is_missing_from_the_scoring_rows_gives_finite_losses(self) -> None:
+    def test_more_classes_than_scoring_rows_give_finite_losses(self) -> None:
         torch.manual_seed(0)
-        losses = probe_losses(torch.randn(8, 16), torch.arange(8) % 5, torch.nn.Linear(16, 12))
+        losses = probe_losses(torch.randn(8, 16), torch.arange(8), torch.nn.Linear(16, 12))
         assert losses.isfinite().all()
 
-    def test_class_with_one_row_is_trained_and_scored(self, sentence: Path, tmp_path: Path) -> None:
-        rows = [*sentiment_rows(), {"text": "the toilets were closed", "label": "neither"}]
-        result = train(tmp_path, sentence, rows=rows)
-        assert result.exit_code == 0, result.output
-        assert len(scores(tmp_path)) == 4 and strict_summary(tmp_path)["card"]["training_rows"] == 25
-
-    def test_more_classes_than_scoring_rows_are_scored(self, sentence: Path, tmp_path: Path) -> None:
-        rows = [{"text": text, "label": f"kind {i % 12:02d}"} for i, (text, _) in enumerate(SENTIMENT)]
-        search = {"label_text_samples": 0, "scoring_rows": 8}
-        result = train(tmp_path, sentence, rows=rows, search=search)
-        assert result.exit_code == 0, result.output
-        assert all(math.isfinite(value) for _, *values in scores(tmp_path) for value in values)
-
     def test_one_row_of_each_class_is_enough_to_end_well(self, sentence: Path, tmp_path: Path) -> None:
-        result = train(tmp_path, sentence, rows=sentiment_rows()[:2])
+        result = train(tmp_path, sentence, rows=[sentiment_rows()[0], {"text": "closed toilets", "label": "neither"}])
         assert result.exit_code == 0, result.output
-        strict_summary(tmp_path)
+        assert len(scores(tmp_path)) == 4 and strict_summary(tmp_path)["card"]["training_rows"] == 2
 
     def test_single_validation_row_has_no_error_in_the_summary(
         self, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,33 +135,17 @@ class TestFewRows:
         assert strict_summary(tmp_path)["prefix"] == ""
 
 
-class TestCandidates:
-    def test_where_all_are_worse_than_none_the_model_is_shipped_without(
-        self, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shift_losses(monkeypatch, 1.0)
-        result = train(tmp_path, sentence)
-        assert result.exit_code == 0, result.output
-        assert "No prefix in front of the inputs: none was clearly better than none" in result.stdout
-        assert strict_summary(tmp_path)["prefix"] == ""
-        assert len([gain for prefix, gain, *_ in scores(tmp_path) if prefix and gain < -0.9]) == 3
-
-    def test_where_all_gain_the_same_nothing_is_chosen_by_chance(
-        self, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shift_losses(monkeypatch, 0.0)
-        result = train(tmp_path, sentence)
-        assert result.exit_code == 0, result.output
-        assert strict_summary(tmp_path)["prefix"] == ""
-        found = [values for prefix, *values in scores(tmp_path) if prefix]
-        assert [gain for gain, *_ in found] == [error for _, error, _ in found] == [0.0] * 3
-        assert len({loss for *_, loss in found}) == 1
-
-    def test_identical_ones_are_scored_once(self, sentence: Path, tmp_path: Path) -> None:
-        result = train(tmp_path, sentence, prefixes=["Review:"] * 3)
-        assert result.exit_code == 0, result.output
-        assert "proposals 1 accepted, 2 repeated" in result.stderr
-        assert [prefix for prefix, *_ in scores(tmp_path)] == ["", "Review:"]
+@pytest.mark.parametrize("shift", [1.0, 0.0], ids=["all worse than none", "all the same"])
+def test_where_no_prefix_is_better_the_model_is_shipped_without(
+    shift: float, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_losses(monkeypatch, shift)
+    result = train(tmp_path, sentence)
+    assert result.exit_code == 0, result.output
+    assert "No prefix in front of the inputs: none was clearly better than none" in result.stdout
+    assert strict_summary(tmp_path)["prefix"] == ""
+    gains = [gain for prefix, gain, *_ in scores(tmp_path) if prefix]
+    assert len(gains) == 3 and all(gain < -0.9 if shift else gain == 0 for gain in gains)
 
 
 class TestTeaching:

@@ -61,19 +61,20 @@ class TestClean:
         assert candidates.prefixes == ["beta", "alpha"]
         assert candidates.verdicts == [("accepted", "beta"), ("accepted", "alpha")]
 
-    def test_exact_repetition_is_dropped(self) -> None:
-        candidates = cleaned(["alpha", "Alpha ", "beta"])
-        assert candidates.prefixes == ["alpha", "beta"]
-        assert candidates.verdicts[1] == ("repeated", "Alpha")
-
-    def test_prefix_of_an_earlier_round_is_dropped(self) -> None:
-        assert cleaned(["alpha", "beta"], known=["ALPHA"]).prefixes == ["beta"]
-
-    def test_near_repetition_is_dropped(self) -> None:
-        assert cleaned(["alpha", "Another one"]).verdicts[1] == ("repeated", "Another one")
-
-    def test_near_repetition_of_an_earlier_round_is_dropped(self) -> None:
-        assert cleaned(["Another one", "beta"], known=["alpha"]).prefixes == ["beta"]
+    @pytest.mark.parametrize(
+        ("replies", "known", "prefixes"),
+        [
+            (["alpha", "Alpha ", "beta"], [], ["alpha", "beta"]),
+            (["alpha", "beta"], ["ALPHA"], ["beta"]),
+            (["alpha", "Another one"], [], ["alpha"]),
+            (["Another one", "beta"], ["alpha"], ["beta"]),
+        ],
+        ids=["exact", "exact, of an earlier round", "near", "near, of an earlier round"],
+    )
+    def test_repetition_is_dropped(self, replies: list[str], known: list[str], prefixes: list[str]) -> None:
+        candidates = cleaned(replies, known)
+        assert candidates.prefixes == prefixes
+        assert Counter(outcome for outcome, _ in candidates.verdicts)["repeated"] == 1
 
     def test_near_repetition_of_a_dropped_one_is_kept(self) -> None:
         """c is near b, b is near a and dropped; c is not near a."""
@@ -86,26 +87,22 @@ class TestClean:
         candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, leak=no_leak)
         assert candidates.prefixes == ["a", "c"]
 
-    def test_unusable_reply_is_dropped_with_its_reason(self) -> None:
-        candidates = cleaned(["", "beta"])
-        assert candidates.verdicts[0] == ("unusable", "empty reply")
-        assert candidates.prefixes == ["beta"]
-
-    def test_prefix_that_is_too_long_is_unusable(self) -> None:
-        candidates = cleaned(["one two three four", "five six seven eight nine"])
-        assert candidates.prefixes == ["one two three four"]
-        assert candidates.verdicts[1] == ("unusable", "5 tokens, 4 allowed")
-
-    def test_nothing_usable_needs_no_embedding(self) -> None:
-        assert cleaned(["", "..."]).prefixes == []
-
-    def test_no_completions_give_no_candidates(self) -> None:
-        assert cleaned([]) == Candidates([], [])
-
-    def test_prefix_with_private_words_is_unusable_and_its_verdict_does_not_hold_them(self) -> None:
-        candidates = cleaned(["alpha", "beta secret"])
+    @pytest.mark.parametrize(
+        ("reply", "reason"),
+        [
+            ("", "empty reply"),
+            ("five six seven eight nine", "5 tokens, 4 allowed"),
+            ("beta secret", "holds words of a row"),
+        ],
+    )
+    def test_unusable_reply_is_dropped_with_its_reason_and_none_of_its_words(self, reply: str, reason: str) -> None:
+        candidates = cleaned([reply, "alpha"])
         assert candidates.prefixes == ["alpha"]
-        assert candidates.verdicts[1] == ("unusable", "holds words of a row")
+        assert candidates.verdicts[0] == ("unusable", reason)
+
+    @pytest.mark.parametrize("replies", [["", "..."], []])
+    def test_nothing_usable_needs_no_embedding(self, replies: list[str]) -> None:
+        assert cleaned(replies).prefixes == []
 
     def test_counts_add_up_to_the_completions(self) -> None:
         replies = ["alpha", "alpha", "Almost", "", "b c d e f", "beta", "x\ny"]
@@ -154,12 +151,9 @@ def names(n: int) -> list[str]:
 
 
 class TestRace:
-    def test_no_prefix_leads_and_the_rest_follow_from_best_to_worst(self) -> None:
-        result = race(names(3), Losses({"p0": 0.1, "p1": -0.2, "p2": 0.3}), range(20))
-        assert [s.text for s in result] == ["", "p2", "p0", "p1"]
-
-    def test_no_prefix_has_gain_zero_and_its_own_loss(self) -> None:
-        none = race(["p0"], Losses({"p0": 0.1}), range(20))[0]
+    def test_no_prefix_leads_with_gain_zero_and_the_rest_follow_from_best_to_worst(self) -> None:
+        none, *others = race(names(3), Losses({"p0": 0.1, "p1": -0.2, "p2": 0.3}), range(20))
+        assert [s.text for s in others] == ["p2", "p0", "p1"]
         assert (none.text, none.gain, none.standard_error, none.loss, none.rows) == ("", 0.0, 0.0, 1.0, 20)
 
     def test_few_rows_are_all_used_in_one_heat(self) -> None:
@@ -167,15 +161,23 @@ class TestRace:
         race(names(8), losses, range(2 * FIRST_HEAT))
         assert set(losses.calls) == {(name, 2 * FIRST_HEAT) for name in ["", *names(8)]}
 
-    def test_each_heat_halves_the_prefixes_and_doubles_the_rows(self) -> None:
-        losses = Losses({name: i / 100 for i, name in enumerate(names(8))})
-        race(names(8), losses, range(512))
-        assert Counter(rows for prefix, rows in losses.calls if prefix) == {64: 8, 128: 4, 256: 2, 512: 1}
-
-    def test_no_prefix_is_measured_once_in_every_heat(self) -> None:
-        losses = Losses({})
-        race(names(8), losses, range(512))
-        assert [rows for prefix, rows in losses.calls if not prefix] == [64, 128, 256, 512]
+    @pytest.mark.parametrize(
+        ("prefixes", "rows", "heats"),
+        [
+            (8, 512, {64: 8, 128: 4, 256: 2, 512: 1}),
+            (8, 200, {64: 8, 128: 4, 200: 2}),
+            (5, 130, {64: 5, 128: 3, 130: 2}),
+        ],
+        ids=["doubled", "no more rows than there are", "odd number keeps the larger half"],
+    )
+    def test_each_heat_halves_the_prefixes_and_doubles_the_rows(
+        self, prefixes: int, rows: int, heats: dict[int, int]
+    ) -> None:
+        losses = Losses({name: i / 100 for i, name in enumerate(names(prefixes))})
+        result = race(names(prefixes), losses, range(rows))
+        assert Counter(asked for prefix, asked in losses.calls if prefix) == heats
+        assert [asked for prefix, asked in losses.calls if not prefix] == list(heats), "no prefix, once in each heat"
+        assert sorted(s.text for s in result) == sorted(["", *names(prefixes)])
 
     def test_last_one_left_runs_on_to_all_rows(self) -> None:
         result = race(names(4), Losses({name: i / 100 for i, name in enumerate(names(4))}), range(300))
@@ -186,24 +188,10 @@ class TestRace:
         assert [(s.text, s.rows) for s in race([], losses, range(300))] == [("", 64)]
         assert losses.calls == [("", 64)]
 
-    def test_last_heat_takes_no_more_rows_than_there_are(self) -> None:
-        losses = Losses({})
-        race(names(8), losses, range(200))
-        assert {rows for _, rows in losses.calls} == {64, 128, 200}
-
     def test_survivors_are_the_best_of_each_heat(self) -> None:
         result = race(names(8), Losses({name: i / 100 for i, name in enumerate(names(8))}), range(256))
         rows = {s.text: s.rows for s in result}
         assert (rows["p7"], rows["p6"], rows["p5"], rows["p4"], rows["p3"], rows["p0"]) == (256, 256, 128, 128, 64, 64)
-
-    def test_odd_number_keeps_the_larger_half(self) -> None:
-        losses = Losses({})
-        race(names(5), losses, range(130))
-        assert Counter(rows for prefix, rows in losses.calls if prefix) == {64: 5, 128: 3, 130: 2}
-
-    def test_every_prefix_is_in_the_result_once(self) -> None:
-        result = race(names(9), Losses({}), range(512))
-        assert sorted(s.text for s in result) == sorted(["", *names(9)])
 
     def test_heats_take_the_rows_in_their_order(self) -> None:
         taken: list[list[int]] = []
@@ -236,9 +224,6 @@ class TestRace:
         race(["a", "b", "a"], losses, range(10))
         assert Counter(prefix for prefix, _ in losses.calls) == {"": 1, "a": 1, "b": 1}
 
-    def test_no_prefixes_leave_no_prefix(self) -> None:
-        assert [s.text for s in race([], Losses({}), range(10))] == [""]
-
     def test_kept_prefix_is_measured_in_every_heat(self) -> None:
         worst = Losses({"now": -9.0})
         entries = race(["now", *names(8)], worst, range(512), kept="now")
@@ -251,11 +236,31 @@ class TestRace:
 
 
 class TestChoose:
-    def test_highest_lower_bound_wins(self) -> None:
-        assert choose([scored("", 0.0), scored("wild", 0.5, 0.4), scored("steady", 0.3, 0.1)]).text == "steady"
-
-    def test_no_prefix_is_chosen_where_none_clears_its_error(self) -> None:
-        assert choose([scored("", 0.0), scored("a", 0.2, 0.3), scored("b", -0.1, 0.0)]).text == ""
+    @pytest.mark.parametrize(
+        ("entries", "current", "chosen"),
+        [
+            ([scored("wild", 0.5, 0.4), scored("steady", 0.3, 0.1)], "", "steady"),
+            ([scored("a", 0.2, 0.3), scored("b", -0.1, 0.0)], "", ""),
+            ([scored("a", 0.25, 0.25)], "", ""),
+            ([scored("a", 9.0, float("inf"))], "", ""),
+            ([scored("a", 0.1, 0.05), scored("lucky", 0.9, 0.1, rows=4)], "", "a"),
+            ([scored("now", 0.2, 0.3), scored("new", 0.25, 0.1)], "now", "now"),
+            ([scored("now", 0.1, 0.0), scored("new", 0.25, 0.1)], "now", "new"),
+            ([scored("now", -0.1, 0.05)], "now", ""),
+        ],
+        ids=[
+            "the highest lower bound",
+            "none where none clears its error",
+            "none where the best bound is zero",
+            "none where the error is that of a single row",
+            "not one that left the race early",
+            "the current one where no bound is above its gain",
+            "another where its bound is above the current one's gain",
+            "none where the current one is worse",
+        ],
+    )
+    def test_choice_is(self, entries: list[ScoredPrefix], current: str, chosen: str) -> None:
+        assert choose([scored("", 0.0), *entries], current).text == chosen
 
     def test_best_of_many_must_be_clearer_than_the_best_of_few(self) -> None:
         few, many = 1, 64
@@ -263,27 +268,6 @@ class TestChoose:
         others = [scored(f"{i}", -1.0, 0.1) for i in range(many)]
         assert choose([scored("", 0.0), entry, *others[:few]]).text == "a"
         assert choose([scored("", 0.0), entry, *others]).text == ""
-
-    def test_bound_of_zero_does_not_beat_no_prefix(self) -> None:
-        assert choose([scored("", 0.0), scored("a", 0.25, 0.25)]).text == ""
-
-    def test_prefix_that_left_the_race_early_is_not_chosen(self) -> None:
-        entries = [scored("", 0.0, rows=512), scored("a", 0.1, 0.05, rows=512), scored("lucky", 0.9, 0.1, rows=64)]
-        assert choose(entries).text == "a"
-
-    def test_current_prefix_stays_where_no_bound_is_above_its_gain(self) -> None:
-        entries = [scored("", 0.0), scored("now", 0.2, 0.3), scored("new", 0.25, 0.1)]
-        assert choose(entries, "now").text == "now"
-
-    def test_current_prefix_goes_where_a_bound_is_above_its_gain(self) -> None:
-        entries = [scored("", 0.0), scored("now", 0.1, 0.0), scored("new", 0.25, 0.1)]
-        assert choose(entries, "now").text == "new"
-
-    def test_current_prefix_that_is_worse_than_none_goes(self) -> None:
-        assert choose([scored("", 0.0), scored("now", -0.1, 0.05)], "now").text == ""
-
-    def test_error_of_a_single_row_is_never_cleared(self) -> None:
-        assert choose([scored("", 0.0, rows=1), scored("a", 9.0, float("inf"), rows=1)]).text == ""
 
 
 class TestRanked:
@@ -294,13 +278,12 @@ class TestRanked:
 
     def test_only_those_of_the_last_heat_are_ranked(self) -> None:
         lucky, finisher = scored("lucky", 0.9, rows=64), scored("finisher", 0.1, rows=128)
-        assert ranked([lucky, finisher, scored("", 0.0, rows=256)], 1.0) == [finisher]
+        none = scored("", 0.0, rows=256)
+        assert ranked([lucky, finisher, none], 1.0) == [finisher]
+        assert ranked([none], 1.0) == ranked([], 1.0) == []
 
     def test_of_equals_the_first_is_first(self) -> None:
         assert [s.text for s in ranked([scored("a", 0.1), scored("b", 0.1)], 1.0)] == ["a", "b"]
-
-    def test_nothing_scored_is_nothing_ranked(self) -> None:
-        assert ranked([scored("", 0.0)], 1.0) == ranked([], 1.0) == []
 
 
 class TestTemplated:
@@ -314,34 +297,23 @@ class TestTemplated:
             {"a": "It is bills", "b": "It is visits"},
             {"a": "It is money", "b": "It is time"},
         ]
-
-    def test_without_templates_they_stay_as_they_are(self) -> None:
         assert templated(self.TEXTS, []) == [*self.TEXTS]
 
 
 class TestShownHistory:
     HISTORY = tuple(scored(f"p{i}", i / 10) for i in range(20))
 
-    def test_half_are_the_best(self) -> None:
-        assert [s.text for s in shown(self.HISTORY, 8, "s")][:4] == ["p19", "p18", "p17", "p16"]
-
-    def test_rest_is_drawn_from_the_others(self) -> None:
-        rest = {s.text for s in shown(self.HISTORY, 8, "s")[4:]}
-        assert len(rest) == 4
-        assert not rest & {"p19", "p18", "p17", "p16"}
-
-    def test_same_seed_shows_the_same(self) -> None:
-        assert shown(self.HISTORY, 8, "s") == shown(self.HISTORY, 8, "s")
-
-    def test_other_seed_shows_others(self) -> None:
-        assert any(shown(self.HISTORY, 8, "s") != shown(self.HISTORY, 8, f"t{i}") for i in range(5))
+    def test_half_are_the_best_and_the_rest_is_drawn_by_the_seed(self) -> None:
+        best = ["p19", "p18", "p17", "p16"]
+        once, again, *others = (shown(self.HISTORY, 8, seed) for seed in "sstuvw")
+        assert [s.text for s in once[:4]] == best
+        assert len({s.text for s in once[4:]} - {*best}) == 4
+        assert once == again and any(once != other for other in others)
 
     @pytest.mark.parametrize(("size", "shown_size"), [(0, 0), (1, 1), (3, 3), (40, 20)])
     def test_size_is_a_limit(self, size: int, shown_size: int) -> None:
         assert len(shown(self.HISTORY, size, "s")) == shown_size
-
-    def test_empty_history_shows_nothing(self) -> None:
-        assert shown([], 8, "s") == []
+        assert shown([], size, "s") == []
 
 
 class TestScoringOrder:
@@ -360,10 +332,8 @@ class TestScoringOrder:
     def test_all_rows_are_there_where_the_size_allows(self) -> None:
         assert sorted(scoring_order(self.LABELS, 500, 0)) == list(range(90))
 
-    def test_same_seed_gives_the_same_order(self) -> None:
+    def test_order_is_that_of_the_seed(self) -> None:
         assert scoring_order(self.LABELS, 60, 4) == scoring_order(self.LABELS, 60, 4)
-
-    def test_other_seed_gives_other_rows(self) -> None:
         assert set(scoring_order(self.LABELS, 20, 4)) != set(scoring_order(self.LABELS, 20, 5))
 
 
@@ -374,12 +344,11 @@ class TestFigures:
     def test_counts_are_those_of_the_adapters_own_proposals(self) -> None:
         found = figures("001", self.VERDICTS, self.SCORED, None)
         assert found == ProposalFigures("001", 4, 2, 2, pytest.approx(0.2))
+        assert found.hit_rate == 0.5 and ProposalFigures("", 0, 0, 0, None).hit_rate == 0
 
-    def test_hit_gains_more_than_the_best_that_was_shown(self) -> None:
-        assert figures("", self.VERDICTS, self.SCORED, scored("best", 0.2)).hits == 1
-
-    def test_equal_gain_is_no_hit(self) -> None:
-        assert figures("", self.VERDICTS, self.SCORED, scored("best", 0.3)).hits == 0
+    @pytest.mark.parametrize(("best", "hits"), [(0.2, 1), (0.3, 0)])
+    def test_hit_gains_more_than_the_best_that_was_shown(self, best: float, hits: int) -> None:
+        assert figures("", self.VERDICTS, self.SCORED, scored("best", best)).hits == hits
 
     def test_gain_below_none_is_no_hit_where_nothing_was_shown(self) -> None:
         assert figures("", [("accepted", "c")], self.SCORED, None).hits == 0
@@ -391,10 +360,6 @@ class TestFigures:
 
     def test_without_anything_new_there_is_no_mean(self) -> None:
         assert figures("", [("repeated", "old")], self.SCORED, None) == ProposalFigures("", 1, 0, 0, None)
-
-    def test_hit_rate_is_over_all_that_was_asked_for(self) -> None:
-        assert figures("", self.VERDICTS, self.SCORED, None).hit_rate == 0.5
-        assert ProposalFigures("", 0, 0, 0, None).hit_rate == 0
 
 
 class TestGainReward:
@@ -438,14 +403,10 @@ class TestGainReward:
     @pytest.mark.parametrize("text", ["", "two\nlines", "...", "far too many words here"])
     def test_unusable_text_is_as_far_below_the_worst_as_that_is_below_the_best(self, text: str) -> None:
         reward, asked = self.reward()
-        assert reward([text]) == pytest.approx([-0.8])
-        assert asked == [""]
-
-    def test_unusable_text_stays_worth_the_same(self) -> None:
-        reward, _ = self.reward()
-        first = reward([""])
+        first = reward([text])
+        assert first == pytest.approx([-0.8]) and asked == [""]
         reward(["one", "two words"])
-        assert reward([""]) == first
+        assert reward([text]) == first, "whatever was found since"
 
     def test_prefix_is_read_out_of_the_text_as_in_a_round(self) -> None:
         reward, _ = self.reward()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from gpta_local.downstream.model import load_tokenizer
-from gpta_local.downstream.tokenization import PrefixTokenizer, TokenisedTexts
+from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ModelError
 
 PREFIX = "Department for this message:"
@@ -53,7 +53,7 @@ def plain(tokenizer: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "unigram":
         return unigram(tmp_path_factory.mktemp("unigram"))
-    path: Path = request.getfixturevalue({"wordpiece": "backbone", "byte-level": "roberta"}[request.param])
+    path: Path = request.getfixturevalue({"wordpiece": "bert", "byte-level": "roberta"}[request.param])
     return path
 
 
@@ -96,22 +96,16 @@ class TestSplicing:
         assert spliced(tokenizer, SINGLES[:8], prefix) == stock(tokenizer, joined, 96)
 
     def test_texts_tokenised_once_serve_every_prefix(self, tokenizer: PrefixTokenizer) -> None:
-        texts = tokenizer.tokenise(SINGLES[:8])
-        first = tokenizer.encode(texts, PREFIX)
-        tokenizer.encode(texts, "Another:")
-        tokenizer.encode(texts, "")
-        assert tokenizer.encode(texts, PREFIX) == first
-
-    def test_encoding_leaves_the_wrapped_tokenizer_as_it_was(self, tokenizer: PrefixTokenizer) -> None:
         before = tokenizer.tokenizer.backend_tokenizer.to_str()
-        spliced(tokenizer, TWOS, PREFIX)
-        assert tokenizer.tokenizer.backend_tokenizer.to_str() == before
+        texts = tokenizer.tokenise(TWOS)
+        first = tokenizer.encode(texts, PREFIX)
+        for prefix in ("Another:", ""):
+            assert tokenizer.encode(texts, prefix) != first
+        assert tokenizer.encode(texts, PREFIX) == first
+        assert tokenizer.tokenizer.backend_tokenizer.to_str() == before, "the wrapped tokenizer stays as it was"
 
-    def test_no_texts_give_no_rows(self, tokenizer: PrefixTokenizer) -> None:
-        assert tokenizer.encode(TokenisedTexts([], []), PREFIX) == []
-
-    def test_segments_of_a_pair_are_those_of_the_stock_tokenizer(self, backbone: Path) -> None:
-        tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(backbone), max_length=96)
+    def test_segments_of_a_pair_are_those_of_the_stock_tokenizer(self, bert: Path) -> None:
+        tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(bert), max_length=96)
         row = tokenizer.encode(tokenizer.tokenise([TWOS[0]]), PREFIX)[0]
         assert row.token_type_ids == tokenizer.tokenizer(f"{PREFIX} {TWOS[0][0]}", TWOS[0][1])["token_type_ids"]
 
@@ -144,7 +138,7 @@ class TestTruncation:
 
 
 class TestSaving:
-    @pytest.mark.parametrize("prefix", ["", PREFIX, "Ünïcödé, 12 %", "Q"])
+    @pytest.mark.parametrize("prefix", ["", PREFIX, "Ünïcödé, 12 %"])
     @pytest.mark.parametrize("rows", [SINGLES, TWOS], ids=["single", "pair"])
     def test_saved_tokenizer_gives_the_spliced_ids(
         self, tokenizer: PrefixTokenizer, tmp_path: Path, prefix: str, rows: list[tuple[str, ...]]
@@ -159,10 +153,7 @@ class TestSaving:
         assert set(reloaded("a")) == set(tokenizer.tokenizer("a"))
         assert reloaded.model_max_length == 96
         assert reloaded.pad_token_id == tokenizer.tokenizer.pad_token_id
-
-    def test_prefix_is_no_token_of_the_vocabulary(self, tokenizer: PrefixTokenizer, tmp_path: Path) -> None:
-        tokenizer.save(tmp_path, PREFIX)
-        assert len(AutoTokenizer.from_pretrained(tmp_path)) == len(tokenizer.tokenizer)
+        assert len(reloaded) == len(tokenizer.tokenizer), "the prefix is no token of the vocabulary"
 
     def test_saving_twice_puts_the_prefix_in_once(self, tokenizer: PrefixTokenizer, tmp_path: Path) -> None:
         tokenizer.save(tmp_path, PREFIX)
@@ -209,9 +200,3 @@ class TestUnsupported:
         plain(tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
         with pytest.raises(ModelError, match="with a padding token"):
             load_tokenizer(tmp_path, AutoConfig.from_pretrained(bert), None)
-
-    def test_folder_without_a_tokenizer_is_refused(self, tmp_path: Path, bert: Path) -> None:
-        config = AutoConfig.from_pretrained(bert)
-        config.save_pretrained(tmp_path)
-        with pytest.raises(ModelError, match="tokenizer"):
-            load_tokenizer(tmp_path, config, None)
