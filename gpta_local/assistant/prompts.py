@@ -2,9 +2,6 @@
 
 Knows the wording of requests and how replies are read. Does not know rows, models or files: it is
 given a card and scored prefixes, and nothing here imports `data`.
-
-The wording is part of the embedded assistant's training: after a change here, rebuild it
-(`models/nano-assistant/README.md`).
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ from gpta_local.bundle import install
 from gpta_local.bundle.wheels import OWN, Wheel, get_wheels
 from gpta_local.config import load
 from gpta_local.errors import InputError, ModelError, OutputError
-from gpta_local.system.catalogue import KnownModel, known_folder, read_catalogue, recognise
-from gpta_local.system.manifests import MANIFEST, manifest_text
+from gpta_local.system.catalogue import KnownModel, read_catalogue, recognise
+from gpta_local.system.library import known_folder
+from gpta_local.system.manifests import MANIFEST, manifest_text, read_manifest
 from gpta_local.system.models import checked_folder
 
 MODEL_FILE = re.compile(
@@ -176,8 +177,10 @@ def _model(given: str) -> Model:
     Raises:
         ModelError: if it is neither, or a known one was changed.
     """
-    if known := read_catalogue().get(given):
-        return Model(known.name, known_folder(known), tuple(known.files), known)
+    named = {name: known for name, known in read_catalogue().items() if known.packages}
+    if known := named.get(given):
+        added = known_folder(known)
+        return Model(known.name, added, tuple(known.files or read_manifest(added / MANIFEST)), known)
     folder = checked_folder(given, "--model")
     if known := recognise(folder):
         return Model(known.name, folder, tuple(known.files), known)
@@ -185,11 +188,11 @@ def _model(given: str) -> Model:
     files = tuple(path.as_posix() for path in there if _is_of_a_model(path))
     skipped = tuple(path.as_posix() for path in there if not _is_of_a_model(path) and path != Path(MANIFEST))
     name = folder.resolve().name
-    if name in read_catalogue():
+    if name in named:
         raise ModelError(
             f"has the name of a model of the catalogue, and other files than {name}",
             where=f"--model {given}",
-            fix="Rename the folder",
+            fix=f"Rename the folder, or give the name alone: --model {name}",
         )
     return Model(name, folder, files, skipped=skipped)
 

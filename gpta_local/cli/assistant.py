@@ -68,8 +68,8 @@ def serve(
 ) -> None:
     """Serve MODEL by vLLM on this machine until Ctrl-C.
 
-    MODEL is a model folder, or nano-assistant. When the server is ready, the section `assistant` of a
-    configuration that uses it is printed.
+    MODEL is a model folder, or a name of `gpta-local models list`. When the server is ready, the section
+    `assistant` of a configuration that uses it is printed.
 
     It answers on 127.0.0.1 only. That is its protection against others: the key guards only what is
     below /v1, and whoever has an account on this machine can reach the rest.
@@ -77,7 +77,7 @@ def serve(
     import yaml
 
     from gpta_local.assistant.vllm_server import VLLMServer, find_interpreter, private_file
-    from gpta_local.system.models import assistant_folder
+    from gpta_local.system.library import assistant_folder
 
     folder = assistant_folder(model)
     given_key = os.environ.get(api_key_env, "").strip()
@@ -128,7 +128,7 @@ def _tell_of_waiting(server: VLLMServer, at_most: float, seconds: float) -> None
 @assistant.command()
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option("--output", type=PATH, required=True, help="Folder for the adapter; must not exist.")
-@click.option("--model", default="nano-assistant", show_default=True, help="Folder of the base model.")
+@click.option("--model", show_default="the default assistant", help="Name or folder of the base model.")
 @click.option(
     "--set",
     "overrides",
@@ -141,7 +141,7 @@ def _tell_of_waiting(server: VLLMServer, at_most: float, seconds: float) -> None
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def tune(
-    runs: tuple[Path, ...], output: Path, model: str, overrides: tuple[str, ...], history_shown: int, seed: int
+    runs: tuple[Path, ...], output: Path, model: str | None, overrides: tuple[str, ...], history_shown: int, seed: int
 ) -> None:
     """Teach an assistant what the histories of finished RUNs show.
 
@@ -152,13 +152,14 @@ def tune(
     from gpta_local.config import dialogue_gradient
     from gpta_local.dialogue_gradient import tune
     from gpta_local.dialogue_gradient.train import number_of_steps
-    from gpta_local.system.models import assistant_folder
+    from gpta_local.system.library import assistant_folder
+    from gpta_local.system.models import EMBEDDED_ASSISTANT
 
     settings = dialogue_gradient(overrides)
     dialogues = tune.dialogues_of(runs, settings, shown=history_shown, seed=seed)
     with console.TerminalObserver(0) as observer:
         observer.stage("teaching the assistant", number_of_steps(settings, len(dialogues)))
-        folder = assistant_folder(model)
+        folder = assistant_folder(model or EMBEDDED_ASSISTANT)
         step = tune.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
         observer.taught(step, "")
     click.echo(f"{output}: set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG")

@@ -23,6 +23,7 @@ from gpta_local.cli.audit import audit, purge
 from gpta_local.cli.benchmark import benchmark
 from gpta_local.cli.bundle import bundle
 from gpta_local.cli.doctor import doctor
+from gpta_local.cli.models import models
 from gpta_local.cli.options import PATH, json_option
 from gpta_local.cli.train import train
 from gpta_local.errors import GptaError
@@ -94,6 +95,7 @@ main.add_command(train)
 main.add_command(assistant)
 main.add_command(doctor)
 main.add_command(bundle)
+main.add_command(models)
 main.add_command(audit)
 main.add_command(purge)
 main.add_command(benchmark)

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from gpta_local.config.messages import explain
 from gpta_local.config.sections import Config, DialogueGradientConfig, LocalAssistantConfig, Section
 from gpta_local.errors import ConfigError
-from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
+from gpta_local.system.library import is_name
+from gpta_local.system.models import DEMO_BACKBONE
 
 MOST_PROBLEMS = 10
 """Of a configuration, in one message."""
@@ -187,7 +188,7 @@ def _resolve(config: Config, path: Path) -> Config:
     assistant = config.assistant
     keys = ASSISTANT_PATHS & type(assistant).model_fields.keys()
     assistant = assistant.model_copy(update={key: absolute(getattr(assistant, key)) for key in keys})
-    if isinstance(assistant, LocalAssistantConfig) and assistant.model != EMBEDDED_ASSISTANT:
+    if isinstance(assistant, LocalAssistantConfig) and not is_name(assistant.model):
         assistant = assistant.model_copy(update={"model": absolute(assistant.model)})
     downstream = config.downstream
     if downstream.backbone != DEMO_BACKBONE:

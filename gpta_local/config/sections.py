@@ -83,7 +83,7 @@ class LocalAssistantConfig(SamplingConfig):
 
     backend: Literal["local"] = "local"
     model: str = EMBEDDED_ASSISTANT
-    """A model folder, or "nano-assistant" for the embedded one."""
+    """A name of `gpta-local models list`, or a model folder."""
     adapter: str | None = None
     """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
     device: str = "auto"

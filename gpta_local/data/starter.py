@@ -12,6 +12,7 @@ from gpta_local.data.readers import (
     read_records,
 )
 from gpta_local.errors import DataError
+from gpta_local.system.models import EMBEDDED_ASSISTANT
 
 LONGEST_LABEL = 200
 """Characters; a key of YAML has room for 1024."""
@@ -80,9 +81,9 @@ def starter_config(path: Path) -> str:
             "  labels:                                # a meaning behind each helps; it may stay empty",
             *(f'    {_quoted(name)}: ""' for name in names),
             "",
-            "assistant:                               # the embedded one; see README for vLLM and others",
+            "assistant:                               # in this process; see README for vLLM and others",
             "  backend: local",
-            "  model: nano-assistant",
+            f"  model: {EMBEDDED_ASSISTANT}",
             "",
             "downstream:",
             "  backbone: all-MiniLM-L6-v2             # or the path of a model folder",

@@ -12,14 +12,10 @@ from gpta_local.doctor import exposure
 from gpta_local.doctor.findings import RUNS, Case, Outcome, counted, named, quoted, short
 from gpta_local.errors import ModelError
 from gpta_local.system.adapters import check_adapter
+from gpta_local.system.catalogue import read_catalogue
+from gpta_local.system.library import assistant_folder, is_name, package_files, stored
 from gpta_local.system.manifests import MANIFEST, verify_manifest
-from gpta_local.system.models import (
-    DEMO_BACKBONE,
-    EMBEDDED_ASSISTANT,
-    assistant_folder,
-    backbone_folder,
-    checked_folder,
-)
+from gpta_local.system.models import DEMO_BACKBONE, backbone_folder, checked_folder
 from gpta_local.system.pickles import find_pickles
 
 CUSTOM_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
@@ -50,8 +46,13 @@ def assistant_files(case: Case) -> Iterator[Outcome]:
     """The folder of a local assistant, or that of a served one's weights, where it is known before asking."""
     config = case.config.assistant
     if isinstance(config, LocalAssistantConfig):
+        if is_name(config.model) and stored(config.model) is None:
+            package_files(read_catalogue()[config.model])
+            fix = f"To do it now: gpta-local models add {config.model}"
+            yield "warning", f"{config.model} is installed, and will be converted at its first use", fix
+            return
         folder = assistant_folder(config.model)
-        yield from _model_files(folder, ours=config.model == EMBEDDED_ASSISTANT)
+        yield from _model_files(folder, ours=is_name(config.model))
         if config.adapter is not None:
             check_adapter(Path(config.adapter), folder)
             yield "ok", f"the adapter {short(Path(config.adapter))} fits it"

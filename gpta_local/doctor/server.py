@@ -14,7 +14,8 @@ from gpta_local.doctor.findings import Case, Outcome, short
 from gpta_local.doctor.machine import requirements
 from gpta_local.errors import ModelError, first_line
 from gpta_local.system.adapters import adapter_rank, check_adapter
-from gpta_local.system.models import assistant_folder, load_config, load_tokenizer, resolve_device
+from gpta_local.system.library import assistant_folder, is_name, stored
+from gpta_local.system.models import load_config, load_tokenizer, resolve_device
 
 if TYPE_CHECKING:
     from gpta_local.schema import Request
@@ -175,7 +176,8 @@ def _tokenizer_and_context(case: Case) -> tuple[Any, int] | None:
     from gpta_local.assistant.vllm import VLLMAssistant
 
     if isinstance(case.assistant, LocalAssistant):
-        folder: Path | None = assistant_folder(case.assistant.name)
+        name = case.assistant.name
+        folder: Path | None = stored(name) if is_name(name) else assistant_folder(name)
     else:
         folder = case.assistant.weights if isinstance(case.assistant, VLLMAssistant) else None
     if folder is None:

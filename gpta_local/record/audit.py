@@ -31,8 +31,9 @@ from gpta_local.record.tables import NUMBERS, RESULTS
 from gpta_local.schema import Completion, Request, Sampling
 from gpta_local.system.adapters import ADAPTER_WEIGHTS, adapter_digest
 from gpta_local.system.files import files_below, sha256
+from gpta_local.system.library import assistant_folder
 from gpta_local.system.manifests import LOADED
-from gpta_local.system.models import assistant_folder, backbone_folder
+from gpta_local.system.models import backbone_folder
 
 HEAD_KEY = "audit_head"
 """Key of the summary: the hash of the log's last entry."""

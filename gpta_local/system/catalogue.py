@@ -1,38 +1,95 @@
-"""The catalogue of models that are known file by file. Knows `models/catalogue.yaml`, folders and checksums.
+"""The catalogue of assistants and backbones that are known to work: `models/catalogue.yaml`.
 
-Does not know what the models do. An entry says where a model is from, under which licence, and the
-SHA-256 of each of its files; those of a model that lies beside the catalogue are in its own `SHA256SUMS`.
+Knows what an entry says. Does not know what is installed, nor what the models do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from gpta_local.errors import ModelError
 from gpta_local.system.files import sha256
-from gpta_local.system.manifests import MANIFEST, read_manifest
-from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT, assistant_folder, backbone_folder
 
 SHA256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class KnownModel(BaseModel):
+class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class Packages(Entry):
+    """Packages of the index that hold a model as data. Their code is never imported."""
+
+    package: str
+    """Name of each; `{n}` is the number of the part, from 1 on."""
+    version: str
+    file: str
+    """The file of a part, below site-packages, as the package's RECORD lists it."""
+    parts: int = Field(default=1, ge=1)
+
+    def each(self) -> Iterator[tuple[str, str]]:
+        """(package, its file) in the order in which the files are joined."""
+        for n in range(1, self.parts + 1):
+            yield self.package.format(n=n), self.file.format(n=n)
+
+
+class SuitableSampling(Entry):
+    temperature: float = Field(ge=0, le=5)
+    top_p: float = Field(gt=0, le=1)
+
+
+class UsableShares(Entry):
+    """Of replies: how many are of use."""
+
+    label_texts: Share | None = None
+    prefixes: Share | None = None
+    example_texts: Share | None = None
+
+
+class KnownModel(Entry):
     name: RelativePath
+    kind: Literal["assistant", "backbone"]
     source: str
-    """Where the files are from."""
+    """Where the files are from, in words."""
+    packages: Packages | None = None
+    """None: it is not on the package index; users serve it, or give its folder."""
     revision: str
     licence: str
     """An SPDX expression."""
-    files: dict[RelativePath, SHA256] = Field(min_length=1)
-    """Path below the model's folder → what the file must be."""
+    sha256: SHA256 | None = None
+    """Of the upstream GGUF file that the packages' files make when joined."""
+    tied_embeddings: bool = False
+    """Whether input and output embeddings are one tensor upstream, though the GGUF file may hold two."""
+    files: dict[RelativePath, SHA256] = {}
+    """Path below the model's folder → what the file must be, of a model that is used as it is packed."""
+    chat_template: str | None = None
+    """What one must know of it."""
+    sampling: SuitableSampling | None = None
+    """For texts."""
+    memory_gb: float = Field(gt=0)
+    """Of the weights in bfloat16, or as they are published if that is less; 10⁹ bytes."""
+    measured: bool
+    """Whether it was tried with this package."""
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Of one text, on two cores."""
+    usable: UsableShares | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "assistant" and (self.chat_template is None or self.sampling is None):
+            raise ValueError(f"{self.name}: an assistant has chat_template and sampling")
+        if (self.packages is None) != (self.sha256 is None and not self.files):
+            raise ValueError(f"{self.name}: packages go with sha256 or files")
+        if not self.measured and (self.tokens_per_second or self.usable):
+            raise ValueError(f"{self.name}: figures of a model that was not measured")
+        return self
 
     def differing(self, folder: Path) -> Iterator[str]:
         """The files of the entry that are missing in `folder`, or not what they must be."""
@@ -41,35 +98,17 @@ class KnownModel(BaseModel):
                 yield name
 
 
+@cache
 def read_catalogue() -> dict[str, KnownModel]:
     """The entries by name."""
     package = Path(__file__).parent.parent
     places = (package / "embedded" / "catalogue.yaml", package.parent / "models" / "catalogue.yaml")
     path = next(place for place in places if place.is_file())
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for entry in content:
-        if "files" not in entry:
-            entry["files"] = read_manifest(path.parent / entry["name"] / MANIFEST)
-    entries = TypeAdapter(list[KnownModel]).validate_python(content)
+    entries = TypeAdapter(list[KnownModel]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     return {entry.name: entry for entry in entries}
-
-
-def known_folder(model: KnownModel) -> Path:
-    """The folder of an installed model of the catalogue, with every file as it must be.
-
-    Raises:
-        ModelError: if it is not installed, or a file differs.
-    """
-    folder = {EMBEDDED_ASSISTANT: assistant_folder, DEMO_BACKBONE: backbone_folder}[model.name](model.name)
-    if differing := list(model.differing(folder)):
-        raise ModelError(
-            f"missing, or not what the catalogue says (SHA-256): {', '.join(differing)}",
-            where=str(folder),
-            fix="Do not use it; reinstall the package that it is from",
-        )
-    return folder
 
 
 def recognise(folder: Path) -> KnownModel | None:
     """The entry whose files are all in `folder`, unchanged."""
-    return next((model for model in read_catalogue().values() if not any(model.differing(folder))), None)
+    listed = (model for model in read_catalogue().values() if model.files)
+    return next((model for model in listed if not any(model.differing(folder))), None)

