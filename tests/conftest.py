@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import ROOT
 from hypothesis import HealthCheck, settings
 from servers import VLLM, Endpoint, transformers_server, vllm
 
@@ -43,17 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def nano_assistant() -> Path:
-    """The folder of the embedded assistant."""
-    return ROOT / "models" / "nano-assistant"
-
-
-@pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random causal language model that chats; not to be changed."""
     from chat_models import tiny_chat_llama
 
     return tiny_chat_llama(tmp_path_factory.mktemp("models") / "chat")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name of a small real assistant. It is converted once and kept in the user's data directory."""
+    from gpta_local.system.library import assistant_folder
+
+    return assistant_folder("SmolLM2-135M-Instruct").name
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def vllm_server(
         environment.setenv("OMP_NUM_THREADS", "1")
         server = VLLMServer(
             folder,
-            "nano-assistant",
+            "tiny-chat",
             interpreter=find_interpreter(VLLM_PYTHON),
             api_key=key,
             log=log,

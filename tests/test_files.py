@@ -34,11 +34,10 @@ from gpta_local.schema import Message, Request, Sampling
 from gpta_local.system import files, manifests, models
 from gpta_local.system.files import owner_only, read_secret
 from gpta_local.system.manifests import MANIFEST, verify_manifest, write_manifest
-from gpta_local.system.models import assistant_folder, checked_folder
+from gpta_local.system.models import checked_folder
 from gpta_local.system.pickles import find_pickles
 
 KEY = "planted-0123456789-key"
-EMBEDDED = ROOT / "models" / "nano-assistant"
 
 
 @pytest.fixture
@@ -291,7 +290,7 @@ class TestPickles:
         assert find_pickles(tmp_path) == []
 
     def test_files_that_come_with_the_project_are_no_pickles(self) -> None:
-        assert find_pickles(EMBEDDED) == find_pickles(ROOT / "configs") == find_pickles(ROOT / "tests") == []
+        assert find_pickles(ROOT / "configs") == find_pickles(ROOT / "tests") == []
 
     def test_pickle_beside_the_weights_of_a_backbone_is_not_loaded(self, bert: Path, tmp_path: Path) -> None:
         from gpta_local.downstream.model import SequenceClassifier
@@ -523,11 +522,3 @@ class TestManifest:
         for _ in range(3):
             verify_manifest(folder)
         assert len(hashed) == 4
-
-    def test_list_of_the_embedded_assistant_is_up_to_date(self) -> None:
-        assert assistant_folder("nano-assistant") == EMBEDDED
-        listed = [line.split("  ")[1] for line in (EMBEDDED / MANIFEST).read_text(encoding="utf-8").splitlines()]
-        packed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-        assert len(listed) == 6
-        for name in (*listed, MANIFEST):
-            assert f'"models/nano-assistant/{name}" = "gpta_local/embedded/nano-assistant/{name}"' in packed

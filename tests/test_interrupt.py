@@ -24,10 +24,11 @@ def hears_ctrl_c() -> None:
 
 
 @contextmanager
-def started(folder: Path, backbone: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, backbone: Path, assistant: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """A long run in a process of its own, which has scored its first round when this is entered."""
     quickstart = ROOT / "configs" / "quickstart" / "quickstart.yaml"
-    small = ("search.rounds=500", "search.label_text_samples=0", f"downstream.backbone={backbone}")
+    models = (f"downstream.backbone={backbone}", f"assistant.model={assistant}", "assistant.max_new_tokens=8")
+    small = (*models, "search.rounds=500", "search.label_text_samples=0")
     sets = [word for override in (*small, *overrides) for word in ("--set", override)]
     command = [*PROGRAM, "train", str(quickstart), "--output", str(folder), *sets]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -42,9 +43,9 @@ def started(folder: Path, backbone: Path, *overrides: str) -> Iterator[subproces
             run.kill()
 
 
-def test_sigterm_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, sentence: Path) -> None:
+def test_sigterm_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, sentence: Path, chat_model: Path) -> None:
     folder = tmp_path / "run"
-    with started(folder, sentence) as run:
+    with started(folder, sentence, chat_model) as run:
         run.send_signal(signal.SIGTERM)
         output, messages = run.communicate(timeout=60)
     assert run.returncode == 3
@@ -55,9 +56,11 @@ def test_sigterm_ends_with_one_line_and_a_run_to_go_on_with(tmp_path: Path, sent
     assert not (folder / "summary.json").exists() and not (folder / "model").exists()
 
 
-def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(tmp_path: Path, sentence: Path) -> None:
+def test_ctrl_c_in_training_finishes_the_step_and_keeps_a_checkpoint(
+    tmp_path: Path, sentence: Path, chat_model: Path
+) -> None:
     folder = tmp_path / "run"
-    with started(folder, sentence, "search.regime=online", "training.steps=500000") as run:
+    with started(folder, sentence, chat_model, "search.regime=online", "training.steps=500000") as run:
         time.sleep(1)
         run.send_signal(signal.SIGINT)
         _, messages = run.communicate(timeout=60)

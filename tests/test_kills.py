@@ -68,11 +68,12 @@ def test_run_killed_while_its_assistant_learns_ends_as_one_that_was_not(tmp_path
 
 
 @pytest.mark.kills
-def test_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+def test_fifty_kills_at_random_moments_change_nothing(chat_model: Path, tmp_path: Path) -> None:
+    size = (*QUICKSTART_SIZE, f"assistant.model={chat_model}", "assistant.max_new_tokens=8")
     kinds = {
-        "low-resource": command(*QUICKSTART_SIZE),
-        "low-resource, dialogue gradient": command(*QUICKSTART_SIZE, TEACHING),
-        "online, dialogue gradient": command(*QUICKSTART_SIZE, TEACHING, "search.regime=online"),
+        "low-resource": command(*size),
+        "low-resource, dialogue gradient": command(*size, TEACHING),
+        "online, dialogue gradient": command(*size, TEACHING, "search.regime=online"),
     }
     rng, began, kills, runs = random.Random(0), time.monotonic(), 0, 0
     whole, seconds = {}, {}

@@ -34,9 +34,9 @@ class Quickstart:
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
+def quickstart(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Quickstart:
     folder = tmp_path_factory.mktemp("quickstart")
-    settings = [word for key in (*SMALL, *TAUGHT) for word in ("--set", key)]
+    settings = [word for key in (*SMALL, *TAUGHT, f"assistant.model={chat_model}") for word in ("--set", key)]
     command = [*PROGRAM, "train", QUICKSTART / "quickstart.yaml", "--output", folder / "run", *settings]
     tracing = [*TRACE, "-o", folder / "trace"] if can_trace() else []
     done = run_isolated([*tracing, *command], folder, timeout=600)
@@ -86,7 +86,7 @@ for kind in (SOCK_STREAM, SOCK_DGRAM):
 
     @pytest.mark.slow
     @pytest.mark.vllm
-    def test_served_assistant_and_a_run_that_teaches_it_try_nothing(self, tmp_path: Path, nano_assistant: Path) -> None:
+    def test_served_assistant_and_a_run_that_teaches_it_try_nothing(self, tmp_path: Path, chat_model: Path) -> None:
         require_vllm()
         write_jsonl(tmp_path / "train.jsonl", read_rows("train")[:30])
         config = write_config(
@@ -104,7 +104,7 @@ from pathlib import Path
 from commands import run_command
 from servers import vllm_server
 
-with vllm_server(Path({str(nano_assistant)!r}), Path({str(tmp_path / "vllm.log")!r}), lora_rank=16) as endpoint:
+with vllm_server(Path({str(chat_model)!r}), Path({str(tmp_path / "vllm.log")!r}), lora_rank=16) as endpoint:
     assistant = f"{{{{backend: vllm, base_url: {{endpoint.base_url}}, model: {{endpoint.model}}, api_key_env: KEY}}}}"
     settings = ["--output", {str(tmp_path / "run")!r}, "--set", f"assistant={{assistant}}"]
     done = run_command("train", {str(config)!r}, *settings, timeout=600)

@@ -80,12 +80,13 @@ Train = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
-def train(near_prefixes_count: None, sentence: Path) -> Train:
+def train(near_prefixes_count: None, sentence: Path, chat_model: Path) -> Train:
     """Make a run: `train(folder, *overrides, assistant=…)`; without an assistant, of the one that overrides name."""
 
     def run(folder: Path, *overrides: str, assistant: Scripted | None = None) -> Finished:
         observer = Silent()
-        config = load(QUICKSTART, [*SMALL, f"downstream.backbone={sentence}", *overrides])
+        models = (f"downstream.backbone={sentence}", f"assistant.model={chat_model}")
+        config = load(QUICKSTART, [*SMALL, *models, *overrides])
         with pytest.MonkeyPatch.context() as patch:
             if assistant is not None:
                 patch.setattr(loop, "open_assistant", lambda settings: assistant)
@@ -273,11 +274,12 @@ def test_what_was_answered_before_a_round_broke_off_stays_on_record(
 
 
 def test_request_with_words_of_a_row_is_neither_recorded_nor_sent(
-    sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sentence: Path, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assistant = Scripted()
     monkeypatch.setattr(loop, "open_assistant", lambda settings: assistant)
-    run = loop.Run(load(QUICKSTART, [*SMALL, *FEWER, f"downstream.backbone={sentence}"]), Silent())
+    models = (f"downstream.backbone={sentence}", f"assistant.model={chat_model}")
+    run = loop.Run(load(QUICKSTART, [*SMALL, *FEWER, *models]), Silent())
     leaking = replace(run.plan.card, description=run.plan.splits.test[0].texts[0])
     run.plan = replace(run.plan, card=leaking)
     with pytest.raises(PrivacyError) as raised:

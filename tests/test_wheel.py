@@ -32,13 +32,13 @@ def command(*words: object, folder: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_wheel_installed_elsewhere_runs_the_quickstart(tmp_path: Path) -> None:
+def test_wheel_installed_elsewhere_runs_the_quickstart(chat_model: Path, tmp_path: Path) -> None:
     python, site = sys.executable, tmp_path / "site"
     wheel = own_wheel(tmp_path, None)
     command(python, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel, folder=tmp_path)
     shutil.copytree(ROOT / "configs" / "quickstart", tmp_path / "quickstart")
     small = ("search.rounds=1", "search.proposals=4", "search.label_text_samples=1", "training.steps=2")
-    overrides = [word for key in small for word in ("--set", key)]
+    overrides = [word for key in (*small, f"assistant.model={chat_model}") for word in ("--set", key)]
     arguments = ["train", "quickstart/quickstart.yaml", "--output", "run", *overrides]
     output = command(python, "-c", RUN, *arguments, folder=tmp_path, PYTHONPATH=str(site))
     assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"

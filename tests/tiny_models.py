@@ -134,7 +134,9 @@ def tiny_qwen2(folder: Path) -> Path:
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     _save_tokenizer(_byte_level_bpe(specials), folder, names, ["input_ids"], CHAT_POSITIONS)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**CHAT_SHAPE, num_key_value_heads=2)).save_pretrained(folder)
+    Qwen2ForCausalLM(Qwen2Config(**CHAT_SHAPE | {"head_dim": WIDTH // 2, "num_key_value_heads": 2})).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -10,11 +10,11 @@ import mmap
 import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 from gpta_local.errors import ModelError, first_line
-from gpta_local.system.models import FROM_DISK, quiet_transformers
+from gpta_local.system.models import load_config, load_pretrained, load_tokenizer
 
+GGUF = "model.gguf"
 KINDS = ("llama", "qwen2")
 """Architectures whose conversion is tested here."""
 ROPE_FACTORS = b"rope_freqs.weight"
@@ -34,11 +34,8 @@ def convert(file: Path, folder: Path, *, tied: bool) -> None:
         OSError, SafetensorError: `folder` cannot be written.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    causal_lm: Any = AutoModelForCausalLM
-
-    quiet_transformers()
     where = str(file)
     with file.open("rb") as content:
         if content.read(4) != b"GGUF":
@@ -49,31 +46,31 @@ def convert(file: Path, folder: Path, *, tied: bool) -> None:
     if stretched:
         raise ModelError("has factors for its positions, which are not carried over", where=where, fix=fix)
     with tempfile.TemporaryDirectory(prefix="gguf-") as alone:  # transformers reads whatever else lies beside a file
-        (Path(alone) / "model.gguf").symlink_to(file.resolve())
+        (Path(alone) / GGUF).symlink_to(file.resolve())
         try:
-            options = {"gguf_file": "model.gguf", **FROM_DISK}
-            config = AutoConfig.from_pretrained(alone, **options)
+            config = load_config(Path(alone), gguf_file=GGUF)
             if config.model_type not in KINDS:
                 what = f"of the kind {config.model_type}; {' and '.join(KINDS)} can be read"
                 raise ModelError(what, where=where, fix=fix)
-            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
+            tokenizer = load_tokenizer(Path(alone), gguf_file=GGUF)
             if not tokenizer.chat_template:
                 raise ModelError("has no chat template", where=where, fix="Use an instruction-tuned model")
             with redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-                model, report = causal_lm.from_pretrained(
-                    alone,
+                model, report = load_pretrained(
+                    AutoModelForCausalLM,
+                    Path(alone),
+                    gguf_file=GGUF,
                     config=config,
                     dtype=torch.bfloat16,
                     quantization_config=GgufConfig(dequantize=True),
                     output_loading_info=True,
-                    **options,
                 )
         except ModelError:
             raise
         except Exception as exc:  # a broken file raises ValueError, KeyError, OSError, IndexError …
             raise ModelError(f"cannot be read as a model: {first_line(exc)}", where=where) from exc
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise ModelError(f"lacks weights, as {min(report['missing_keys'] | report['mismatched_keys'])}", where=where)
+    if missing := report["missing_keys"]:
+        raise ModelError(f"lacks weights, as {min(missing)}", where=where)
     if tied and not model.config.tie_word_embeddings:
         model.get_input_embeddings().weight = model.get_output_embeddings().weight
         model.config.tie_word_embeddings = True

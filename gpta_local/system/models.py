@@ -107,19 +107,19 @@ def multiplies_in_bf16(precision: str, device: torch.device) -> bool:
 # A broken folder raises whatever the library raises: OSError, ValueError, KeyError, SafetensorError, RuntimeError …
 
 
-def load_config(folder: Path) -> Any:
+def load_config(folder: Path, **options: Any) -> Any:
     """The configuration of a transformers model."""
     from transformers import AutoConfig
 
     quiet_transformers()
-    return AutoConfig.from_pretrained(folder, **FROM_DISK)
+    return AutoConfig.from_pretrained(folder, **FROM_DISK, **options)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    return AutoTokenizer.from_pretrained(folder, **FROM_DISK)
+    return AutoTokenizer.from_pretrained(folder, **FROM_DISK, **options)
 
 
 def load_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
