@@ -300,7 +300,8 @@ JSONL: dict[str, tuple[str | bytes, str]] = {
     "that is a list": (f"[{LINE.strip()},\n{LINE.strip()}]", "train.jsonl:1: broken JSON"),
     "of zero bytes": (b"\x00" * 1000, "broken JSON"),
     "in Latin-1": (LINES.replace("good", "CANARY, größer").encode("latin-1"), "not UTF-8 text (byte"),
-    "in UTF-16": (LINES.encode("utf-16"), "not UTF-8"),
+    "in UTF-16 without its mark": (LINES.encode("utf-16-le"), "broken JSON"),
+    "in UTF-16 cut off": (LINES.encode("utf-16")[:-1], "train.jsonl:2: not utf-16"),
     "compressed": (b"\x1f\x8b\x08\x00abc\xff", "not UTF-8"),
     "that is parquet": (PARQUET, "UTF-8"),
     "of one class": ('{"text": "CANARY", "label": "good"}\n' * 4, "only one class, 'good'"),
@@ -337,12 +338,15 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "with a broken footer": (PARQUET[:-8] + b"\xff\xff\xff\x7fPAR1", "not a readable parquet file"),
     "that is text": (b"CANARY", "not a readable parquet file"),
     "without rows": (table({"text": pyarrow.array([], "string"), "label": pyarrow.array([], "string")}), "no rows"),
-    "without columns": (table({}), "no rows"),
+    "without columns": (table({}), "no column 'text'"),
     "with other columns": (table({"a": ["x"], "b": ["y"]}), "no column 'text'"),
     "with texts that are null": (table({"text": ["a", None], "label": ["x", "CANARY"]}), "row 2: 'text' is NoneType"),
     "with texts that are numbers": (table({"text": [1, 2], "label": ["x", "y"]}), "row 1: 'text' is int"),
     "with texts that are bytes": (table({"text": [b"a", b"b"], "label": ["x", "y"]}), "row 1: 'text' is bytes"),
-    "with labels that are lists": (table({"text": ["a", "b"], "label": [["x"], ["y"]]}), "row 1: 'label' is empty"),
+    "with labels that are lists": (
+        table({"text": ["a", "b"], "label": [["x", "y"], ["y"]]}),
+        "row 1: 'label' is a list of 2 labels",
+    ),
 }
 FOLDERS: dict[str, tuple[Mapping[str, str], str]] = {
     "empty": ({}, "not a folder saved by `datasets`"),
@@ -362,8 +366,8 @@ def unreadable(folder: Path) -> None:
 OTHER: dict[str, Case] = {
     "rows: a link to itself": (unreadable, ("train.jsonl",)),
     "rows: a format that is not known": (
-        rows(LINES, "train.xlsx"),
-        ("'.xlsx' is not known", ".jsonl, .csv, .tsv or .parquet"),
+        rows(LINES, "train.docx"),
+        ("'.docx' is not known", ".jsonl, .csv, .tsv or .parquet"),
     ),
     "rows: no suffix": (rows(LINES, "train"), ("'' is not known",)),
     "validation: a label that training rows have not": (

@@ -86,38 +86,40 @@ class TestFormats:
     @pytest.mark.parametrize("name", list(WRITERS))
     def test_every_format_gives_the_same_rows(self, name: str, tmp_path: Path) -> None:
         path = WRITERS[name](tmp_path / name, AWKWARD)
-        examples = read_examples(read_records(str(path)), ["text"], "label", LABELS)
+        examples = read_examples(read_records(str(path)).records, ["text"], "label", LABELS)
         assert [example.texts[0] for example in examples] == [row["text"] for row in AWKWARD]
         assert [example.label for example in examples] == [0, 1, 0, 1]
 
     def test_pairs_are_read_in_the_order_of_the_columns(self, tmp_path: Path) -> None:
         path = write_jsonl(tmp_path / "rows.jsonl", pair_rows())
-        examples = read_examples(read_records(str(path)), ["text", "text_pair"], "label", ["follows", "contradicts"])
+        examples = read_examples(
+            read_records(str(path)).records, ["text", "text_pair"], "label", ["follows", "contradicts"]
+        )
         assert examples[0].texts == ("A man plays a guitar.", "Somebody makes music.")
 
     def test_byte_order_mark_is_no_part_of_the_first_column(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.csv"
         path.write_text("text,label\na,one\n", encoding="utf-8-sig")
-        assert list(read_records(str(path))[0].values) == ["text", "label"]
+        assert list(read_records(str(path)).records[0].values) == ["text", "label"]
 
     def test_empty_lines_of_jsonl_are_skipped_and_counted(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
         path.write_text('\n{"text": "a"}\n\n{"text": "b"}\n', encoding="utf-8")
-        assert [record.where for record in read_records(str(path))] == [f"{path}:2", f"{path}:4"]
+        assert [record.where for record in read_records(str(path)).records] == [f"{path}:2", f"{path}:4"]
 
     def test_windows_line_ends_are_no_part_of_a_value(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.csv"
         path.write_bytes(b"text,label\r\na,one\r\n")
-        assert read_records(str(path))[0].values == {"text": "a", "label": "one"}
+        assert read_records(str(path)).records[0].values == {"text": "a", "label": "one"}
 
     @pytest.mark.parametrize(("value", "name"), [(1, "1"), (True, "True"), (" one ", "one")])
     def test_label_values_become_words(self, tmp_path: Path, value: Any, name: str) -> None:
         path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a", "label": value}])
-        assert read_examples(read_records(str(path)), ["text"], "label", [name])[0].label == 0
+        assert read_examples(read_records(str(path)).records, ["text"], "label", [name])[0].label == 0
 
     def test_field_longer_than_the_limit_of_csv_is_read(self, tmp_path: Path) -> None:
         path = write_separated(tmp_path / "rows.csv", [{"text": "word " * 50_000, "label": "one"}], ",")
-        assert len(str(read_records(str(path))[0].values["text"])) == 250_000
+        assert len(str(read_records(str(path)).records[0].values["text"])) == 250_000
 
 
 class TestBrokenData:

@@ -37,8 +37,30 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class FormatConfig(Section):
+    """How files of separated values (.csv, .tsv) are written, where that cannot be told from the file."""
+
+    delimiter: str | None = None
+    """None: tabs in a .tsv file; in a .csv file what its first line has of commas, semicolons, tabs and bars."""
+    quoting: Literal["auto", "wrapped", "none"] = "auto"
+    """wrapped: fields may stand in quote marks. none: quote marks are characters. auto: wrapped, but for tabs only in
+    a file that is clearly quoted; and a field must not go over lines that are rows."""
+    header: bool = True
+    """Whether the first line, also of a sheet, has the names of the columns; otherwise they are column1, column2 …"""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_a_character(cls, delimiter: str | None) -> str | None:
+        if delimiter in ("\\t", "tab"):
+            return "\t"
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '\r\n\0"'):
+            raise ValueError("data.format.delimiter must be one character, such as ';', or tab")
+        return delimiter
+
+
 class DataConfig(Section):
-    """Where the rows are. Formats: .jsonl, .csv, .tsv, .parquet, or a folder saved by `datasets`."""
+    """Where the rows are. Formats: .jsonl, .json, .csv, .tsv, .parquet, .xlsx, all but the last also as .gz and .zst; a
+    folder of such files, or one saved by `datasets`."""
 
     train: str
     validation: str | None = None
@@ -52,6 +74,18 @@ class DataConfig(Section):
     label: str = "label"
     shots: int | None = Field(default=None, ge=1)
     """Training rows per class, sampled with `seed`. None: all rows."""
+    encoding: str | None = None
+    """Of text files, such as cp1252. None: UTF-8, or what a byte order mark at the beginning says."""
+    format: FormatConfig = FormatConfig()
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except (LookupError, ValueError) as exc:
+            raise ValueError(f"data.encoding: {encoding!r} is no encoding that Python knows, such as cp1252") from exc
+        return encoding
 
 
 Labels = Annotated[

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from gpta_local.config import Config, DataConfig
-from gpta_local.data.readers import Record, read_records
+from gpta_local.data.checks import contradictions, doubtful_labels
+from gpta_local.data.labels import label_key, label_name
+from gpta_local.data.readers import Reading, read_records
+from gpta_local.data.records import Record, Table, missing_column, tidy
 from gpta_local.errors import DataError
 from gpta_local.schema import Label
 
@@ -31,12 +33,17 @@ class Example:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rows:
-    """All rows of the data files, checked. `validation` and `test` are None where no file is named."""
+    """All rows of the data files, checked. `validation` and `test` are None where no file is named.
+
+    `notes`: what was guessed of the files; `warnings`: what is wrong with the rows; a sentence each.
+    """
 
     labels: tuple[Label, ...]
     train: list[Example]
     validation: list[Example] | None
     test: list[Example] | None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def texts(self) -> Iterator[str]:
         """Every text of every row, also of those that a run does not use."""
@@ -46,6 +53,7 @@ class Rows:
 
 LONG_NAME = 6
 """Words from which on a label's name looks like the text of a row."""
+MOST_LABELS = 200
 LONGEST_SHOWN = 24
 """Characters of an unknown label that a message repeats."""
 
@@ -57,44 +65,39 @@ def read_rows(config: Config) -> Rows:
         DataError: the first problem, with file and line.
     """
     columns, label = text_columns(config.data), config.data.label
+    reading = Reading(config.data.encoding, config.data.format)
 
-    def records(path: str) -> list[Record]:
-        found = read_records(path)
-        check_columns(found[0], [*columns, label])
-        return found
+    def read(path: str) -> Table:
+        return read_records(path, [*columns, label], reading)
 
-    train = records(config.data.train)
-    labels = read_labels(config, train)
+    table = read(config.data.train)
+    labels = read_labels(config, table.records)
     names = [label.name for label in labels]
-    examples = read_examples(train, columns, label, names)
-    others = (config.data.validation, config.data.test)
-    validation, test = (path and read_examples(records(path), columns, label, names) for path in others)
-    return Rows(labels, examples, validation or None, test or None)
+    train = read_examples(table.records, columns, label, names)
+    warnings = [
+        *contradictions([example.texts for example in train], [example.label for example in train], table.records),
+        *doubtful_labels(names if config.card.labels is None else ()),
+    ]
+    notes = list(table.notes)
+    del table
+    others: list[list[Example] | None] = []
+    for path in (config.data.validation, config.data.test):
+        other = read(path) if path else None
+        others.append(read_examples(other.records, columns, label, names) if other else None)
+        notes += other.notes if other else ()
+    return Rows(labels, train, others[0], others[1], tuple(notes), tuple(warnings))
 
 
 def text_columns(config: DataConfig) -> list[str]:
     return [config.text] if config.text_pair is None else [config.text, config.text_pair]
 
 
-def check_columns(record: Record, columns: Sequence[str]) -> None:
-    """Raise a DataError that names the nearest column if one is not there."""
-    for column in columns:
-        if column not in record.values:
-            known = [str(name) for name in record.values]
-            near = difflib.get_close_matches(column, known, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise DataError(
-                f"no column {column!r}",
-                where=record.where,
-                fix=f"{hint}The columns are: {', '.join(known)[:200]}. Set data.text, data.text_pair and data.label",
-            )
-
-
 def read_texts(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
     """The row's texts, checked: strings with at least one visible character."""
-    check_columns(record, columns)
     texts = []
     for column in columns:
+        if column not in record.values:
+            raise missing_column(column, record.values, record.where)
         value = record.values[column]
         if not isinstance(value, str):
             raise DataError(f"{column!r} is {type(value).__name__}, not text", where=record.where)
@@ -109,12 +112,18 @@ def read_examples(
     records: Sequence[Record], columns: Sequence[str], label: str, label_names: Sequence[str]
 ) -> list[Example]:
     """Checked rows. Raises a DataError at the first row that has no text or an unknown label."""
-    numbers = {name: number for number, name in enumerate(label_names)}
+    numbers = {label_key(name): number for number, name in enumerate(label_names)}
+    seen: dict[str, int] = {}  # values as they stand in the file
     examples = []
     for record in records:
         texts = read_texts(record, columns)
-        name = _label_name(record, label)
-        if name not in numbers:
+        value = record.values.get(label)
+        if isinstance(value, str) and value in seen:
+            examples.append(Example(texts, seen[value]))
+            continue
+        name = label_name(record, label, numbers)
+        number = numbers.get(label_key(name))
+        if number is None:
             near = difflib.get_close_matches(name, label_names, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else "Is data.label the right column? "
             raise DataError(  # a long value is not shown: it can be the text of a row
@@ -122,7 +131,9 @@ def read_examples(
                 where=record.where,
                 fix=f"{hint}The labels are: {', '.join(label_names)[:200]}",
             )
-        examples.append(Example(texts, numbers[name]))
+        examples.append(Example(texts, number))
+        if isinstance(value, str):
+            seen[value] = number
     return examples
 
 
@@ -130,42 +141,38 @@ def read_labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
     """The labels of the card, or those of the training rows in alphabetical order."""
     given = config.card.labels
     if given is None:
-        found = Counter(_label_name(record, config.data.label) for record in records)
-        if len(found) > 200 or len(found) > max(2, len(records) // 2):  # the assistant is told their names
-            raise DataError(
-                f"{len(found)} different labels in {len(records)} rows",
-                where=config.data.train,
-                fix="Is data.label the right column? If so, list them in card.labels",
-            )
-        if any(len(name.split()) >= LONG_NAME for name in found):
-            raise DataError(  # they would go to the assistant
-                f"a label has {LONG_NAME} words or more",
-                where=config.data.train,
-                fix="Is data.label the right column? If so, list the labels in card.labels",
-            )
-        names: list[str] = sorted(found)
+        names = names_of([label_name(record, config.data.label) for record in records])
         meanings: Mapping[str, str] = {}
+        check_label_column(names, len(records), config.data.train)
     else:
-        names = [name.strip() for name in given]
-        meanings = {name.strip(): text for name, text in given.items()} if isinstance(given, dict) else {}
+        names = [tidy(name) for name in given]
+        meanings = {tidy(name): text for name, text in given.items()} if isinstance(given, dict) else {}
     if len(names) < 2:
         raise DataError(
             f"only one class, {names[0]!r}" if names else "no class",
             where=config.data.train if given is None else "card.labels",
             fix="A classifier needs at least two",
         )
-    if len(set(names)) < len(names) or not all(name.strip() for name in names):
+    if len({label_key(name) for name in names}) < len(names) or not all(names):
         raise DataError("a label is empty or given twice", where="card.labels")
     return tuple(Label(name, " ".join(meanings.get(name, "").split())) for name in names)
 
 
-def _label_name(record: Record, column: str) -> str:
-    check_columns(record, [column])
-    value: Any = record.values[column]
-    if value is None or isinstance(value, list | dict) or not str(value).strip():
-        raise DataError(f"{column!r} is empty or not a label", where=record.where)
-    _check_unicode(str(value), column, record.where)
-    return str(value).strip()
+def names_of(labels: Sequence[str]) -> list[str]:
+    """The different labels in alphabetical order; of those that are one (1 and 1.0), the most frequent, then the
+    shortest spelling."""
+    spellings = sorted(Counter(labels).items(), key=lambda item: (item[1], -len(item[0]), item[0]))
+    return sorted({label_key(name): name for name, _ in spellings}.values())
+
+
+def check_label_column(names: Sequence[str], rows: int, where: str) -> None:
+    """Raise a DataError if these are too many, or too long, for labels: the assistant is told their names."""
+    remedy = "Is data.label the right column? If so, list the labels in card.labels"
+    if any(len(name.split()) >= LONG_NAME for name in names):
+        raise DataError(f"a label has {LONG_NAME} words or more", where=where, fix=remedy)
+    if len(names) > MOST_LABELS or len(names) > max(2, rows // 2):
+        fix = remedy if len(names) > MOST_LABELS else f"Each label needs two rows or more. {remedy}"
+        raise DataError(f"{len(names)} different labels in {rows} rows", where=where, fix=fix)
 
 
 def _check_unicode(value: str, column: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Files → checked splits. Knows formats, splits, shots; the only module that opens private rows.
+"""Files and folders → records. Knows formats, compression and encodings; the only module that opens private rows.
 
 Does not know models or assistants, and nothing on the assistant's side imports it. Messages name
 file and line, never a row's text.
@@ -6,132 +6,278 @@ file and line, never a row's text.
 
 from __future__ import annotations
 
-import csv
+import codecs
+import gzip
+import io
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
+from gpta_local.config import FormatConfig
+from gpta_local.data.columnar import read_parquet, read_saved_folder, read_sheet
+from gpta_local.data.records import Record, Source, Table, find_columns, tidy
+from gpta_local.data.separated import read_separated
 from gpta_local.errors import DataError
 
-FORMATS = "a .jsonl, .csv, .tsv or .parquet file, or a folder saved by `datasets`"
+FORMATS = (
+    "a .jsonl, .csv, .tsv or .parquet file, or .json or .xlsx, a folder of such files, or a folder saved by `datasets`"
+)
+STDIN = "-"
+"""In place of a path: JSON lines from standard input."""
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, which is its beginning
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+SAVED_BY_DATASETS = {"state.json", "dataset_info.json", "dataset_dict.json"}
+COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A row as it stands in the file; `where` is file and line (or row number)."""
+class Reading:
+    """What the configuration says of how files are written."""
 
-    values: Mapping[str, Any]
-    where: str
+    encoding: str | None = None
+    format: FormatConfig = field(default_factory=FormatConfig)
 
 
-def read_records(path: str) -> list[Record]:
+def read_records(path: str, columns: Sequence[str] | None = None, reading: Reading | None = None) -> Table:
     """All rows of a file or folder.
 
+    Args:
+        columns: those in use, which must be there; nothing else is kept. None: all of plain values.
+
     Raises:
-        DataError: if it is missing, empty or broken; names file and line.
+        DataError: if it is missing, empty or broken, or has not the columns; names file and line.
     """
-    location = Path(path)
-    if not location.exists():
+    location, reading = Path(path), reading or Reading()
+    if path != STDIN and not location.exists():
         raise DataError("no such file or folder", where=path, fix="Paths are relative to the configuration file")
-    readers: dict[str, Callable[[Path], Iterator[Record]]] = {
-        ".jsonl": _read_jsonl,
-        ".csv": _read_csv,
-        ".tsv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    reader = _read_saved_folder if location.is_dir() else readers.get(location.suffix.lower())
-    if reader is None:
-        raise DataError(f"the format {location.suffix!r} is not known", where=path, fix=f"Give {FORMATS}")
-    try:
-        records = list(reader(location))
-    except UnicodeDecodeError as exc:
-        raise DataError(f"not UTF-8 text (byte {exc.start})", where=path, fix="Convert the file to UTF-8") from exc
-    except OSError as exc:
-        raise DataError(f"cannot be read ({exc.strerror or exc})", where=path) from exc
+    if path != STDIN and location.is_dir():
+        return _read_folder(location, columns, reading)
+    return _table(path, _source(location, columns, reading))
+
+
+def _table(path: str, source: Source) -> Table:
+    records = list(source.records)
     if not records:
         raise DataError("no rows", where=path)
-    return records
+    names = source.columns or tuple(dict.fromkeys(name for record in records for name in record.values))
+    return Table(names, records, tuple(f"{path}: {note}" for note in source.notes))
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as file:
+def _read_folder(path: Path, columns: Sequence[str] | None, reading: Reading) -> Table:
+    """A folder saved by `datasets`, or one whose files are the shards of one table."""
+    try:
+        inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "_")))
+    except OSError as exc:
+        raise DataError(f"cannot be read ({exc.strerror or exc})", where=str(path)) from exc
+    kinds = {_format_of(entry) for entry in inside}
+    if any(entry.name in SAVED_BY_DATASETS for entry in inside) or len(kinds) != 1 or not kinds <= READERS.keys():
+        return _table(str(path), read_saved_folder(path, columns, FORMATS))
+    splits = {entry.name.split(".")[0].split("-")[0] for entry in inside}
+    if len(splits & {"train", "validation", "valid", "dev", "test"}) > 1:
+        raise DataError(
+            "a folder of several splits",
+            where=str(path),
+            fix="Name one file, or put the files of each split into a folder of its own",
+        )
+    shards = [_table(str(entry), _source(entry, columns, reading)) for entry in inside]
+    return Table(
+        tuple(dict.fromkeys(name for shard in shards for name in shard.columns)),
+        [record for shard in shards for record in shard.records],
+        (*(note for shard in shards[:1] for note in shard.notes), f"{path}: {len(shards)} files read as one"),
+    )
+
+
+def _format_of(path: Path) -> str:
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
+
+
+def _source(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    kind = ".jsonl" if str(path) == STDIN else _format_of(path)
+    if kind not in READERS:
+        raise DataError(f"the format {kind!r} is not known", where=str(path), fix=f"Give {FORMATS}")
+    try:
+        source = READERS[kind](path, columns, reading)
+    except (UnicodeError, EOFError, zlib.error, OSError) as exc:
+        raise _unreadable(path, reading, exc) from exc
+    return Source(source.columns, _watched(source.records, path, reading), source.notes)
+
+
+def _watched(records: Iterator[Record], path: Path, reading: Reading) -> Iterator[Record]:
+    """The records; what goes wrong in opening and decoding is told in our words."""
+    try:
+        yield from records
+    except (UnicodeError, EOFError, zlib.error, OSError) as exc:
+        raise _unreadable(path, reading, exc) from exc
+
+
+def _unreadable(path: Path, reading: Reading, exc: Exception) -> DataError:
+    if isinstance(exc, UnicodeError):
+        return _undecodable(path, reading, exc)
+    if isinstance(exc, OSError) and (exc.errno or path.suffix.lower() not in COMPRESSED):
+        return DataError(f"cannot be read ({exc.strerror or exc})", where=str(path))
+    return DataError(f"not a whole {path.suffix} file", where=str(path), fix="Copy or compress it again")
+
+
+def _undecodable(path: Path, reading: Reading, exc: UnicodeError) -> DataError:
+    """With the line of the first byte that does not fit: decoders name its place in a part of the file."""
+    encoding = reading.encoding or "UTF-8"
+    where, detail = str(path), ""
+    if isinstance(exc, UnicodeDecodeError) and where != STDIN:
+        with _bytes_of(path) as file:
+            content = file.read()
+        encoding = exc.encoding if exc.encoding.startswith(("utf-16", "utf-32")) else encoding
+        try:
+            content.decode(_encoding(path, reading))
+        except UnicodeDecodeError as found:
+            line = content.count(b"\n", 0, found.start) + 1
+            where = f"{path}:{line}"
+            detail = f" (byte {found.start})"
+    remedy = "Convert the file to UTF-8, or say how it is written in data.encoding, such as cp1252"
+    return DataError(f"not {encoding} text{detail}", where=where, fix=remedy)
+
+
+def _bytes_of(path: Path) -> BinaryIO:
+    if str(path) == STDIN:
+        return sys.stdin.buffer
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path)  # type: ignore[return-value]  # its type says less than it is
+        case ".zst":
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def _encoding(path: Path, reading: Reading) -> str:
+    if reading.encoding is not None and codecs.lookup(reading.encoding).name != "utf-8":
+        return reading.encoding
+    if str(path) == STDIN:
+        return "utf-8-sig"
+    with _bytes_of(path) as file:
+        begin = file.read(4)
+    return next((name for mark, name in MARKS if begin.startswith(mark)), "utf-8")
+
+
+def _text_of(path: Path, encoding: str) -> TextIO:
+    return io.TextIOWrapper(_bytes_of(path), encoding=encoding, newline="")
+
+
+def _encoding_notes(encoding: str) -> tuple[str, ...]:
+    return (f"read as {encoding.upper()} (its byte order mark says so)",) if encoding in ("utf-16", "utf-32") else ()
+
+
+def _read_jsonl(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    encoding = _encoding(path, reading)
+    name = "standard input" if str(path) == STDIN else str(path)
+    return Source((), _json_lines(_text_of(path, encoding), name, columns), _encoding_notes(encoding))
+
+
+def _json_lines(lines: TextIO, path: str, columns: Sequence[str] | None) -> Iterator[Record]:
+    with closing(lines) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as exc:
-                if isinstance(exc, json.JSONDecodeError):
-                    detail = f"{exc.msg} at column {exc.colno}"
-                else:
-                    detail = "nested too deep" if isinstance(exc, RecursionError) else "a number is too long"
-                raise DataError(f"broken JSON: {detail}", where=where, fix="Each line must be one JSON object") from exc
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            values = _parsed(line, where, "Each line must be one JSON object")
             if not isinstance(values, dict):
                 raise DataError(
                     f"a JSON {type(values).__name__}, not an object",
                     where=where,
                     fix='Each line must be like {"text": "...", "label": "..."}',
                 )
-            yield Record(values, where)
+            yield Record(_chosen(values, columns, where), where)
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+def _parsed(text: str, where: str, remedy: str, *, whole: bool = False) -> Any:
+    """`whole`: the text is a file, and the line of what is broken is told."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        if isinstance(exc, json.JSONDecodeError):
+            detail = f"{exc.msg} at column {exc.colno}"
+            where = f"{where}:{exc.lineno}" if whole else where
+        else:
+            detail = "nested too deep" if isinstance(exc, RecursionError) else "a number is too long"
+        raise DataError(f"broken JSON: {detail}", where=where, fix=remedy) from exc
+
+
+def _chosen(values: dict[str, Any], columns: Sequence[str] | None, where: str) -> dict[str, Any]:
+    if columns is None:
+        return {tidy(name): value for name, value in values.items()}
+    try:
+        return {column: values[column] for column in columns}
+    except KeyError:  # rare: a name in another Unicode form, or none
+        names = list(values)
+        at = find_columns(columns, names, where)
+        return {column: values[names[position]] for column, position in at.items()}
+
+
+def _read_json(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    """A list of objects; or lines of one object each, which some call .json too."""
+    encoding = _encoding(path, reading)
+    with closing(_text_of(path, encoding)) as file:
+        first = next((line for line in file if line.strip("\ufeff \t\r\n")), "")
+    if first.lstrip("\ufeff \t").startswith("{"):
         try:
-            repeated = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
-            if repeated:
-                raise DataError(f"the column {repeated[0]!r} is there twice", where=f"{path}:1")
-            for row in reader:
-                where = f"{path}:{reader.reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"not the {len(reader.fieldnames or [])} fields of the header",
-                        where=where,
-                        fix="Quote fields that hold commas or line breaks",
-                    )
-                yield Record(row, where)
-        except csv.Error as exc:
-            raise DataError(f"broken CSV: {exc}", where=f"{path}:{reader.line_num + 1}") from exc
+            json.loads(first.lstrip("\ufeff"))
+        except (ValueError, RecursionError):
+            remedy = "Give a list of objects, or one object on each line"
+            raise DataError("not a list of objects", where=str(path), fix=remedy) from None
+        return _read_jsonl(path, columns, reading)
+    with closing(_text_of(path, encoding)) as file:
+        content = file.read().removeprefix("\ufeff")
+    values = _parsed(content, str(path), "Give a list of objects", whole=True) if content.strip() else []
+    if not isinstance(values, list):
+        raise DataError(f"a JSON {type(values).__name__}, not a list of objects", where=str(path))
+
+    def records() -> Iterator[Record]:
+        for number, row in enumerate(values, start=1):
+            where = f"{path} row {number}"
+            if not isinstance(row, dict):
+                raise DataError(f"a JSON {type(row).__name__}, not an object", where=where)
+            yield Record(_chosen(row, columns, where), where)
+
+    return Source((), records(), _encoding_notes(encoding))
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError, OSError) as exc:
-        if isinstance(exc, OSError) and exc.errno:  # the system's; arrow's own has no number
-            raise
-        raise DataError("not a readable parquet file", where=str(path)) from exc
-    for number, values in enumerate(rows, start=1):
-        yield Record(values, f"{path} row {number}")
+def _read_separated(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    encoding = _encoding(path, reading)
+    comma = "\t" if _format_of(path) == ".tsv" else ","
+    source = read_separated(lambda: _text_of(path, encoding), str(path), comma, columns, reading.format)
+    return Source(source.columns, source.records, _encoding_notes(encoding) + source.notes)
 
 
-def _read_saved_folder(path: Path) -> Iterator[Record]:
-    import datasets
+def _read_parquet(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    if path.suffix.lower() not in COMPRESSED:
+        return read_parquet(path, str(path), columns)
+    with _bytes_of(path) as file:
+        return read_parquet(io.BytesIO(file.read()), str(path), columns)
 
-    try:
-        saved = datasets.load_from_disk(str(path))
-    except Exception as exc:  # datasets and arrow raise many kinds for a folder that is not theirs
-        raise DataError("not a folder saved by `datasets`", where=str(path), fix=f"Give {FORMATS}") from exc
-    if isinstance(saved, datasets.DatasetDict):
-        raise DataError(
-            "a folder of several splits",
-            where=str(path),
-            fix=f"Name one of them, as in {path / next(iter(saved), 'train')}",
-        )
-    named = {name: feature for name, feature in saved.features.items() if isinstance(feature, datasets.ClassLabel)}
-    for number, row in enumerate(saved, start=1):
-        values = dict(row)
-        for name, feature in named.items():
-            if values[name] is not None and 0 <= values[name] < feature.num_classes:
-                values[name] = feature.int2str(values[name])
-        yield Record(values, f"{path} row {number}")
+
+def _read_sheet(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+    with _bytes_of(path) as file:
+        return read_sheet(io.BytesIO(file.read()), str(path), columns, reading.format)
+
+
+READERS: dict[str, Callable[[Path, Sequence[str] | None, Reading], Source]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_separated,
+    ".tsv": _read_separated,
+    ".parquet": _read_parquet,
+    ".xlsx": _read_sheet,
+}

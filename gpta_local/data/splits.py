@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpta_local.data.checks import overlaps, rare_classes
 from gpta_local.data.examples import Example, Rows
 from gpta_local.errors import DataError
 
@@ -23,13 +24,14 @@ FITTED_ROWS = 1000
 @dataclass(frozen=True, slots=True)
 class Splits:
     """`validation` and `test` may be empty. `many`: whether there were at least `MANY_ROWS` training
-    rows, before any were carved. `warnings` are sentences for the user."""
+    rows, before any were carved. `warnings` and `notes` (what was guessed of the files) are sentences for the user."""
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
     many: bool
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def fitted(self) -> list[Example]:
@@ -71,11 +73,13 @@ def make_splits(
                 fix=f"Set data.shots to {number} or less",
             )
         train = sample_shots(train, shots, seed)
+    warnings = [*rows.warnings, *(rare_classes(counts, label_names) if shots is None else ())]
     many = len(train) >= MANY_ROWS
     if validation is None and (carve_few or many):
         train, validation = carve(train, CARVED_SHARE, seed)
     splits = {"training": train, "validation": validation or [], "test": rows.test or []}
-    return Splits(train, splits["validation"], splits["test"], many, tuple(_overlaps(splits)))
+    warnings += overlaps({name: [(row.texts, row.label) for row in of] for name, of in splits.items()})
+    return Splits(train, splits["validation"], splits["test"], many, tuple(warnings), rows.notes)
 
 
 def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
@@ -107,20 +111,6 @@ def _by_label(examples: Sequence[Example]) -> dict[int, list[Example]]:
     for example in examples:
         by_label[example.label].append(example)
     return by_label
-
-
-def _overlaps(splits: Mapping[str, Sequence[Example]]) -> Iterator[str]:
-    """A sentence for each pair of splits that share rows (case and white space folded)."""
-    keys = {
-        name: [tuple(" ".join(text.casefold().split()) for text in row.texts) for row in rows]
-        for name, rows in splits.items()
-    }
-    for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
-        other = set(keys[second])
-        shared = sum(key in other for key in keys[first])
-        if shared:
-            rows = "row is" if shared == 1 else "rows are"
-            yield f"{shared} {first} {rows} also in {second}: results on {second} are too good; remove them"
 
 
 def scoring_order(labels: Sequence[int], size: int, seed: int) -> list[int]:

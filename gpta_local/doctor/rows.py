@@ -34,6 +34,8 @@ def data(case: Case) -> Iterator[Outcome]:
     train, test = splits.train, splits.test
     sizes = f"{len(train)} training, {len(splits.validation)} validation, {len(test)} test rows"
     yield "ok", f"{len(labels)} labels; {sizes}"
+    for sentence in splits.notes:
+        yield "ok", sentence
     for sentence in splits.warnings:
         yield "warning", sentence
     rows, label = min((count, label) for label, count in Counter(example.label for example in train).items())

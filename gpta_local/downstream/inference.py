@@ -27,7 +27,10 @@ def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
 
     product = open_product(run)
     columns = _columns(product)
-    return product, [read_texts(record, columns) for record in read_records(str(data))]
+    table = read_records(str(data), columns)
+    for note in table.notes:
+        click.echo(note, err=True)
+    return product, [read_texts(record, columns) for record in table.records]
 
 
 def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -64,13 +67,12 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
 def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
     """Rows, accuracy with its 95 % interval, macro-F1, and rows, precision and recall of each label, on a data file
     or on the test rows of the run's configuration."""
-    from gpta_local.data.examples import check_columns, read_examples
+    from gpta_local.data.examples import read_examples
 
     product = open_product(run)
-    records = read_records(str(data or _test_of(run)))
     label = product.record["columns"]["label"]
-    check_columns(records[0], [*_columns(product), label])
-    examples = read_examples(records, _columns(product), label, product.labels)
+    table = read_records(str(data or _test_of(run)), [*_columns(product), label])
+    examples = read_examples(table.records, _columns(product), label, product.labels)
     logits = np.concatenate(list(product.logits([example.texts for example in examples])))
     predicted, targets = logits.argmax(axis=1).tolist(), [example.label for example in examples]
     interval = wilson_interval(sum(p == t for p, t in zip(predicted, targets, strict=True)), len(targets))

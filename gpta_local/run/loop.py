@@ -43,6 +43,8 @@ class Run:
         self.observer, self.interrupt = observer, interrupt or Interrupt()
         task = task or open_task(config)
         self.plan = Plan(config, task, task.splits(), task.card())
+        for note in self.plan.splits.notes:
+            self.observer.note(note)
         for warning in self.plan.splits.warnings:
             observer.warn(warning)
         self.leak_scan = scan_of(config, task.texts(), self.plan.card)
