@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 from samples import config_of, write_config, write_jsonl
 
-from gpta_local.config import load
+from gpta_local.config import load, reading
 from gpta_local.data.readers import read_records
 from gpta_local.errors import ConfigError, DataError
 from gpta_local.schema import Label
@@ -80,6 +80,10 @@ class TestTabs:
     def test_quoted_sentence_in_an_unquoted_file_keeps_its_marks(self, tmp_path: Path) -> None:
         lines = ["text\tlabel", '"a good film"\tx', 'the "best" film\ty', "z\tx", "w\ty"]
         assert texts_of(task_of(written(tmp_path / "train.tsv", lines)))[0] == '"a good film"'
+
+    def test_mark_alone_at_the_end_of_two_rows_glues_nothing(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "train.tsv", ["text\tlabel", "a\tx", '"\ty', '"\tx', 'b "c\ty'])
+        assert texts_of(task_of(path)) == ["a", '"', '"', 'b "c']
 
     def test_quoting_can_be_set(self, tmp_path: Path) -> None:
         path = written(tmp_path / "train.tsv", ["text\tlabel", '"a"\tx', '"b"\ty'])
@@ -424,3 +428,20 @@ class TestWarnings:
         (warning,) = self.warnings(tmp_path, rows, [(near, "parking")])
         assert warning.startswith("1 training row is nearly the same as one in test")
         assert self.warnings(tmp_path, rows, [("My bike was hauled from Elm Row", "parking")]) == []
+
+
+class TestPredicting:
+    def test_new_rows_may_be_written_otherwise(self, tmp_path: Path) -> None:
+        given = {"format": {"header": False, "delimiter": ";"}}
+        assert reading([], given).format.header is False
+        other = reading(["data.encoding=cp1252", "data.format.header=true"], given)
+        assert (other.encoding, other.format.header, other.format.delimiter) == ("cp1252", True, ";")
+        with pytest.raises(ConfigError, match=r"only data\.encoding and data\.format"):
+            reading(["seed=1"], given)
+
+    def test_rows_come_from_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        given = "".join(json.dumps({"text": text}) + "\n" for text, _ in MESSAGES)
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        table = read_records("-", ["text"])
+        assert [record.values["text"] for record in table.records] == [text for text, _ in MESSAGES]
+        assert table.records[1].where == "standard input:2"

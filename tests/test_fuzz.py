@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
+import gzip
+import io
 import json
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +32,7 @@ from gpta_local.config import dump, load
 from gpta_local.data.readers import read_records
 from gpta_local.data.starter import starter_config
 from gpta_local.downstream.tokenization import PrefixTokenizer
-from gpta_local.errors import ConfigError, EndpointError, GptaError
+from gpta_local.errors import ConfigError, DataError, EndpointError, GptaError
 from gpta_local.knowledge.label_texts import read_label_text_sets
 from gpta_local.knowledge.prefixes import clean
 from gpta_local.schema import Completion
@@ -183,6 +186,55 @@ def test_any_file_of_rows_is_read_or_refused(file: tuple[str, bytes], good: Path
             open_task(config.model_copy(update={"data": config.data.model_copy(update={"train": str(path)})}))
         except GptaError as exc:
             check_message(exc)
+
+
+pieces_of_rows = st.text(st.sampled_from("ab \"'\n\r,;|\té漢"), min_size=1, max_size=12)
+
+
+@st.composite
+def dialects(draw: Any) -> tuple[str, bytes, list[tuple[str, str]]]:
+    """A file of separated values as some program writes it: its name, its bytes, and the rows that it holds."""
+    delimiter, quoting = draw(st.sampled_from(",;\t|")), draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    rows = draw(st.lists(st.tuples(pieces_of_rows, st.sampled_from(["x", "y", "z z"])), min_size=1, max_size=8))
+    name = "rows.tsv" if delimiter == "\t" and draw(st.booleans()) else "rows.csv"
+    plain = delimiter == "\t" and draw(st.booleans())  # as GLUE's: quote marks are characters
+    if plain:
+        rows = [(" ".join(text.split()), label) for text, label in rows]
+    rows = [(f"a{text}" if not text.strip() else text, label) for text, label in rows]
+    ids, empty = draw(st.booleans()), draw(st.integers(0, 3))
+    file = io.StringIO(newline="")
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=end)
+    for number, row in enumerate([("text", "label"), *rows]):
+        fields = [*([f"n{number}"] if ids else []), *row, *[""] * empty]
+        if plain:
+            file.write(delimiter.join(fields) + end)
+        else:
+            writer.writerow(fields)
+    text = draw(st.sampled_from(["", f"sep={delimiter}{end}"])) + file.getvalue()
+    text += draw(st.sampled_from(["", end, (delimiter * (1 + ids + empty) + end) * 3]))
+    content = text.encode(draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])))
+    if draw(st.booleans()):
+        return name + ".gz", gzip.compress(content), rows
+    return name, content, rows
+
+
+@given(file=dialects())
+def test_rows_of_any_dialect_are_all_there_or_an_error_says_why(
+    file: tuple[str, bytes, list[tuple[str, str]]],
+) -> None:
+    name, content, rows = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        try:
+            records = read_records(str(path), ["text", "label"]).records
+        except DataError as exc:
+            check_message(exc)
+            return
+    assert [record.values["label"] for record in records] == [label for _, label in rows]
+    if "\t" not in content.decode("utf-8", "ignore"):
+        assert [record.values["text"] for record in records] == [text for text, _ in rows]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from gpta_local.downstream.model import load_tokenizer
-from gpta_local.downstream.tokenization import PrefixTokenizer
+from gpta_local.downstream.tokenization import PrefixTokenizer, unfit_texts
 from gpta_local.errors import ModelError
 
 PREFIX = "Department for this message:"
@@ -200,3 +200,11 @@ class TestUnsupported:
         plain(tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
         with pytest.raises(ModelError, match="with a padding token"):
             load_tokenizer(tmp_path, AutoConfig.from_pretrained(bert), None)
+
+
+def test_share_of_rows_that_are_cut_and_of_unknown_tokens_is_told(bert: Path) -> None:
+    tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(bert), 16)
+    short, long, foreign = ("good soup",), ("good soup " * 20,), ("\u6f22\u5b57 \u4ed6",)
+    assert list(unfit_texts(tokenizer, [short] * 4)) == []
+    assert "25% of the training rows are longer than 16 tokens" in next(unfit_texts(tokenizer, [short] * 3 + [long]))
+    assert "does not know 100% of the training rows' tokens" in next(unfit_texts(tokenizer, [foreign]))

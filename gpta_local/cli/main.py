@@ -24,7 +24,7 @@ from gpta_local.cli.benchmark import benchmark
 from gpta_local.cli.bundle import bundle
 from gpta_local.cli.doctor import doctor
 from gpta_local.cli.models import models
-from gpta_local.cli.options import PATH, json_option
+from gpta_local.cli.options import PATH, json_option, set_option
 from gpta_local.cli.train import train
 from gpta_local.errors import GptaError
 from gpta_local.system.network import GUARD
@@ -105,14 +105,17 @@ main.add_command(benchmark)
 @click.argument("run", type=PATH)
 @click.argument("data", metavar="INPUT", type=PATH)
 @click.option("--output", type=PATH, help="File to write. Default: standard output.")
-def predict(run: Path, data: Path, output: Path | None) -> None:
+@set_option
+def predict(run: Path, data: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
     """Label the rows of INPUT with the model of RUN (a run or an exported folder).
+
+    INPUT may be - for JSON lines from standard input. --set says how a file is written: data.encoding, data.format.
 
     Writes JSON lines in the order of the rows: the label and the probability of each label.
     """
     from gpta_local.downstream import inference
 
-    product, rows = inference.open_inputs(run, data)
+    product, rows = inference.open_inputs(run, data, overrides)
     inference.write_lines(inference.predictions(product, rows), output)
 
 
@@ -120,11 +123,12 @@ def predict(run: Path, data: Path, output: Path | None) -> None:
 @click.argument("run", type=PATH)
 @click.argument("data", required=False, type=PATH)
 @json_option
-def evaluate(run: Path, data: Path | None, as_json: bool) -> None:
+@set_option
+def evaluate(run: Path, data: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Evaluate the model of RUN on DATA (default: the test rows of the run's configuration)."""
     from gpta_local.downstream import inference
 
-    figures = inference.evaluate(run, data)
+    figures = inference.evaluate(run, data, overrides)
     click.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else inference.as_table(figures))
 
 

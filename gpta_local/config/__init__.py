@@ -1,6 +1,6 @@
 """The configuration: its sections, how it is loaded, and what is said of mistakes."""
 
-from gpta_local.config.loading import check, dialogue_gradient, dump, load, load_config, read_yaml
+from gpta_local.config.loading import check, dialogue_gradient, dump, load, load_config, read_yaml, reading
 from gpta_local.config.sections import (
     AssistantConfig,
     Config,
@@ -11,6 +11,7 @@ from gpta_local.config.sections import (
     LeakScanConfig,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
+    ReadingConfig,
     ReplayAssistantConfig,
     Section,
     TrainingConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "LeakScanConfig",
     "LocalAssistantConfig",
     "OpenAIAssistantConfig",
+    "ReadingConfig",
     "ReplayAssistantConfig",
     "Section",
     "TrainingConfig",
@@ -37,4 +39,5 @@ __all__ = [
     "load",
     "load_config",
     "read_yaml",
+    "reading",
 ]

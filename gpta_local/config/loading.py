@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpta_local.config.messages import explain
-from gpta_local.config.sections import Config, DialogueGradientConfig, LocalAssistantConfig, Section
+from gpta_local.config.sections import Config, DialogueGradientConfig, LocalAssistantConfig, ReadingConfig, Section
 from gpta_local.errors import ConfigError
 from gpta_local.system.library import is_name
 from gpta_local.system.models import DEMO_BACKBONE
@@ -90,6 +90,24 @@ def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
         return DialogueGradientConfig.model_validate(content.get("dialogue_gradient", {}))
     except ValidationError as exc:
         errors = [{**error, "loc": ("dialogue_gradient", *error["loc"])} for error in exc.errors()]
+        raise ConfigError("\n".join(explain(error, content) for error in errors), where="--set") from exc
+
+
+def reading(overrides: Sequence[str], given: Mapping[str, Any]) -> ReadingConfig:
+    """How a file is written, from what is `given` and KEY=VALUE overrides of data.encoding and data.format.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    content: dict[str, Any] = {"data": dict(given)}
+    for override in overrides:
+        _override(content, override)
+    if others := sorted(content.keys() - {"data"}):
+        raise ConfigError(f"{others[0]!r} cannot be set here, only data.encoding and data.format", where="--set")
+    try:
+        return ReadingConfig.model_validate(content["data"])
+    except ValidationError as exc:
+        errors = [{**error, "loc": ("data", *error["loc"])} for error in exc.errors()]
         raise ConfigError("\n".join(explain(error, content) for error in errors), where="--set") from exc
 
 

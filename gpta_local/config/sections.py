@@ -58,7 +58,24 @@ class FormatConfig(Section):
         return delimiter
 
 
-class DataConfig(Section):
+class ReadingConfig(Section):
+    """How the files are written, where that cannot be told from them."""
+
+    encoding: str | None = None
+    """Of text files, such as cp1252. None: UTF-8, or what a byte order mark at the beginning says."""
+    format: FormatConfig = FormatConfig()
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except (LookupError, ValueError) as exc:
+            raise ValueError(f"data.encoding: {encoding!r} is no encoding that Python knows, such as cp1252") from exc
+        return encoding
+
+
+class DataConfig(ReadingConfig):
     """Where the rows are. Formats: .jsonl, .json, .csv, .tsv, .parquet, .xlsx, all but the last also as .gz and .zst; a
     folder of such files, or one saved by `datasets`."""
 
@@ -74,18 +91,6 @@ class DataConfig(Section):
     label: str = "label"
     shots: int | None = Field(default=None, ge=1)
     """Training rows per class, sampled with `seed`. None: all rows."""
-    encoding: str | None = None
-    """Of text files, such as cp1252. None: UTF-8, or what a byte order mark at the beginning says."""
-    format: FormatConfig = FormatConfig()
-
-    @field_validator("encoding")
-    @classmethod
-    def _encoding_is_known(cls, encoding: str | None) -> str | None:
-        try:
-            "".encode(encoding or "utf-8")
-        except (LookupError, ValueError) as exc:
-            raise ValueError(f"data.encoding: {encoding!r} is no encoding that Python knows, such as cp1252") from exc
-        return encoding
 
 
 Labels = Annotated[

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from gpta_local.data.records import Record
 
 Texts = tuple[str, ...]
-Half = tuple[int, str, tuple[str, ...]]
 SIGNS = re.compile(r"[\W_]+")
 LOOK_MISSING = {
     "none",
@@ -100,7 +99,7 @@ def overlaps(splits: Mapping[str, Sequence[tuple[Texts, int]]]) -> Iterator[str]
         if alike:
             rows = "row is" if alike == 1 else "rows are"
             some = f"of every {step}th row, " if step > 1 else ""
-            yield f"{some}{alike} {first} {rows} nearly the same as one in {second}: results on {second} may be too good"
+            yield f"{some}{alike} {first} {rows} nearly the same as one in {second}: its results may be too good"
 
 
 def folded(texts: Texts) -> Texts:
@@ -115,9 +114,9 @@ def _words(row: tuple[Texts, int]) -> tuple[str, ...]:
     return str(label), *(word for text in texts for word in SIGNS.sub(" ", text.casefold()).split())
 
 
-def _by_halves(rows: Sequence[tuple[Texts, int]]) -> dict[Half, list[tuple[str, ...]]]:
+def _by_halves(rows: Sequence[tuple[Texts, int]]) -> dict[int, list[tuple[str, ...]]]:
     """The words of each row under the halves that rows of as many words, or one more or less, could share with it."""
-    index: dict[Half, list[tuple[str, ...]]] = defaultdict(list)
+    index: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     for words in dict.fromkeys(map(_words, rows)):
         for size in (len(words) - 1, len(words), len(words) + 1):
             for half in _halves(words, size):
@@ -125,12 +124,13 @@ def _by_halves(rows: Sequence[tuple[Texts, int]]) -> dict[Half, list[tuple[str, 
     return index
 
 
-def _halves(words: tuple[str, ...], size: int) -> tuple[Half, Half]:
+def _halves(words: tuple[str, ...], size: int) -> tuple[int, int]:
+    """Hashes of the first and the last words, as many as are the halves of a row of `size` words."""
     middle = size // 2
-    return (size, "first", words[:middle]), (size, "last", words[len(words) - (size - middle) :])
+    return hash((size, words[:middle])), hash((-size, words[len(words) - (size - middle) :]))
 
 
-def _is_near(words: tuple[str, ...], index: Mapping[Half, list[tuple[str, ...]]]) -> bool:
+def _is_near(words: tuple[str, ...], index: Mapping[int, list[tuple[str, ...]]]) -> bool:
     """Whether a row has the same words, or, of `NEAR_WORDS` or more, all but one: added, left out or replaced. Then a
     half of them is the same."""
     return any(

@@ -14,7 +14,7 @@ from itertools import chain
 from gpta_local.config import Config, DataConfig
 from gpta_local.data.checks import contradictions, doubtful_labels
 from gpta_local.data.labels import label_key, label_name
-from gpta_local.data.readers import Reading, read_records
+from gpta_local.data.readers import read_records
 from gpta_local.data.records import Record, Table, missing_column, tidy
 from gpta_local.errors import DataError
 from gpta_local.schema import Label
@@ -65,10 +65,9 @@ def read_rows(config: Config) -> Rows:
         DataError: the first problem, with file and line.
     """
     columns, label = text_columns(config.data), config.data.label
-    reading = Reading(config.data.encoding, config.data.format)
 
     def read(path: str) -> Table:
-        return read_records(path, [*columns, label], reading)
+        return read_records(path, [*columns, label], config.data)
 
     table = read(config.data.train)
     labels = read_labels(config, table.records)

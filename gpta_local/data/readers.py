@@ -14,11 +14,10 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from gpta_local.config import FormatConfig
+from gpta_local.config import ReadingConfig
 from gpta_local.data.columnar import read_parquet, read_saved_folder, read_sheet
 from gpta_local.data.records import Record, Source, Table, find_columns, tidy
 from gpta_local.data.separated import read_separated
@@ -40,24 +39,17 @@ SAVED_BY_DATASETS = {"state.json", "dataset_info.json", "dataset_dict.json"}
 COMPRESSED = (".gz", ".zst")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the configuration says of how files are written."""
-
-    encoding: str | None = None
-    format: FormatConfig = field(default_factory=FormatConfig)
-
-
-def read_records(path: str, columns: Sequence[str] | None = None, reading: Reading | None = None) -> Table:
+def read_records(path: str, columns: Sequence[str] | None = None, reading: ReadingConfig | None = None) -> Table:
     """All rows of a file or folder.
 
     Args:
         columns: those in use, which must be there; nothing else is kept. None: all of plain values.
+        reading: what the configuration says of how files are written.
 
     Raises:
         DataError: if it is missing, empty or broken, or has not the columns; names file and line.
     """
-    location, reading = Path(path), reading or Reading()
+    location, reading = Path(path), reading or ReadingConfig()
     if path != STDIN and not location.exists():
         raise DataError("no such file or folder", where=path, fix="Paths are relative to the configuration file")
     if path != STDIN and location.is_dir():
@@ -73,7 +65,7 @@ def _table(path: str, source: Source) -> Table:
     return Table(names, records, tuple(f"{path}: {note}" for note in source.notes))
 
 
-def _read_folder(path: Path, columns: Sequence[str] | None, reading: Reading) -> Table:
+def _read_folder(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Table:
     """A folder saved by `datasets`, or one whose files are the shards of one table."""
     try:
         inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "_")))
@@ -101,7 +93,7 @@ def _format_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if path.suffix.lower() in COMPRESSED else path.suffix.lower()
 
 
-def _source(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _source(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     kind = ".jsonl" if str(path) == STDIN else _format_of(path)
     if kind not in READERS:
         raise DataError(f"the format {kind!r} is not known", where=str(path), fix=f"Give {FORMATS}")
@@ -112,7 +104,7 @@ def _source(path: Path, columns: Sequence[str] | None, reading: Reading) -> Sour
     return Source(source.columns, _watched(source.records, path, reading), source.notes)
 
 
-def _watched(records: Iterator[Record], path: Path, reading: Reading) -> Iterator[Record]:
+def _watched(records: Iterator[Record], path: Path, reading: ReadingConfig) -> Iterator[Record]:
     """The records; what goes wrong in opening and decoding is told in our words."""
     try:
         yield from records
@@ -120,7 +112,7 @@ def _watched(records: Iterator[Record], path: Path, reading: Reading) -> Iterato
         raise _unreadable(path, reading, exc) from exc
 
 
-def _unreadable(path: Path, reading: Reading, exc: Exception) -> DataError:
+def _unreadable(path: Path, reading: ReadingConfig, exc: Exception) -> DataError:
     if isinstance(exc, UnicodeError):
         return _undecodable(path, reading, exc)
     if isinstance(exc, OSError) and (exc.errno or path.suffix.lower() not in COMPRESSED):
@@ -128,7 +120,7 @@ def _unreadable(path: Path, reading: Reading, exc: Exception) -> DataError:
     return DataError(f"not a whole {path.suffix} file", where=str(path), fix="Copy or compress it again")
 
 
-def _undecodable(path: Path, reading: Reading, exc: UnicodeError) -> DataError:
+def _undecodable(path: Path, reading: ReadingConfig, exc: UnicodeError) -> DataError:
     """With the line of the first byte that does not fit: decoders name its place in a part of the file."""
     encoding = reading.encoding or "UTF-8"
     where, detail = str(path), ""
@@ -159,7 +151,7 @@ def _bytes_of(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _encoding(path: Path, reading: Reading) -> str:
+def _encoding(path: Path, reading: ReadingConfig) -> str:
     if reading.encoding is not None and codecs.lookup(reading.encoding).name != "utf-8":
         return reading.encoding
     if str(path) == STDIN:
@@ -169,15 +161,15 @@ def _encoding(path: Path, reading: Reading) -> str:
     return next((name for mark, name in MARKS if begin.startswith(mark)), "utf-8")
 
 
-def _text_of(path: Path, encoding: str) -> TextIO:
-    return io.TextIOWrapper(_bytes_of(path), encoding=encoding, newline="")
+def _text_of(path: Path, encoding: str, newline: str = "") -> TextIO:
+    return io.TextIOWrapper(_bytes_of(path), encoding=encoding, newline=newline)
 
 
 def _encoding_notes(encoding: str) -> tuple[str, ...]:
     return (f"read as {encoding.upper()} (its byte order mark says so)",) if encoding in ("utf-16", "utf-32") else ()
 
 
-def _read_jsonl(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _read_jsonl(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     encoding = _encoding(path, reading)
     name = "standard input" if str(path) == STDIN else str(path)
     return Source((), _json_lines(_text_of(path, encoding), name, columns), _encoding_notes(encoding))
@@ -225,7 +217,7 @@ def _chosen(values: dict[str, Any], columns: Sequence[str] | None, where: str) -
         return {column: values[names[position]] for column, position in at.items()}
 
 
-def _read_json(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _read_json(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     """A list of objects; or lines of one object each, which some call .json too."""
     encoding = _encoding(path, reading)
     with closing(_text_of(path, encoding)) as file:
@@ -253,26 +245,26 @@ def _read_json(path: Path, columns: Sequence[str] | None, reading: Reading) -> S
     return Source((), records(), _encoding_notes(encoding))
 
 
-def _read_separated(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _read_separated(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     encoding = _encoding(path, reading)
     comma = "\t" if _format_of(path) == ".tsv" else ","
-    source = read_separated(lambda: _text_of(path, encoding), str(path), comma, columns, reading.format)
+    source = read_separated(lambda end: _text_of(path, encoding, end), str(path), comma, columns, reading.format)
     return Source(source.columns, source.records, _encoding_notes(encoding) + source.notes)
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _read_parquet(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     if path.suffix.lower() not in COMPRESSED:
         return read_parquet(path, str(path), columns)
     with _bytes_of(path) as file:
         return read_parquet(io.BytesIO(file.read()), str(path), columns)
 
 
-def _read_sheet(path: Path, columns: Sequence[str] | None, reading: Reading) -> Source:
+def _read_sheet(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     with _bytes_of(path) as file:
         return read_sheet(io.BytesIO(file.read()), str(path), columns, reading.format)
 
 
-READERS: dict[str, Callable[[Path, Sequence[str] | None, Reading], Source]] = {
+READERS: dict[str, Callable[[Path, Sequence[str] | None, ReadingConfig], Source]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,

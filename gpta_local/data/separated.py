@@ -27,8 +27,8 @@ QUOTE_REMEDY = (
     "none; if the field is meant, set it to wrapped"
 )
 
-Open = Callable[[], TextIO]
-"""Opens the file anew from its beginning."""
+Open = Callable[[str], TextIO]
+"""Opens the file anew from its beginning; its lines end with this, as for `open(newline=...)`."""
 Row = tuple[int, Sequence[Any]]
 """The line or row where it begins, and its fields."""
 
@@ -39,12 +39,14 @@ def read_separated(open_file: Open, path: str, comma: str, wanted: Sequence[str]
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     notes = []
-    with closing(open_file()) as file:
-        first = file.readline().lstrip("\ufeff").rstrip("\r\n")
+    with closing(open_file("")) as file:
+        line = file.readline()
+    end = "\r" if line.endswith("\r") else "\n"  # a carriage return inside a field ends no line
+    first = line.lstrip("\ufeff").rstrip("\r\n")
     hint = first.strip('"')
     told = hint[4:] if hint[:4].lower() == "sep=" and len(hint) == 5 else None
     if told is not None:
-        with closing(open_file()) as file:
+        with closing(open_file(end)) as file:
             file.readline()
             first = file.readline().rstrip("\r\n")
     delimiter = form.delimiter or told or _delimiter(first, comma, wanted)
@@ -54,7 +56,7 @@ def read_separated(open_file: Open, path: str, comma: str, wanted: Sequence[str]
 
     def lines() -> Iterator[str]:
         """The lines after one with sep=, each with its end."""
-        with closing(open_file()) as file:
+        with closing(open_file(end)) as file:
             if told is not None:
                 file.readline()
             yield from file
@@ -169,6 +171,9 @@ def _rows(
         except csv.Error as exc:
             last = offset + reader.line_num
             until = f" (begun here, read up to line {last})" if last > start else ""
+            if str(exc).startswith("new-line character"):
+                what = "broken CSV: a carriage return inside a field without quote marks"
+                raise DataError(what, where=f"{path}:{start}", fix="Quote the field or take it out") from exc
             raise DataError(f"broken CSV: {exc}{until}", where=f"{path}:{start}", fix=QUOTE_REMEDY) from exc
         yield start, offset + reader.line_num, fields
 
@@ -177,12 +182,14 @@ def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> t
     """Whether quote marks wrap fields, and whether there are any.
 
     They do where no mark stands bare and a field needs its own (marks inside are doubled) or the header has some; and
-    where the rows have as many fields as the header only if marks wrap.
+    where the rows have as many fields as the header only if marks wrap, or go over lines that are no rows.
     """
-    width, fits, bare, needed, in_header, marks = 0, True, False, False, False, False
+    width = written = 0
+    fits, bare, needed, in_header, marks = True, False, False, False, False
     for line in lines():
         text = line.rstrip("\r\n")
         header = not width and bool(text)
+        written += bool(text)
         width = width or (text.count(delimiter) + 1 if text else 0)
         fits &= not text or text.count(delimiter) + 1 == width
         if '"' not in text:
@@ -194,13 +201,13 @@ def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> t
                 bare |= not good
                 needed |= good and '""' in field[1:-1]
                 in_header |= good and header
-    if not marks or fits:
-        return marks and not bare and (needed or in_header), marks
+    if not marks or (fits and not bare):
+        return marks and (needed or in_header), marks
     try:
-        counts = {len(fields) for _, fields in _guarded(lines, delimiter, path, 0) if fields}
+        counts = [len(fields) for _, fields in _guarded(lines, delimiter, path, 0) if fields]
     except DataError:
         return False, marks
-    return counts == {width}, marks
+    return set(counts) == {width} and not (fits and len(counts) == written), marks
 
 
 def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offset: int) -> Iterator[Row]:
@@ -208,7 +215,7 @@ def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offs
 
     Raises:
         DataError: after the last row, if a field of several lines holds what is a row by itself: a line of as many
-            fields as the header that has in another column a value that is there in other rows.
+            fields as the header that has in another column a value that rows have there.
     """
     suspects: dict[tuple[int, str], int] = {}
     width = 0
@@ -222,9 +229,9 @@ def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offs
         return
     found = [
         suspects[column, field.strip()]
-        for start, end, fields in _rows(lines(), delimiter, True, path, offset)
+        for _, _, fields in _rows(lines(), delimiter, True, path, offset)
         for column, field in enumerate(fields)
-        if start == end and (column, field.strip()) in suspects
+        if (column, field.strip()) in suspects
     ]
     if found:
         raise DataError("a quoted field goes over lines that are rows", where=f"{path}:{min(found)}", fix=QUOTE_REMEDY)
@@ -233,7 +240,7 @@ def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offs
 def _rows_inside(fields: Sequence[str], delimiter: str, width: int) -> Iterator[tuple[int, str]]:
     """Column and value of what could be fields of rows that a field of several lines has swallowed."""
     for column, field in enumerate(fields):
-        first, *inner = field.splitlines() or [""]
+        first, *inner = field.replace("\r\n", "\n").split("\n")
         for begin, line in [(column, first), *((0, line) for line in inner)] if inner else []:
             values = line.split(delimiter)
             if begin + len(values) == width:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import yaml
 
-from gpta_local.config import FormatConfig
+from gpta_local.config import FormatConfig, ReadingConfig
 from gpta_local.data.examples import LONG_NAME, MOST_LABELS, names_of
 from gpta_local.data.labels import as_name, is_missing, label_name
-from gpta_local.data.readers import Reading, read_records
+from gpta_local.data.readers import read_records
 from gpta_local.data.records import LONGEST_NAME, Table, find_columns, tidy
 from gpta_local.errors import DataError
 from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
@@ -152,7 +152,7 @@ def _read(path: Path) -> tuple[Table, bool]:
     )
     if not by_shape:
         return table, True
-    return read_records(str(path), reading=Reading(format=FormatConfig(header=False))), False
+    return read_records(str(path), reading=ReadingConfig(format=FormatConfig(header=False))), False
 
 
 def _columns(table: Table) -> list[Column]:

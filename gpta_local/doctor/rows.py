@@ -64,6 +64,7 @@ def _leaks(config: Config, task: Task) -> Iterator[Outcome]:
 
 def backbone(case: Case) -> Iterator[Outcome]:
     """The model before training, on its device, and room for what is made of it."""
+    from gpta_local.downstream.tokenization import unfit_texts
     from gpta_local.record.folder import HISTORY_ROOM
     from gpta_local.run.plan import Plan
 
@@ -77,6 +78,8 @@ def backbone(case: Case) -> Iterator[Outcome]:
     size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters"
     numbers = "bfloat16" if bf16 else "float32"
     yield "ok", f"{size}, inputs of {model.tokenizer.max_length} tokens, on {device}, multiplies in {numbers}"
+    for sentence in unfit_texts(model.tokenizer, [row.texts for row in case.task.splits().fitted]):
+        yield "warning", sentence
     if bf16 and not multiplies_in_bf16("auto", device):
         yield "warning", f"{device} has no bfloat16 and is slow with it", "Set training.precision to auto"
     if not case.task.uses_label_texts:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from gpta_local.config import ReadingConfig, reading
 from gpta_local.data.readers import read_records
 from gpta_local.downstream.product import (
     Product,
@@ -21,13 +22,13 @@ from gpta_local.metrics import by_class, macro_f1, wilson_interval
 from gpta_local.system.files import owner_only
 
 
-def open_inputs(run: Path, data: Path) -> tuple[Product, list[tuple[str, ...]]]:
-    """The product, and the texts of each row of the data."""
+def open_inputs(run: Path, data: Path, overrides: Sequence[str] = ()) -> tuple[Product, list[tuple[str, ...]]]:
+    """The product, and the texts of each row of the data; `overrides` say how it is written."""
     from gpta_local.data.examples import read_texts
 
     product = open_product(run)
     columns = _columns(product)
-    table = read_records(str(data), columns)
+    table = read_records(str(data), columns, _reading(product, overrides))
     for note in table.notes:
         click.echo(note, err=True)
     return product, [read_texts(record, columns) for record in table.records]
@@ -64,14 +65,15 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
         raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(output)) from exc
 
 
-def evaluate(run: Path, data: Path | None = None) -> dict[str, Any]:
+def evaluate(run: Path, data: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Rows, accuracy with its 95 % interval, macro-F1, and rows, precision and recall of each label, on a data file
     or on the test rows of the run's configuration."""
     from gpta_local.data.examples import read_examples
 
     product = open_product(run)
     label = product.record["columns"]["label"]
-    table = read_records(str(data or _test_of(run)), [*_columns(product), label])
+    path, how = (str(data), _reading(product, overrides)) if data else _test_of(run)
+    table = read_records(path, [*_columns(product), label], how)
     examples = read_examples(table.records, _columns(product), label, product.labels)
     logits = np.concatenate(list(product.logits([example.texts for example in examples])))
     predicted, targets = logits.argmax(axis=1).tolist(), [example.label for example in examples]
@@ -106,7 +108,12 @@ def _columns(product: Product) -> list[str]:
     return [columns["text"]] if columns["text_pair"] is None else [columns["text"], columns["text_pair"]]
 
 
-def _test_of(run: Path) -> str:
+def _reading(product: Product, overrides: Sequence[str]) -> ReadingConfig:
+    """The format is that of the training rows, unless something else is said; the encoding can be another."""
+    return reading(overrides, {"format": product.record.get("format", {})})
+
+
+def _test_of(run: Path) -> tuple[str, ReadingConfig]:
     from gpta_local.config import load
 
     if not (run / "config.yaml").is_file():
@@ -115,11 +122,11 @@ def _test_of(run: Path) -> str:
             where=str(run),
             fix="Give a data file: gpta-local evaluate RUN DATA",
         )
-    test = load(run / "config.yaml").data.test
-    if test is None:
+    data = load(run / "config.yaml").data
+    if data.test is None:
         raise DataError(
             "the run's configuration names no test rows",
             where=str(run / "config.yaml"),
             fix="Give a data file: gpta-local evaluate RUN DATA",
         )
-    return test
+    return data.test, data

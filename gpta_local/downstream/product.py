@@ -128,6 +128,7 @@ def _write(
         "prefix": prefix,
         "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
         "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
+        "format": columns.format.model_dump(),
     }
     (partial / PRODUCT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)

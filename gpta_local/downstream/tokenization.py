@@ -8,7 +8,7 @@ tokenizer, is what an exported model carries, so training and export cannot diff
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ class PrefixTokenizer:
             rows.append(EncodedRow(row.ids, row.type_ids))
         backend.no_truncation()
         return rows
+
+    def cut_and_unknown(self, texts: Sequence[tuple[str, ...]]) -> tuple[float, float]:
+        """The share of rows that `max_length` cuts, without a prefix, and the share of their tokens that stand for what
+        the tokenizer does not know."""
+        rows = self._encode_columns(self._backend, texts)
+        lengths = [sum(len(encoding.ids) for encoding in row) for row in rows]
+        special = sum(map(len, self._pair if len(rows[0]) == 2 else (self._single[0], self._single[-1])))
+        unknown = sum(encoding.ids.count(self.tokenizer.unk_token_id) for row in rows for encoding in row)
+        cut = sum(length + special > self.max_length for length in lengths)
+        return cut / len(rows), unknown / max(1, sum(lengths))
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Token ids of the prefix alone."""
@@ -172,3 +182,19 @@ class PrefixTokenizer:
         raise ModelError(
             "the tokenizer joins words across a space, so no prefix can be spliced in", where="downstream.backbone"
         )
+
+
+CUT_ROWS, UNKNOWN_TOKENS = 0.02, 0.1
+"""Shares from which on a person is told."""
+
+
+def unfit_texts(tokenizer: PrefixTokenizer, texts: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """A sentence for the user if `max_length` cuts rows, or the backbone does not know their language or signs."""
+    cut, unknown = tokenizer.cut_and_unknown(texts)
+    if cut >= CUT_ROWS:
+        yield (
+            f"{cut:.0%} of the training rows are longer than {tokenizer.max_length} tokens and are cut: raise "
+            "downstream.max_length if the backbone allows, or shorten the rows"
+        )
+    if unknown >= UNKNOWN_TOKENS:
+        yield f"the backbone does not know {unknown:.0%} of the training rows' tokens: take one for their language"

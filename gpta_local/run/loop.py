@@ -16,6 +16,7 @@ from gpta_local.config import Config
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.product import write_product
+from gpta_local.downstream.tokenization import unfit_texts
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.record import folder as run_folder
@@ -51,7 +52,10 @@ class Run:
         observer.note(f"leak scan: {self.leak_scan}")
         if weakness := weaker_than_default(config.privacy.leak_scan):
             observer.warn(weakness)
-        self.weights = sum(p.numel() * p.element_size() for p in task.build_plain().parameters())  # bytes
+        model = task.build_plain()
+        for warning in unfit_texts(model.tokenizer, [row.texts for row in self.plan.splits.fitted]):
+            observer.warn(warning)
+        self.weights = sum(p.numel() * p.element_size() for p in model.parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
         observer.stage("waiting for the assistant", 1)
         observer.note(f"assistant: {self.assistant.check()}")
