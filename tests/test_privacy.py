@@ -35,7 +35,7 @@ ASSISTANT_SIDE = [f"gpta_local.{name}" for name in ("schema", *TEACHING, *SCANS)
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((PACKAGE / "assistant").rglob("*.py"))
 ]
-ROW_READERS = {"gpta_local.data.readers", "gpta_local.tasks.classification", "gpta_local.data.starter"}
+ROW_READERS = {"gpta_local.data.readers", "gpta_local.data.examples", "gpta_local.data.starter"}
 
 
 def source_of(module: str) -> Path | None:
