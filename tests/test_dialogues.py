@@ -41,7 +41,7 @@ def build(
 
 def shown_in(dialogue: Dialogue) -> list[str]:
     """The prefixes of the history in the request."""
-    return re.findall(r"^[+-]\d+\.\d{3} (.*)$", dialogue.request.messages[-1].content, flags=re.MULTILINE)
+    return re.findall(r"^- (.*)$", dialogue.request.messages[-1].content, flags=re.MULTILINE)
 
 
 def of(dialogues: Sequence[Dialogue], reply: str) -> list[Dialogue]:

@@ -34,8 +34,8 @@ from gpta_local.data.starter import starter_config
 from gpta_local.downstream.tokenization import PrefixTokenizer
 from gpta_local.errors import ConfigError, DataError, EndpointError, GptaError
 from gpta_local.knowledge.label_texts import read_label_text_sets
-from gpta_local.knowledge.prefixes import clean
-from gpta_local.schema import Completion
+from gpta_local.knowledge.prefixes import PrefixReader, clean
+from gpta_local.schema import Completion, DatasetCard, Label
 from gpta_local.tasks import open_task
 
 pytestmark = pytest.mark.fuzz
@@ -264,18 +264,16 @@ def tokenizer(bert: Path) -> PrefixTokenizer:
     return PrefixTokenizer(AutoTokenizer.from_pretrained(bert), 96)
 
 
+CARD = DatasetCard("c", "text-classification", "Any texts.", tuple(Label(name) for name in LABEL_TEXTS))
+
+
 @given(texts=st.lists(replies, min_size=1, max_size=4))
 def test_any_completion_is_a_prefix_of_one_line_or_counted(texts: list[str], tokenizer: PrefixTokenizer) -> None:
     # as the assistants give them: without halves of surrogate pairs
     completions = [Completion(text.encode("utf-8", "replace").decode(), "m") for text in texts]
-    candidates = clean(
-        completions,
-        [],
-        embed=lambda prefixes: np.eye(len(prefixes), dtype=np.float32),
-        tokens=lambda text: len(tokenizer.prefix_ids(text)),
-        max_tokens=16,
-        leak=lambda text: "",
-    )
+    reader = PrefixReader(CARD, lambda text: len(tokenizer.prefix_ids(text)), 16, lambda text: "")
+    embed = lambda prefixes: np.eye(len(prefixes), dtype=np.float32)  # noqa: E731  shorter than its def
+    candidates = clean(completions, [], embed=embed, read=reader.read)
     assert len(candidates.verdicts) == len(texts)
     for prefix in candidates.prefixes:
         assert prefix.strip() == prefix != "" and prefix.isprintable()
@@ -285,7 +283,7 @@ def test_any_completion_is_a_prefix_of_one_line_or_counted(texts: list[str], tok
 @given(st.lists(replies, min_size=1, max_size=3))
 def test_any_completion_is_a_set_of_label_texts_or_counted(texts: list[str]) -> None:
     names = list(LABEL_TEXTS)
-    sets, verdicts = read_label_text_sets([Completion(text, "m") for text in texts], names, lambda text: "")
+    sets, verdicts = read_label_text_sets([Completion(text, "m") for text in texts], CARD, lambda text: "")
     assert len(verdicts) == len(texts)
     for found in sets:
         assert list(found) == names and all(phrase.strip() and "\n" not in phrase for phrase in found.values())

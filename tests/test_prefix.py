@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import scored
+from samples import CARD, scored
 
+from gpta_local.assistant.prompts import UnusableReply
 from gpta_local.data.splits import scoring_order
 from gpta_local.knowledge.label_texts import (
     read_label_text_sets,
@@ -19,6 +21,7 @@ from gpta_local.knowledge.prefixes import (
     FIRST_HEAT,
     Candidates,
     GainReward,
+    PrefixReader,
     choose,
     clean,
     figures,
@@ -27,7 +30,7 @@ from gpta_local.knowledge.prefixes import (
 )
 from gpta_local.knowledge.prefixes import shown_history as shown
 from gpta_local.metrics import paired_mean
-from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
+from gpta_local.schema import Completion, DatasetCard, Label, ProposalFigures, ScoredPrefix
 
 
 def letters(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -44,15 +47,64 @@ def no_leak(text: str) -> str:
     return ""
 
 
+def secret(text: str) -> str:
+    return "words of a row" if "secret" in text else ""
+
+
+def reader(card: DatasetCard = CARD) -> PrefixReader:
+    return PrefixReader(card, tokens=lambda text: len(text.split()), max_tokens=4, leak=secret)
+
+
 def cleaned(replies: Sequence[str], known: Sequence[str] = ()) -> Candidates:
-    return clean(
-        [Completion(reply, "m") for reply in replies],
-        known,
-        embed=letters,
-        tokens=lambda text: len(text.split()),
-        max_tokens=4,
-        leak=lambda text: "words of a row" if "secret" in text else "",
+    return clean([Completion(reply, "m") for reply in replies], known, embed=letters, read=reader().read)
+
+
+CLINIC = DatasetCard(
+    "clinic", "text-classification", "Messages of patients.", (Label("Appointments"), Label("test_results"))
+)
+
+
+class TestPrefixReader:
+    @pytest.mark.parametrize(
+        ("reply", "reason"),
+        [
+            ("0.023 appointment: activity", "holds a number"),
+            ("-0.702 Appointment of someone", "holds a number"),
+            ("A gain of 0,4", "holds a number"),
+            ("Appointments: my visit", "names a label"),
+            ("**Test results**", "names a label"),
+            ("患者的请求", "another script"),
+            ("What the 患者 wants", "another script"),
+            ("A <b> request", "speaks of the task"),
+            ("A request of {name}", "speaks of the task"),
+            ("Here is a prefix", "speaks of the task"),
+            ("request request request", "repeats itself"),
+            ("Re=>[[]]//q:;", "garbled"),
+            ("a secret of rows", "holds words of a row"),
+            ("one two three four five", "5 tokens, 4 allowed"),
+        ],
     )
+    def test_prefix_is_refused(self, reply: str, reason: str) -> None:
+        with pytest.raises(UnusableReply, match=reason):
+            reader(CLINIC).read(reply)
+
+    @pytest.mark.parametrize(
+        ("reply", "prefix"),
+        [
+            ("What the patient wants:\nWhy they write:\n", "What the patient wants:"),
+            ("- Café visit, 2 people\n- Visit", "Café visit, 2 people"),
+            ("The appointments desk:", "The appointments desk:"),
+            ("Request <|im_end|>", "Request"),
+            ("[INST] Request [/INST]", "Request"),
+        ],
+    )
+    def test_prefix_is_taken(self, reply: str, prefix: str) -> None:
+        assert reader(CLINIC).read(reply) == prefix
+
+    def test_scripts_of_the_card_are_taken(self) -> None:
+        card = replace(CLINIC, description="患者さんからのメッセージ")
+        assert reader(card).read("患者の時々のお願い") == "患者の時々のお願い"
+        assert reader(replace(CLINIC, description="रोगियों के संदेश")).read("रोगी की विनती") == "रोगी की विनती"
 
 
 class TestClean:
@@ -84,7 +136,7 @@ class TestClean:
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
         completions = [Completion(text, "m") for text in "abc"]
-        candidates = clean(completions, [], embed=chain, tokens=len, max_tokens=4, leak=no_leak)
+        candidates = clean(completions, [], embed=chain, read=str)
         assert candidates.prefixes == ["a", "c"]
 
     @pytest.mark.parametrize(
@@ -105,33 +157,39 @@ class TestClean:
         assert cleaned(replies).prefixes == []
 
     def test_counts_add_up_to_the_completions(self) -> None:
-        replies = ["alpha", "alpha", "Almost", "", "b c d e f", "beta", "x\ny"]
+        replies = ["alpha", "alpha", "Almost", "", "b c d e f", "beta", "..."]
         candidates = cleaned(replies, known=["beta"])
         assert candidates.counts == {"accepted": 1, "repeated": 3, "unusable": 3}
         assert sum(candidates.counts.values()) == len(candidates.verdicts) == len(replies)
 
 
+XY = DatasetCard("letters", "text-classification", "Letters.", (Label("x"), Label("y")))
+
+
 class TestLabelTextSets:
     def test_usable_distinct_sets_are_kept_and_every_reply_is_judged(self) -> None:
         replies = ["x: one\ny: two", "y: two\nx: one", "x: one", "x: three\ny: four"]
-        sets, verdicts = read_label_text_sets([Completion(reply, "m") for reply in replies], ("x", "y"), no_leak)
+        sets, verdicts = read_label_text_sets([Completion(reply, "m") for reply in replies], XY, no_leak)
         assert sets == [{"x": "one", "y": "two"}, {"x": "three", "y": "four"}]
         assert [outcome for outcome, _ in verdicts] == ["accepted", "repeated", "unusable", "accepted"]
 
     def test_set_with_private_words_in_a_phrase_is_unusable(self) -> None:
         sets, verdicts = read_label_text_sets(
             [Completion("x: one\ny: a secret", "m")],
-            ("x", "y"),
-            lambda text: "words of a row" if "secret" in text else "",
+            XY,
+            secret,
         )
         assert (sets, verdicts) == ([], [("unusable", "holds words of a row")])
 
     def test_name_and_phrase_are_judged_together_as_they_would_be_taught(self) -> None:
         reply = Completion("x: one\ny: of a row", "m")
-        sets, _ = read_label_text_sets(
-            [reply], ("x", "y"), lambda text: "words of a row" if text == "y: of a row" else ""
-        )
+        sets, _ = read_label_text_sets([reply], XY, lambda text: "words of a row" if text == "y: of a row" else "")
         assert sets == []
+
+    @pytest.mark.parametrize("phrase", ["一句话", "go go go", "a phrase for this label", "a {place} here"])
+    def test_set_with_a_phrase_that_is_no_plain_text_is_unusable(self, phrase: str) -> None:
+        sets, ((outcome, _),) = read_label_text_sets([Completion(f"x: one\ny: {phrase}", "m")], XY, no_leak)
+        assert (sets, outcome) == ([], "unusable")
 
 
 class Losses:
@@ -373,10 +431,7 @@ class TestGainReward:
             asked.append(prefix)
             return np.array([2.0 + row / 10 - len(prefix.split()) / 10 for row in rows])
 
-        reward = GainReward(
-            known, losses, [0, 1, 2, 3], tokens=lambda text: len(text.split()), max_tokens=4, leak=no_leak
-        )
-        return reward, asked
+        return GainReward(known, losses, [0, 1, 2, 3], read=reader().read), asked
 
     def test_new_prefix_is_worth_its_gain(self) -> None:
         reward, _ = self.reward()
@@ -400,7 +455,7 @@ class TestGainReward:
         assert (found.rows, found.standard_error) == (4, pytest.approx(0))
         assert (found.gain, found.loss) == (pytest.approx(0.2), pytest.approx(1.95))
 
-    @pytest.mark.parametrize("text", ["", "two\nlines", "...", "far too many words here"])
+    @pytest.mark.parametrize("text", ["", "Good:", "...", "far too many words here"])
     def test_unusable_text_is_as_far_below_the_worst_as_that_is_below_the_best(self, text: str) -> None:
         reward, asked = self.reward()
         first = reward([text])

@@ -8,15 +8,24 @@ import re
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from samples import CARD as GUESTS
 from samples import LABEL_TEXTS, label_text_reply, scored
 
 from gpta_local.assistant.prompts import (
     ASK_LABEL_TEXTS,
     ASK_PREFIX,
+    EXAMPLE,
+    EXAMPLE_LABEL_TEXTS,
+    EXAMPLE_PREFIX,
+    EXAMPLE_TEXTS,
+    TRIED,
     UnusableReply,
+    describe,
+    example_texts_request,
     label_texts_request,
     prefix_request,
     read_label_texts,
+    read_lines,
     read_prefix,
     reply_room,
     write_label_texts,
@@ -28,34 +37,57 @@ CARD = DatasetCard(
     task="text-classification",
     description="Messages that patients write.",
     labels=(Label("billing", "invoices and refunds"), Label("test_results")),
-    training_rows=56,
-    validation_rows=70,
-    test_rows=315,
 )
 
 
 def user_message(request: Request) -> str:
-    assert [message.role for message in request.messages] == ["system", "user"]
-    return request.messages[1].content
+    assert [message.role for message in request.messages] == ["system", "user", "assistant", "user"]
+    return request.messages[-1].content
+
+
+REQUESTS = [prefix_request(CARD, []), label_texts_request(CARD), example_texts_request(CARD, CARD.labels[1])]
+EVERY_REQUEST = pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.kind)
 
 
 class TestRequests:
-    @pytest.mark.parametrize("request_", [prefix_request(CARD, []), label_texts_request(CARD)], ids=lambda r: r.kind)
-    def test_request_holds_the_whole_card_and_no_other_number(self, request_: Request) -> None:
+    @EVERY_REQUEST
+    def test_request_holds_the_whole_card(self, request_: Request) -> None:
         content = user_message(request_)
-        assert "Rows: 56 training, 70 validation, 315 test" in content
-        assert re.findall(r"\d+", content) == ["56", "70", "315"]
-        for part in (CARD.name, CARD.task, CARD.description, "\nbilling: invoices and refunds\n", "\ntest_results\n"):
+        for part in (CARD.name, CARD.description, "\nbilling: invoices and refunds\n", "\ntest_results\n"):
             assert part in content
+
+    @EVERY_REQUEST
+    def test_requests_of_a_kind_begin_alike_whatever_the_card(self, request_: Request) -> None:
+        of_guests = (
+            prefix_request(GUESTS, [scored("a", 0.1)]),
+            label_texts_request(GUESTS),
+            example_texts_request(GUESTS, GUESTS.labels[0]),
+        )
+        (other,) = (request for request in of_guests if request.kind == request_.kind)
+        assert other.messages[:-1] == request_.messages[:-1] and other.messages[-1] != request_.messages[-1]
+
+    def test_worked_examples_are_replies_that_would_be_used(self) -> None:
+        prefix, label_texts, texts = (request.messages[2].content for request in REQUESTS)
+        assert read_prefix(prefix) == EXAMPLE_PREFIX
+        assert read_label_texts(label_texts, EXAMPLE.label_names) == EXAMPLE_LABEL_TEXTS
+        assert read_lines(texts) == [*EXAMPLE_TEXTS]
+
+    def test_example_texts_are_asked_of_one_label_with_all_of_them_told(self) -> None:
+        requests = [example_texts_request(CARD, label) for label in CARD.labels]
+        (card, _, first), (again, _, second) = (user_message(request).rpartition("\n\n") for request in requests)
+        assert card == again == describe(CARD)
+        assert '"billing" (invoices and refunds) and no other' in first and "test_results" not in first
+        assert '"test_results" and no other' in second and "billing" not in second
 
     def test_request_says_how_its_reply_is_read_and_ends_with_what_is_asked(self) -> None:
         proposals, texts = prefix_request(CARD, [scored("a", 0.1)]), label_texts_request(CARD)
         assert (proposals.kind, texts.kind) == ("prefix", "label-texts")
         assert user_message(proposals).endswith(ASK_PREFIX) and user_message(texts).endswith(ASK_LABEL_TEXTS)
 
-    def test_history_goes_from_worst_to_best_with_signed_gains(self) -> None:
+    def test_history_goes_from_worst_to_best_without_a_number_to_copy(self) -> None:
         content = user_message(prefix_request(CARD, [scored("b", 0.02), scored("c", 0.5), scored("", 0.0)]))
-        assert "worst to best:\n+0.000 (no prefix)\n+0.020 b\n+0.500 c\n" in content
+        assert f"{TRIED}\n- (nothing)\n- b\n- c\n" in content
+        assert re.findall(r"\d", content) == []
 
     def test_reply_in_the_asked_form_has_room(self) -> None:
         assert reply_room(label_texts_request(CARD), CARD) > 2 * 24
@@ -64,7 +96,7 @@ class TestRequests:
         assert reply_room(label_texts_request(many), many) - reply_room(label_texts_request(CARD), CARD) >= 18 * 20
 
     def test_first_request_mentions_no_history(self) -> None:
-        assert "Tried" not in user_message(prefix_request(CARD, []))
+        assert TRIED not in user_message(prefix_request(CARD, []))
 
 
 READABLE_PREFIXES = {
@@ -95,6 +127,9 @@ READABLE_PREFIXES = {
     "Here is a new prefix:\n\nQuestion:": "Question:",
     'Sure! Here is one:\n"Question:"': "Question:",
     "Answer:\nQuestion:": "Question:",
+    "Question:\n\nThis prefix helps because it names the task.": "Question:",
+    "1. Question:\n2. Topic:": "Question:",
+    "...\n\nQuestion:": "Question:",
     "```\nQuestion:\n```": "Question:",
     "```text\nQuestion:\n```\n": "Question:",
     "```Question:```": "Question:",
@@ -121,9 +156,6 @@ UNUSABLE_PREFIXES = [
     "```\n```",
     "<think>The labels are topics, so a short",
     "<think>one\ntwo</think>",
-    "Question:\n\nThis prefix helps because it names the task.",
-    "1. Question:\n2. Topic:",
-    "I would suggest\nQuestion:",
     "\u200b\u200b",
 ]
 
@@ -178,13 +210,13 @@ READABLE_LABEL_TEXTS = [
     "\tbilling:\ta bill\r\n\ttest_results:\ta  blood\ttest\r\n",
 ]
 UNUSABLE_LABEL_TEXTS = [
-    ("", "no phrase for the label 'billing'"),
+    ("", "empty reply"),
     ("billing: a bill", "no phrase for the label 'test_results'"),
     ("billing: a bill\ntest_results:", "no phrase for the label 'test_results'"),
     ("billing: a bill\ntest_results: ...", "no phrase for the label 'test_results'"),
     ("billing: a bill\ntest_results: A bill", "two labels have the same phrase"),
     ("bills: a bill\nresults: a blood test", "no phrase for the label 'billing'"),
-    ("<think>billing: a bill\ntest_results: a blood test", "no phrase for the label 'billing'"),
+    ("<think>billing: a bill\ntest_results: a blood test", "only reasoning, no answer"),
     ("billing is about bills\ntest_results are about tests", "no phrase for the label 'billing'"),
 ]
 

@@ -17,6 +17,7 @@ from gpta_local.config import (
     ReplayAssistantConfig,
 )
 from gpta_local.errors import ConfigError
+from gpta_local.record.cache import default_folder
 from gpta_local.system.files import read_secret
 
 __all__ = ["Assistant", "open_assistant"]
@@ -31,7 +32,7 @@ def open_assistant(config: AssistantConfig) -> Assistant:
     if isinstance(config, LocalAssistantConfig):
         from gpta_local.assistant.local import LocalAssistant
 
-        return LocalAssistant(config.model, config.device)
+        return LocalAssistant(config.model, config.device, default_folder() if config.cache else None)
     if isinstance(config, ReplayAssistantConfig):
         from gpta_local.assistant.replay import ReplayAssistant
 

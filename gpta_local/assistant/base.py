@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.schema import Ask, Completion, Request, Sampling
 
 
 class Assistant(Protocol):
@@ -21,8 +22,13 @@ class Assistant(Protocol):
     adapters_refused: str
     """Why not, where it takes none."""
 
-    def check(self) -> str:
-        """Verify, before any work is done, that the assistant can answer; describe it in a line."""
+    def check(self, ask: Ask, tell: Callable[[str], None]) -> str:
+        """Verify, before any work is done, that the assistant can answer; describe it in a line.
+
+        Args:
+            ask: what it will be asked first.
+            tell: hears in what the assistant is asked otherwise than the configuration says, now and later.
+        """
         ...
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
@@ -32,6 +38,11 @@ class Assistant(Protocol):
             EndpointError: the server cannot be reached, or does not answer as it should.
             AdapterRefused: the server has lost the adapter in use, and does not take it again.
         """
+        ...
+
+    def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        """The completions of several requests, which are answered together where that is faster; raises as
+        `complete`."""
         ...
 
     def use_adapter(self, folder: Path | None) -> None:

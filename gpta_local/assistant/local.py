@@ -2,66 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpta_local.assistant.decoding import continuations
 from gpta_local.errors import ModelError, first_line
-from gpta_local.schema import Completion, Request, Sampling
-from gpta_local.system.adapters import check_adapter
+from gpta_local.record.cache import CompletionCache
+from gpta_local.schema import Ask, Completion, Request, Sampling
+from gpta_local.system.adapters import adapter_digest, check_adapter
 from gpta_local.system.library import assistant_folder
-from gpta_local.system.models import load_pretrained, load_tokenizer, resolve_device
+from gpta_local.system.manifests import model_digest
+from gpta_local.system.models import load_pretrained, load_tokenizer, multiplies_in_bf16, resolve_device
 
 GENERATION_BATCH = 64
+"""Completions, or lines of them, that are drawn at once: each has a cache of its own."""
 SHORTEST_LINE = 12
 """Tokens that a line of a reply with given line starts needs at least."""
+LINE_END = re.compile(r"\n|Ċ|<0x0A>")
+"""A token with the end of a line, as byte-level and as SentencePiece vocabularies write it."""
 
 
 class LocalAssistant:
-    """Loads the model when it is first needed, in bfloat16 on a GPU and float32 elsewhere."""
+    """Loads the model when it is first needed, in bfloat16 where the hardware has it, in float32 elsewhere."""
 
     takes_adapters = True
     adapters_refused = ""
 
-    def __init__(self, model: str, device: str = "auto") -> None:
+    def __init__(self, model: str, device: str = "auto", cache: Path | None = None) -> None:
+        """
+        Args:
+            cache: folder of what was answered before; None: everything is asked anew.
+        """
         self.name = model
+        self._cache_folder = cache
+        self._adapter: Path | None = None
         self._device_name = device
         self._loaded: tuple[Any, Any] | None = None
         self._adapted: Any = None
 
-    def check(self) -> str:
+    def check(self, ask: Ask | None = None, tell: Callable[[str], None] | None = None) -> str:
         model, _ = self._load()
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         return f"{self.name} in this process, {millions:.1f} million parameters, on {model.device}"
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
-        model, tokenizer = self._load()
-        text = self._render(tokenizer, request)
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        room = (getattr(model.config, "max_position_embeddings", None) or 10**9) - length
-        if room < (SHORTEST_LINE * len(request.labels) or sampling.max_new_tokens):
-            raise ModelError(
-                f"the request of {length} tokens leaves {room} for the reply, which is too few",
-                where="card.description",
-                fix="Shorten the description, or lower search.history_shown or assistant.max_new_tokens",
-            )
-        sampling = replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))
-        completions: list[Completion] = []
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(sampling.seed)
-            while len(completions) < n:
-                count = min(GENERATION_BATCH, n - len(completions))
-                completions += self._write(text, request.line_starts, count, sampling)
-        return completions
+        return self.complete_all([Ask(request, n, sampling)])[0]
+
+    def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        """Requests that are sampled alike and for the same number of completions are answered together; where all
+        were answered before, none is answered again."""
+        cache = self._cache
+        found = [cache.known(ask) if cache else [] for ask in asks]
+        if all(found):
+            return found
+        together: dict[tuple[int, Sampling, bool], list[int]] = {}
+        for place, ask in enumerate(asks):
+            together.setdefault((ask.n, ask.sampling, bool(ask.request.labels)), []).append(place)
+        for (n, sampling, by_lines), places in together.items():
+            write = self._write_lines if by_lines else self._write
+            with torch.random.fork_rng():
+                torch.manual_seed(sampling.seed)
+                written = write([asks[place].request for place in places], n, sampling)
+            for place, completions in zip(places, written, strict=True):
+                found[place] = completions
+        for ask, completions in zip(asks, found, strict=True):
+            if cache:
+                cache.keep(ask, completions)
+        return found
+
+    @property
+    def _cache(self) -> CompletionCache | None:
+        if self._cache_folder is None:
+            return None
+        adapter = adapter_digest(self._adapter) if self._adapter else ""
+        return CompletionCache(self._cache_folder, f"{self._digest} {adapter}")
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of the model; a folder of gigabytes takes seconds to read."""
+        return model_digest(assistant_folder(self.name))
 
     def use_adapter(self, folder: Path | None) -> None:
         """Put the adapter on the model, in place of the one before; only one is in memory."""
         if folder is not None:
             check_adapter(folder, assistant_folder(self.name))
         model, _ = self._load()
+        self._adapter = folder
         if self._adapted is not None:
             self._adapted.unload()
             self._adapted = None
@@ -81,65 +113,110 @@ class LocalAssistant:
     def close(self) -> None:
         self._loaded = self._adapted = None
 
-    def _render(self, tokenizer: Any, request: Request) -> str:
-        """The request as the model reads it."""
-        messages = chat(tokenizer, request, f"assistant.model ({self.name})")
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def _write(self, text: str, line_starts: Sequence[str], count: int, sampling: Sampling) -> list[Completion]:
-        """Draw `count` continuations of one text, line by line where the start of each line is given."""
-        if not line_starts:
-            return [
-                Completion(reply, self.name, reason, length, tokens)
-                for reply, reason, length, tokens in self._continue([text] * count, sampling)
-            ]
-        room = replace(sampling, max_new_tokens=max(8, sampling.max_new_tokens // len(line_starts)))
-        replies, spent, length = [""] * count, [0] * count, 0
-        for start in line_starts:
-            replies = [f"{reply}\n{start}".lstrip("\n") for reply in replies]
-            lines = self._continue([text + reply for reply in replies], room, "\n")
-            for i, (rest, _, whole, tokens) in enumerate(lines):
-                replies[i] += " " + rest.strip()
-                spent[i] += tokens
-                length = length or whole
+    def _write(self, requests: Sequence[Request], n: int, sampling: Sampling) -> list[list[Completion]]:
+        prompts = [self._prompt(request, sampling.max_new_tokens) for request in requests]
+        replies = self._continue(prompts, n, sampling)
         return [
-            Completion(reply, self.name, "stop", length, tokens) for reply, tokens in zip(replies, spent, strict=True)
+            [self._completion(tokens, prompt, sampling) for tokens in replies[n * place : n * (place + 1)]]
+            for place, prompt in enumerate(prompts)
         ]
 
-    def _continue(
-        self, texts: Sequence[str], sampling: Sampling, stop: str | None = None
-    ) -> list[tuple[str, str, int, int]]:
-        """Sample a continuation of each text: (reply up to `stop`, finish reason, tokens read, tokens written)."""
-        model, tokenizer = self._load()
-        inputs = tokenizer(
-            list(texts), return_tensors="pt", padding=True, add_special_tokens=False, return_attention_mask=True
-        ).to(model.device)
-        length = inputs["input_ids"].shape[1]
-        output = (self._adapted or model).generate(**inputs, **_generation(sampling, tokenizer, stop))
+    def _write_lines(self, requests: Sequence[Request], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """Each line of a reply on its own, its start being given: all lines of all replies at once."""
+        _, tokenizer = self._load()
         found = []
-        for row, mask in zip(output[:, length:].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
-            ends = [i for i, token in enumerate(row) if token in (tokenizer.eos_token_id, tokenizer.pad_token_id)]
-            ids = row[: ends[0]] if ends else row
-            reply = tokenizer.decode(ids, skip_special_tokens=True)
-            reason = "stop" if ends or len(row) < sampling.max_new_tokens else "length"
-            found.append((reply.strip().partition(stop)[0] if stop else reply, reason, mask, len(ids)))
+        for request in requests:
+            starts = request.line_starts
+            prompts = [self._prompt(request, SHORTEST_LINE, start) for start in starts]
+            left = self._positions - max(map(len, prompts))
+            room = replace(sampling, max_new_tokens=min(left, max(8, sampling.max_new_tokens // len(starts))))
+            replies = self._continue(prompts, n, room, lines=True)
+            lines = [
+                [f"{start} {tokenizer.decode(tokens, skip_special_tokens=True).strip()}" for start, tokens in of_reply]
+                for of_reply in (zip(starts, replies[number::n], strict=True) for number in range(n))
+            ]
+            spent = [sum(map(len, replies[number::n])) for number in range(n)]
+            found.append(
+                [
+                    Completion("\n".join(of_reply), self.name, "stop", len(prompts[0]), tokens)
+                    for of_reply, tokens in zip(lines, spent, strict=True)
+                ]
+            )
         return found
+
+    def _prompt(self, request: Request, room: int, start: str = "") -> list[int]:
+        """The request as the model reads it, and the start of the reply, in tokens.
+
+        Args:
+            room: tokens that the reply needs at least.
+        """
+        _, tokenizer = self._load()
+        messages = chat(tokenizer, request, f"assistant.model ({self.name})")
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)) + start
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if (left := self._positions - len(ids)) < room:
+            raise ModelError(
+                f"the request of {len(ids)} tokens leaves {left} for the reply, which is too few",
+                where="card.description",
+                fix="Shorten the description, or lower search.history_shown or assistant.max_new_tokens",
+            )
+        return ids
+
+    @property
+    def _positions(self) -> int:
+        """Tokens that the model takes, request and reply together."""
+        model, _ = self._load()
+        return getattr(model.config, "max_position_embeddings", None) or 10**9
+
+    def _continue(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, *, lines: bool = False
+    ) -> list[list[int]]:
+        """`n` continuations of each prompt, those of the first prompt first; with `lines` to the end of the line."""
+        model, tokenizer = self._load()
+        size = max(1, GENERATION_BATCH // n)
+        found: list[list[int]] = []
+        for start in range(0, len(prompts), size):
+            found += continuations(
+                self._adapted or model,
+                prompts[start : start + size],
+                n,
+                ends={*self._ends, *(self._line_ends if lines else ())},
+                pad=tokenizer.pad_token_id,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+            )
+        return found
+
+    def _completion(self, tokens: Sequence[int], prompt: Sequence[int], sampling: Sampling) -> Completion:
+        _, tokenizer = self._load()
+        reason = "length" if len(tokens) >= sampling.max_new_tokens else "stop"
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(text, self.name, reason, len(prompt), len(tokens))
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             self._loaded = load_model(assistant_folder(self.name), self._device_name, "assistant")
+            model, tokenizer = self._loaded
+            of_model = model.generation_config.eos_token_id
+            self._ends = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+            self._line_ends = {number for token, number in tokenizer.get_vocab().items() if LINE_END.search(token)}
         return self._loaded
 
 
 def chat(tokenizer: Any, request: Request, where: str) -> list[dict[str, str]]:
-    """The messages of a request as the chat template takes them: one user message where it has no system role.
+    """The messages of a request as the chat template takes them: the system text before the first user message where
+    it has no such role.
 
     Raises:
         ModelError: it takes neither.
     """
     apart = [{"role": message.role, "content": message.content} for message in request.messages]
-    joined = [{"role": "user", "content": "\n\n".join(message.content for message in request.messages)}]
-    for messages in (apart, joined):
+    ways = [apart]
+    if apart[0]["role"] == "system":
+        system, first, *rest = apart
+        ways.append([{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest])
+    for messages in ways:
         try:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as exc:  # a template is a program of its own and may raise anything
@@ -149,17 +226,8 @@ def chat(tokenizer: Any, request: Request, where: str) -> list[dict[str, str]]:
     raise ModelError(f"the chat template refuses the request ({refusal})", where=where) from refusal
 
 
-def _generation(sampling: Sampling, tokenizer: Any, stop: str | None) -> dict[str, Any]:
-    common = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
-    if stop:
-        common |= {"stop_strings": [stop], "tokenizer": tokenizer}
-    if sampling.temperature == 0:
-        return {**common, "do_sample": False}
-    return {**common, "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-
-
 def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
-    """A causal LM and its tokenizer, padded on the left; in bfloat16 on a GPU and float32 elsewhere.
+    """A causal LM and its tokenizer, padded on the left; in bfloat16 where the hardware has it, in float32 elsewhere.
 
     Args:
         section: of the configuration, for error messages.
@@ -171,7 +239,7 @@ def load_model(folder: Path, device_name: str, section: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     device = resolve_device(device_name, f"{section}.device")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if multiplies_in_bf16("auto", device) else torch.float32
     where = f"{section}: model ({folder})"
     try:
         tokenizer = load_tokenizer(folder)

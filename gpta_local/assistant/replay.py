@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from gpta_local.errors import AdapterRefused, ReplayExhausted
 from gpta_local.record.history import (
     History,
     open_with_texts,
 )
-from gpta_local.schema import Completion, Request, RequestKind, Sampling
+from gpta_local.schema import Ask, Completion, Request, RequestKind, Sampling
 
 
 class ReplayAssistant:
@@ -21,11 +23,10 @@ class ReplayAssistant:
     def __init__(self, run: Path) -> None:
         self.name = f"replay of {run}"
         history = open_with_texts(run)
-        kinds: tuple[RequestKind, ...] = ("label-texts", "prefix")
-        self._left = {kind: history.completions(kind) for kind in kinds}
+        self._left = {kind: history.completions(kind) for kind in get_args(RequestKind)}
         history.close()
 
-    def check(self) -> str:
+    def check(self, ask: Ask | None = None, tell: Callable[[str], None] | None = None) -> str:
         return (
             f"{self.name}: {len(self._left['prefix'])} prefixes, {len(self._left['label-texts'])} sets of label texts"
         )
@@ -36,10 +37,13 @@ class ReplayAssistant:
             raise ReplayExhausted(
                 f"{n} completions are asked for and {len(left)} recorded ones are left",
                 where=f"assistant.run ({self.name})",
-                fix="Use the rounds, proposals and label_text_samples of the recorded run, or fewer",
+                fix="Use the rounds, proposals, label_text_samples and example_texts of the recorded run, or fewer",
             )
         self._left[request.kind] = left[n:]
         return left[:n]
+
+    def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        return [self.complete(ask.request, ask.n, ask.sampling) for ask in asks]
 
     def skip(self, history: History) -> None:
         """Leave out what a run that goes on has had already."""

@@ -97,14 +97,19 @@ def measure(
         temperature = settings.temperature * sampling_temperature(adapter)
         return assistant.complete(request, count, Sampling(temperature, settings.top_p, room, seed))
 
+    reader = prefixes.PrefixReader(
+        card,
+        lambda text: len(model.tokenizer.prefix_ids(text)),
+        config.search.max_prefix_tokens,
+        leak_scan.find,
+    )
+
     def new(completions: Sequence[Completion], known: Sequence[str]) -> list[ScoredPrefix]:
         candidates = prefixes.clean(
             completions,
             known,
             embed=lambda texts: model.embed(texts).cpu().numpy(),
-            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
-            max_tokens=config.search.max_prefix_tokens,
-            leak=leak_scan.find,
+            read=reader.read,
         )
         return prefixes.race(candidates.prefixes, losses, rows, first_heat=len(rows), on_scored=on_scored)[1:]
 

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gpta_local.assistant.prompts import UnusableReply, read_label_texts, write_label_texts
+from gpta_local.knowledge.readable import fault, scripts, words_of
 from gpta_local.record.history import Outcome
-from gpta_local.schema import Completion
+from gpta_local.schema import Completion, DatasetCard
 
 Leak = Callable[[str], str]
 """A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
 
 
 def read_label_text_sets(
-    completions: Sequence[Completion], label_names: Sequence[str], leak: Leak
+    completions: Sequence[Completion], card: DatasetCard, leak: Leak
 ) -> tuple[list[dict[str, str]], list[Outcome]]:
     """The usable, distinct sets of label texts, and what became of each completion."""
+    allowed = scripts(words_of(card))
     sets: list[dict[str, str]] = []
     verdicts: list[Outcome] = []
     for completion in completions:
         try:
-            texts = read_label_texts(completion.text, label_names)
+            texts = read_label_texts(completion.text, card.label_names)
             for line in write_label_texts(texts).splitlines():  # as it would be taught
                 refuse_leak(line, leak)
+            if reason := next((reason for text in texts.values() if (reason := fault(text, allowed))), ""):
+                raise UnusableReply(reason)
         except UnusableReply as exc:
             verdicts.append(("unusable", str(exc)))
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,52 @@ from numpy.typing import NDArray
 
 from gpta_local.assistant.prompts import UnusableReply, read_prefix
 from gpta_local.knowledge.label_texts import Leak, refuse_leak
+from gpta_local.knowledge.readable import fault, scripts, words_of
 from gpta_local.metrics import paired_mean
 from gpta_local.record.history import Outcome
-from gpta_local.schema import Completion, ProposalFigures, ScoredPrefix
+from gpta_local.schema import Completion, DatasetCard, ProposalFigures, ScoredPrefix
 
+NUMBER = re.compile(r"[+-]?\d+[.,]\d+|^\W*[+-]?\d")
+"""As gains are written, or at the beginning: small models copy what stands in a list."""
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
 NEAR_DUPLICATE = 0.97
 """Cosine of two prefixes' embeddings from which on the second counts as there before: the same words with another
 sign or ending."""
+
+
+class PrefixReader:
+    """Reads a completion into a prefix that can be used with this card.
+
+    Args:
+        tokens: length of a prefix in the backbone's tokens.
+        leak: what it finds something in is unusable: it would be shown in the next request.
+    """
+
+    def __init__(self, card: DatasetCard, tokens: Callable[[str], int], max_tokens: int, leak: Leak) -> None:
+        self._tokens, self._max_tokens, self._leak = tokens, max_tokens, leak
+        self._scripts = scripts(words_of(card))
+        names = "|".join(re.escape(label.name).replace("_", "[ _]") for label in card.labels)
+        self._names_a_label = re.compile(rf"(?i)^\W*(?:{names})\W*(?::|$)")
+
+    def read(self, text: str) -> str:
+        """The prefix in a reply.
+
+        Raises:
+            UnusableReply: there is none, it is too long, holds a private word, a number or a label's name as a
+                heading, or is no plain text.
+        """
+        prefix = read_prefix(text)
+        if (length := self._tokens(prefix)) > self._max_tokens:
+            raise UnusableReply(f"{length} tokens, {self._max_tokens} allowed")
+        if NUMBER.search(prefix):
+            raise UnusableReply("holds a number")
+        if self._names_a_label.search(prefix):
+            raise UnusableReply("names a label")
+        if reason := fault(prefix, self._scripts):
+            raise UnusableReply(reason)
+        refuse_leak(prefix, self._leak)
+        return prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +83,21 @@ def clean(
     known: Sequence[str],
     *,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    tokens: Callable[[str], int],
-    max_tokens: int,
-    leak: Leak,
+    read: Callable[[str], str],
 ) -> Candidates:
     """Read completions and drop what cannot be used or was there before.
 
     Args:
         known: prefixes of earlier rounds.
         embed: texts (n) → unit vectors (n, d).
-        tokens: length of a prefix in the backbone's tokens.
-        leak: what it finds something in is unusable: it would be shown in the next request.
+        read: a reply → its prefix, as `PrefixReader.read`.
     """
     fresh: list[str | None] = []
     verdicts: list[Outcome] = []
     seen = {_fold(prefix) for prefix in known}
     for completion in completions:
         try:
-            prefix = _usable(completion.text, tokens, max_tokens, leak)
+            prefix = read(completion.text)
         except UnusableReply as exc:
             fresh.append(None)
             verdicts.append(("unusable", str(exc)))
@@ -147,16 +182,13 @@ class GainReward:
         losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
         rows: Sequence[int],
         *,
-        tokens: Callable[[str], int],
-        max_tokens: int,
-        leak: Leak,
+        read: Callable[[str], str],
     ) -> None:
         self.found: list[ScoredPrefix] = []
         self._gains = {_fold(s.text): s.gain for s in known}
         worst, best = min(self._gains.values(), default=0.0), max(self._gains.values(), default=0.0)
         self._unusable = 2 * worst - best
-        self._losses, self._rows, self._tokens, self._max_tokens = losses, rows, tokens, max_tokens
-        self._leak = leak
+        self._losses, self._rows, self._read = losses, rows, read
         self._baseline = losses("", rows)
 
     def __call__(self, texts: list[str]) -> list[float]:
@@ -164,7 +196,7 @@ class GainReward:
 
     def _gain(self, text: str) -> float:
         try:
-            prefix = _usable(text, self._tokens, self._max_tokens, self._leak)
+            prefix = self._read(text)
         except UnusableReply:
             return self._unusable
         if _fold(prefix) not in self._gains:
@@ -236,15 +268,6 @@ def shown_history(history: Sequence[ScoredPrefix], size: int, seed: str) -> list
     ranked = sorted(history, key=lambda s: s.gain, reverse=True)
     best, others = ranked[: (size + 1) // 2], ranked[(size + 1) // 2 :]
     return best + random.Random(f"history-{seed}").sample(others, min(size // 2, len(others)))
-
-
-def _usable(text: str, tokens: Callable[[str], int], max_tokens: int, leak: Leak) -> str:
-    """The prefix in a completion, not too long and without a private word; otherwise UnusableReply."""
-    prefix = read_prefix(text)
-    if (length := tokens(prefix)) > max_tokens:
-        raise UnusableReply(f"{length} tokens, {max_tokens} allowed")
-    refuse_leak(prefix, leak)
-    return prefix
 
 
 def _fold(prefix: str) -> str:

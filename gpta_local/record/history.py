@@ -121,11 +121,16 @@ class History:
 
     def add_completions(self, request: int, completions: Sequence[Completion]) -> None:
         """Record what came back for a request, as it comes."""
+        self.add_all_completions({request: completions})
+
+    def add_all_completions(self, answers: Mapping[int, Sequence[Completion]]) -> None:
+        """Record what came back for requests that were answered together: all of it or nothing. Sampled together, they
+        would not be answered alike by parts."""
         with self._connection as db:
             db.executemany(
                 f"INSERT INTO completions (request_id, {COMPLETION}, outcome, result)"
                 " VALUES (?, ?, ?, ?, ?, ?, '', '')",
-                [(request, *astuple(completion)) for completion in completions],
+                [(request, *astuple(completion)) for request, reply in answers.items() for completion in reply],
             )
 
     def judge_completions(self, request: int, verdicts: Sequence[Outcome]) -> None:
@@ -253,12 +258,14 @@ class History:
         """Why the search ended before its last round; "" if it did not."""
         return self._only("SELECT ended_by FROM runs") or ""
 
-    def asked(self, round_number: int, adapter: str | None = None, after: int = 0) -> RecordedRequest | None:
-        """The first request of a round (None: of any adapter) whose number is greater than `after`."""
+    def asked(
+        self, round_number: int, kind: RequestKind | None = None, adapter: str | None = None, after: int = 0
+    ) -> RecordedRequest | None:
+        """The first request of a round (None: of any kind, any adapter) whose number is greater than `after`."""
         row = self._first(
             "SELECT id, kind, messages, sampling FROM requests WHERE round = :round AND id > :after"
-            " AND coalesce(:adapter, adapter) = adapter ORDER BY id",
-            {"round": round_number, "after": after, "adapter": adapter},
+            " AND coalesce(:adapter, adapter) = adapter AND coalesce(:kind, kind) = kind ORDER BY id",
+            {"round": round_number, "after": after, "adapter": adapter, "kind": kind},
         )
         if row is None:
             return None
@@ -267,9 +274,8 @@ class History:
         return RecordedRequest(*(*row, replies))
 
     def unanswered(self) -> int:
-        """The number of the last request, if no answer to it is on record; otherwise 0."""
-        last = "SELECT max(id) FROM requests HAVING max(id) NOT IN (SELECT request_id FROM completions)"
-        return self._only(last) or 0
+        """The number of the first request to which no answer is on record; 0 if there is none."""
+        return self._only("SELECT min(id) FROM requests WHERE id NOT IN (SELECT request_id FROM completions)") or 0
 
     def round(self, number: int) -> Round | None:
         """A round as it was recorded, with all scores of it: those that `grpo` found come last."""
@@ -325,6 +331,11 @@ class History:
             (kind,),
         )
         return [Completion(*row) for row in rows]
+
+    def judged(self) -> list[tuple[str, str, str]]:
+        """(outcome, result, finish_reason) of each completion that was judged."""
+        query = "SELECT outcome, result, finish_reason FROM completions WHERE outcome <> '' ORDER BY id"
+        return list(self._connection.execute(query))
 
     def requests(self) -> list[tuple[int, int, str, str, str]]:
         """(number, round, kind, adapter, messages as JSON) of each request, in order."""

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from gpta_local.record.checkpoints import KEPT, Checkpoint, Checkpoints
 from gpta_local.record.entries import LOG
 from gpta_local.record.history import History
 from gpta_local.schema import (
+    Ask,
     Completion,
     DatasetCard,
     DialogueGradientStep,
+    ExampleText,
     Regime,
-    Request,
     Round,
-    Sampling,
     ScoredPrefix,
     StepVerdict,
 )
@@ -97,23 +98,36 @@ class Journal(History):
     def exchange(
         self,
         round_number: int,
-        request: Request,
-        n: int,
-        sampling: Sampling,
+        asks: Sequence[Ask],
         adapter: Path | None,
-        complete: Callable[[], list[Completion]],
-    ) -> tuple[int, list[Completion]]:
-        """The number of a request, and its `n` completions: those on record, or those that `complete` brings now.
-        The request is in history and audit log before it is sent.
+        complete_all: Callable[[Sequence[Ask]], list[list[Completion]]],
+    ) -> list[tuple[int, list[Completion]]]:
+        """The number and the completions of each request: those on record, or those that `complete_all` brings now.
+        All requests are in history and audit log before the first is sent.
 
         Raises:
-            InputError: in its place the run had asked something else.
+            InputError: in the place of one the run had asked something else.
         """
+        numbers, known = zip(*(self._question(round_number, ask, adapter) for ask in asks), strict=True)
+        found = dict(zip(numbers, known, strict=True))
+        waiting = {number: ask for number, ask in zip(numbers, asks, strict=True) if not found[number]}
+        if waiting:
+            answers = dict(zip(waiting, complete_all(list(waiting.values())), strict=True))
+            self.add_all_completions(answers)
+            self.keep_time()
+            found |= answers
+        for number in numbers:
+            if number not in self.audit.answered_requests:
+                self.audit.answered(number, found[number])
+        return [(number, found[number]) for number in numbers]
+
+    def _question(self, round_number: int, ask: Ask, adapter: Path | None) -> tuple[int, list[Completion]]:
+        """Put a request on record, unless it is there; its number, and its completions if they are there."""
         name = adapter.name if adapter else ""
-        recorded = self.asked(round_number, name, after=self._last_asked)
+        recorded = self.asked(round_number, ask.request.kind, name, after=self._last_asked)
         if recorded is None:
-            number = self.add_request(round_number, request, sampling, name)
-        elif recorded.is_for(request, n, sampling):
+            number = self.add_request(round_number, ask.request, ask.sampling, name)
+        elif recorded.is_for(ask.request, ask.n, ask.sampling):
             number = recorded.number
         else:
             raise InputError(
@@ -124,15 +138,8 @@ class Journal(History):
             )
         self._last_asked = number
         if number not in self.audit.requests:
-            self.audit.asked(number, round_number, request, n, sampling, adapter)
-        completions = recorded.completions if recorded else []
-        if not completions:
-            completions = complete()
-            self.add_completions(number, completions)
-            self.keep_time()
-        if number not in self.audit.answered_requests:
-            self.audit.answered(number, completions)
-        return number, completions
+            self.audit.asked(number, round_number, ask.request, ask.n, ask.sampling, adapter)
+        return number, recorded.completions if recorded else []
 
     def add_round(
         self, entry: Round, verdict: tuple[str, StepVerdict] | None = None, *, base_only: bool = False
@@ -165,6 +172,11 @@ class Journal(History):
     ) -> None:
         self._checkpoints.write(slot, step, tensors, state, kept=kept)
         self.keep_time()
+
+    def add_example_texts(self, texts: Sequence[ExampleText]) -> None:
+        """`examples.jsonl`: what the assistant made up, and what became of it."""
+        lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
+        write_whole(self.folder / run_folder.EXAMPLES_FILE, "".join(lines))
 
     def add_losses(self, title: str, prefix: str, losses: Sequence[float]) -> None:
         """A line of `metrics.jsonl`, once for each title."""

@@ -18,12 +18,26 @@ from typing import Any
 
 from gpta_local.errors import InputError
 from gpta_local.record.audit import HEAD_KEY, Audit, history_digest, summary_digest
-from gpta_local.record.entries import LOG, Written, read_log
-from gpta_local.record.folder import CHECKPOINTS_FOLDER, DRAFT, as_text
-from gpta_local.record.history import open_existing
+from gpta_local.record.cache import default_folder, forget
+from gpta_local.record.entries import LOG, Finished, Written, read_log
+from gpta_local.record.folder import (
+    ADAPTERS_FOLDER,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    DRAFT,
+    EXAMPLES_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    SUMMARY_FILE,
+    as_text,
+)
+from gpta_local.record.history import GONE_MESSAGES, open_existing
 from gpta_local.system.files import owner_only, write_whole
 
 GONE = "(purged)"
+DIALOGUES_FILE = "dialogues.jsonl"
+"""What an adapter was taught, in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +68,23 @@ def purge(run: Path) -> Purge:
     with ExitStack() as stack:
         history = stack.enter_context(closing(open_existing(run)))
         log = stack.enter_context(closing(Audit(run / LOG))) if (run / LOG).is_file() else None
-        summary = _clean_summary(run / "summary.json")
+        summary = _clean_summary(run / SUMMARY_FILE)
         prefix = str(summary.get("prefix", ""))
+        forget(default_folder(), [messages for *_, messages in history.requests() if messages != GONE_MESSAGES])
         requests, completions = len(history.requests()), sum(map(len, history.texts().values()))
         before = history.purged() if log is None or log.last_event == "purged" else ""
 
-        metrics = [path for path in (run / "metrics.jsonl",) if path.is_file()]
+        metrics = [path for path in (run / METRICS_FILE,) if path.is_file()]
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
-        if summary and _rewrite(run / "summary.json", as_text(summary)):
-            rewritten.append(run / "summary.json")
-        taught = sorted([*run.glob("adapters/**/dialogues.jsonl"), *run.glob("adapters/*.log"), *run.glob(DRAFT)])
-        for path in taught:
+        if summary and _rewrite(run / SUMMARY_FILE, as_text(summary)):
+            rewritten.append(run / SUMMARY_FILE)
+        patterns = (f"{ADAPTERS_FOLDER}/**/{DIALOGUES_FILE}", f"{ADAPTERS_FOLDER}/*.log", DRAFT, EXAMPLES_FILE)
+        said = sorted(path for pattern in patterns for path in run.glob(pattern))
+        for path in said:
             path.unlink()
-        names = {path.relative_to(run).as_posix() for path in taught}
+        names = {path.relative_to(run).as_posix() for path in said}
         if log and not before:
-            names |= _taught(run)
+            names |= _told_of(run)
         history.purge(prefix)
         if rewritten or names:
             before = ""
@@ -76,16 +92,16 @@ def purge(run: Path) -> Purge:
             digests = (summary_digest(summary) if summary else "", history_digest(history))
             log.purged(requests, completions, sorted(names), metrics, *digests)
         if log and summary:
-            _rewrite(run / "summary.json", as_text(summary | {HEAD_KEY: log.head}))
+            _rewrite(run / SUMMARY_FILE, as_text(summary | {HEAD_KEY: log.head}))
         written = [path.name for path in rewritten]
         left, head = _left(run, prefix), log.head if log else ""
         return Purge(requests, completions, sorted(names), written, left, head, before)
 
 
-def _taught(run: Path) -> set[str]:
-    """The teaching material of which the log tells; a purge that was interrupted may have deleted it."""
-    written = [line.entry for line in read_log(run) if isinstance(line.entry, Written)]
-    return {name for entry in written for name in entry.files if name.endswith("/dialogues.jsonl")}
+def _told_of(run: Path) -> set[str]:
+    """The dialogues and example texts of which the log tells; a purge that was interrupted may have deleted them."""
+    written = [line.entry for line in read_log(run) if isinstance(line.entry, Written | Finished)]
+    return {name for entry in written for name in entry.files if Path(name).name in (DIALOGUES_FILE, EXAMPLES_FILE)}
 
 
 def _clean_summary(path: Path) -> dict[str, Any]:
@@ -131,12 +147,12 @@ def _left(run: Path, prefix: str) -> list[str]:
     """What is there after a purge, and what it holds."""
     shipped = f"the prefix {prefix!r} inside" if prefix else "no prefix inside"
     known = {
-        "model": f"the trained model, {shipped}",
-        "summary.json": "label names, your description, gains and figures",
-        "config.yaml": "the configuration with your description",
-        "history.sqlite": "gains, counts, times; the card with your description",
-        "metrics.jsonl": "losses of training",
-        "adapters": "adapters of the assistant; trained on the texts, they may say some of their words",
+        MODEL_FOLDER: f"the trained model, {shipped}",
+        SUMMARY_FILE: "label names, your description, gains and figures",
+        CONFIG_FILE: "the configuration with your description",
+        HISTORY_FILE: "gains, counts, times; the card with your description",
+        METRICS_FILE: "losses of training",
+        ADAPTERS_FOLDER: "adapters of the assistant; trained on the texts, they may say some of their words",
         CHECKPOINTS_FOLDER: "weights of the training that was stopped",
         LOG: "the audit log: digests, versions, counts",
     }

@@ -14,7 +14,7 @@ SCHEMA = """
     CREATE TABLE requests (
         id INTEGER PRIMARY KEY,
         round INTEGER NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('label-texts', 'prefix')),
+        kind TEXT NOT NULL CHECK (kind IN ('label-texts', 'example-texts', 'prefix')),
         messages TEXT NOT NULL,
         sampling TEXT NOT NULL,
         adapter TEXT NOT NULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -100,3 +101,12 @@ def read_manifest(path: Path) -> dict[str, str]:
     if not listed:
         raise ModelError("lists no file", where=str(path), fix=REMAKE)
     return listed
+
+
+def model_digest(folder: Path) -> str:
+    """One SHA-256 for a model folder: of its `SHA256SUMS`, or where it has none of what that would be."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return sha256(manifest)
+    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files_below(folder)}
+    return hashlib.sha256(manifest_text(digests).encode()).hexdigest()
