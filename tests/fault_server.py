@@ -62,7 +62,9 @@ def model_list(*names: str, **facts: object) -> Reply:
 
 def well_behaved(body: Json) -> Reply:
     """As vLLM: choice i of a request says seed + i."""
-    return Reply(body=completion(*(f"seed {body['seed'] + i}" for i in range(body.get("n", 1))), model=body["model"]))
+    return Reply(
+        body=completion(*(f"seed {body.get('seed', 0) + i}" for i in range(body.get("n", 1))), model=body["model"])
+    )
 
 
 def ignores_n(body: Json) -> Reply:
@@ -120,6 +122,162 @@ def byte_by_byte(of_what: bytes, pause: float = 0.1) -> Callable[[socket.socket]
             connection.sendall(b"x")
 
     return write
+
+
+def error(status: int, words: str, param: str | None = None, code: object = None) -> Reply:
+    return Reply(status, {"error": {"message": words, "type": "SomeError", "param": param, "code": code or status}})
+
+
+def forbidden(
+    status: int, field: str, kind: str = "extra_forbidden", words: str = "Extra inputs are not permitted"
+) -> Reply:
+    """As FastAPI refuses a field."""
+    return Reply(status, {"detail": [{"type": kind, "loc": ["body", *field.split(".")], "msg": words, "input": 0}]})
+
+
+def refusing(fault: Callable[[Json], Reply | None], then: Chat = well_behaved) -> Chat:
+    """What it finds no fault in is answered."""
+    return lambda body: fault(body) or then(body)
+
+
+def streamed(body: Json, *, piece: int = 3, usage: bool = False) -> Reply:
+    """The answer of `well_behaved` as server-sent events, a few characters in each."""
+    whole = well_behaved(body).body
+    assert isinstance(whole, dict)
+    events: list[Json] = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
+    for choice in whole["choices"]:
+        text, index = choice["message"]["content"], choice["index"]
+        parts = [text[start : start + piece] for start in range(0, len(text), piece)]
+        events += [{"choices": [{"index": index, "delta": {"content": part}}]} for part in parts]
+        events.append({"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]})
+    if usage:
+        events.append({"choices": [], "usage": whole["usage"]})
+    lines = [f"data: {json.dumps({'object': 'chat.completion.chunk', 'model': body['model'], **e})}" for e in events]
+    content = "\n\n".join([": ping", *lines, "data: [DONE]"]) + "\n\n"
+    return Reply(200, content, {"content-type": "text/event-stream"})
+
+
+def roles(body: Json) -> list[str]:
+    return [message["role"] for message in body["messages"]]
+
+
+def no_system(refusal: Reply) -> Chat:
+    return refusing(lambda body: refusal if "system" in roles(body) else None)
+
+
+def no_field(field: str, refusal: Reply) -> Chat:
+    return refusing(lambda body: refusal if field in body else None)
+
+
+def at_most(n: int, refusal: Reply) -> Chat:
+    return refusing(lambda body: refusal if body.get("n", 1) > n else None)
+
+
+ALTERNATE = "Conversation roles must alternate user/assistant/user/assistant/..."
+NOT_SUPPORTED = "Unsupported parameter: '{0}' is not supported with this model."
+USE_OTHER = f"{NOT_SUPPORTED.format('max_tokens')} Use 'max_completion_tokens' instead."
+FIXED = (
+    "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) value is supported."
+)
+BOTH = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+ONLY_STREAM = "This model only support stream mode, please enable the stream parameter to access the model. "
+LISTS = "messages[0].content: invalid type: string, expected a sequence"
+PARAMETER = "unsupported_parameter"
+
+CHANGED = {
+    "no system role, vLLM": (no_system(error(400, "System role not supported")), "no system role"),
+    "no system role, llama.cpp": (no_system(error(500, f"{ALTERNATE} at row 19, column 27")), "no system role"),
+    "no system role, TGI": (
+        no_system(
+            Reply(422, {"error": "Template error: invalid operation: System role not supported (in <string>:1)"})
+        ),
+        "no system role",
+    ),
+    "no system role, o1": (
+        no_system(
+            error(
+                400,
+                "Unsupported value: 'messages[0].role' does not support 'system' with this model.",
+                "messages[0].role",
+            )
+        ),
+        "no system role",
+    ),
+    "no system role, Ministral": (
+        no_system(error(400, "Only user, assistant and tool roles are supported, got system.")),
+        "no system role",
+    ),
+    "no system role, FastAPI": (
+        no_system(forbidden(422, "messages.0.role", "literal_error", "Input should be 'user' or 'assistant'")),
+        "no system role",
+    ),
+    "no system role, Google": (
+        no_system(error(400, "Developer instruction is not enabled for models/gemma-3-27b-it")),
+        "no system role",
+    ),
+    "max_completion_tokens": (
+        no_field("max_tokens", error(400, USE_OTHER, "max_tokens", PARAMETER)),
+        "max_completion_tok",
+    ),
+    "max_tokens forbidden": (no_field("max_tokens", forbidden(422, "max_tokens")), "max_completion_tok"),
+    "one choice, llama.cpp": (
+        at_most(1, error(500, "Only one completion choice is allowed")),
+        "at most 1 completion of",
+    ),
+    "one choice, Groq": (
+        at_most(1, error(400, "'n' : number must be at most 1 with this model")),
+        "at most 1 completion of",
+    ),
+    "no n": (at_most(1, error(400, NOT_SUPPORTED.format("n"), "n", PARAMETER)), "at most 1 completion of"),
+    "no n, FastAPI": (at_most(1, forbidden(422, "n")), "at most 1 completion of"),
+    "up to four choices": (at_most(4, error(400, "n must be between 1 and 4")), "at most 4 completions of"),
+    "up to eight choices": (at_most(8, error(400, "Range of n should be [1, 8], got 16")), "at most 8 completions of"),
+    "no seed, Mistral": (
+        no_field("seed", Reply(422, {"object": "error", "message": forbidden(422, "seed").body})),
+        "takes no seed",
+    ),
+    "no seed": (no_field("seed", error(400, "Unrecognized request argument supplied: seed")), "takes no seed"),
+    "no seed, words": (
+        no_field("seed", Reply(422, {"detail": "Unexpected fields in the request: {'seed'}"})),
+        "no seed",
+    ),
+    "no top_p": (no_field("top_p", error(400, NOT_SUPPORTED.format("top_p"), "top_p", PARAMETER)), "takes no top_p"),
+    "no top_p beside temperature": (
+        refusing(lambda body: error(400, BOTH) if {"top_p", "temperature"} <= body.keys() else None),
+        "takes top_p or temperature, not both",
+    ),
+    "fixed temperature": (
+        refusing(lambda body: error(400, FIXED, "temperature") if body.get("temperature", 1) != 1 else None),
+        "takes no temperature but its own",
+    ),
+    "fixed temperature, Kimi": (
+        no_field("temperature", error(400, "invalid temperature: only 1 is allowed for this model")),
+        "takes no temperature but its own",
+    ),
+    "content in parts": (
+        refusing(lambda body: error(422, LISTS) if isinstance(body["messages"][0]["content"], str) else None),
+        "content of messages in parts",
+    ),
+    "content in parts, FastAPI": (
+        refusing(
+            lambda body: (
+                forbidden(422, "messages.0.content", "list_type", "Input should be a valid list")
+                if isinstance(body["messages"][0]["content"], str)
+                else None
+            )
+        ),
+        "content of messages in parts",
+    ),
+    "only streams": (
+        refusing(lambda body: None if body.get("stream") else error(400, ONLY_STREAM), then=streamed),
+        "only streams",
+    ),
+    "stream is a must": (
+        refusing(lambda body: forbidden(422, "stream", "missing", "Field required") if "stream" not in body else None),
+        "nothing is streamed",
+    ),
+}
+"""Servers that do not take a request as it is, and what the user is told of them."""
 
 
 class Http(ThreadingHTTPServer):
@@ -248,10 +406,6 @@ class FakeVLLM(FaultServer):
         if model != "m" and model not in self.adapters:
             return error(404, f"The model `{model}` does not exist. Valid aliases: m.")
         return Reply(body=completion(*["by " + Path(self.adapters.get(model, "base")).name] * 2, model=model))
-
-
-def error(status: int, words: str) -> Reply:
-    return Reply(status, {"error": {"message": words, "type": "SomeError", "param": None, "code": status}})
 
 
 def failed(words: str) -> Reply:

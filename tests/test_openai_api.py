@@ -37,7 +37,7 @@ from fault_server import (
 from gpta_local.assistant.openai_api import MAX_CHOICES, SEEDS, OpenAIAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.errors import EndpointError
-from gpta_local.schema import Message, Request, Sampling
+from gpta_local.schema import Ask, Message, Request, Sampling
 
 KEY = "sk-very-secret-0123456789"
 REQUEST = Request("prefix", (Message("system", "You help."), Message("user", "Write one prefix.")))
@@ -180,6 +180,23 @@ def test_so_many_requests_are_in_flight_together_and_no_more(serve: Serve, conne
     assert server.most_at_once == 4
 
 
+def test_requests_of_a_round_are_in_flight_together_and_each_gets_its_own_answers(
+    serve: Serve, connect: Connect
+) -> None:
+    together = threading.Barrier(3, timeout=5)
+
+    def waits_for_the_others(body: dict[str, Any]) -> Reply:
+        together.wait()
+        return well_behaved(body)
+
+    asks = [Ask(REQUEST, n, replace(SAMPLING, seed=seed)) for seed, n in ((1, 4), (2, 1), (3, 2))]
+    server = serve(waits_for_the_others)
+    found = connect(server.base_url, concurrency=8).complete_all(asks)
+    assert server.most_at_once == len(server.chats) == 3
+    wanted = [[f"seed {SEEDS * ask.sampling.seed + place}" for place in range(ask.n)] for ask in asks]
+    assert [[completion.text for completion in completions] for completions in found] == wanted
+
+
 def test_a_failing_request_does_not_wait_for_the_others(serve: Serve, connect: Connect) -> None:
     failed = threading.Event()
 
@@ -288,12 +305,12 @@ FAULTS = {
     "seed": (
         Reply(422, {"detail": "Unexpected fields in the request: {'seed'}"}),
         "refuses the parameter 'seed' (422): Unexpected fields",
-        "needs a server that takes model, messages, n, max_tokens, temperature, top_p, seed",
+        "left out by assistant.extra_body, such as {seed: null}",
     ),
     "seed of this model": (
         Reply(400, {"error": {"message": "this model does not take the parameter seed"}}),
         "refuses the parameter 'seed' (400)",
-        "needs a server",
+        "assistant.extra_body",
     ),
     "parameter for the quoted model": (
         Reply(400, {"error": {"message": "'m' does not support this value", "param": "temperature"}}),
@@ -310,12 +327,16 @@ FAULTS = {
         "refuses the parameter 'max_tokens' (422)",
         "Change assistant.max_new_tokens",
     ),
-    "n": (Reply(400, {"error": {"message": "Only n = 1 is supported"}}), "refuses the parameter 'n' (400)", "needs"),
-    "unclear": (Reply(400, {"error": {"message": "bad request"}}), "refuses the request (400): bad request", "needs"),
+    "n": (
+        Reply(400, {"error": {"message": "Only n = 1 is supported"}}),
+        "refuses the parameter 'n' (400)",
+        "extra_body",
+    ),
+    "unclear": (Reply(400, {"error": {"message": "bad request"}}), "the request (400): bad request", "extra_body"),
     "login page": (Reply(200, LOGIN), "answers with a web page: Sign in Please sign in", "a login page"),
     "text": (Reply(200, "Ollama is running"), "answers with no JSON: Ollama is running", "ends in /v1"),
     "other JSON": (other_json(status="ok"), 'JSON that is no chat completion: {"status": "ok"}', "ends in /v1"),
-    "error with 200": (other_json(error={"message": "broken"}), "no chat completion: .*broken", "ends in /v1"),
+    "error with 200": (other_json(error={"message": "broken"}), "answers with an error: broken", "server's log"),
     "JSON list": (Reply(200, "[1, 2]"), "JSON that is no chat completion: [1, 2]", "ends in /v1"),
     "choices of text": (other_json(choices=["a"]), "JSON that is no chat completion", "ends in /v1"),
     "no choices": (other_json(choices=[]), "answers without any completion", "server's log"),
@@ -330,7 +351,7 @@ FAULTS = {
     ),
     "unknown charset": (Reply(500, "oops", {"content-type": "text/html; charset=none"}), "fails (500): oops", "log"),
     "terminal codes": (Reply(500, "\x1b[2Jgone\x07"), "the server fails (500): [2Jgone", "server's log"),
-    "429 until tomorrow": (Reply(429, "", {"retry-after": "86400"}), "for now (429)", "assistant.concurrency"),
+    "429 until tomorrow": (Reply(429, "", {"retry-after": "86400"}), "further requests for 24 h", "--resume"),
     "connection reset": (Raw(reset), *BROKEN),
     "hang-up": (Raw(hang_up), *BROKEN),
     "half a body": (Raw(half_a_body), *BROKEN),
@@ -402,7 +423,6 @@ def test_check_sends_every_field_that_is_sent_later(serve: Serve, connect: Conne
     assert assistant.check() == f"m at {server.base_url}"
     assistant.complete(REQUEST, 2, SAMPLING)
     assert server.chats[0].keys() == server.chats[1].keys()
-    assert server.chats[0]["max_tokens"] == 1
 
 
 @pytest.mark.parametrize("models", [Reply(500, "oops"), Reply(404, ""), Reply(200, "<html>"), Reply(200, "[]")])

@@ -35,6 +35,7 @@ from fault_server import (
 from samples import sentiment_rows, write_config, write_jsonl
 
 from gpta_local.assistant.local import load_model
+from gpta_local.assistant.openai_api import MAX_CHOICES
 from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.downstream.product import open_product
 from gpta_local.record.history import open_existing
@@ -54,7 +55,7 @@ def proposes(body: Json) -> Reply:
 
 
 def after(good: int, fault: Chat) -> Chat:
-    """So many good replies to chat requests, the first of which is that to the check; then the fault."""
+    """So many good replies to chat requests, the first of which is that to the check and to round 1; then the fault."""
     left = iter(range(good))
     return lambda body: fault(body) if next(left, None) is None else proposes(body)
 
@@ -65,6 +66,7 @@ def configure(folder: Path, backbone: Path, assistant: dict[str, Any], **changes
     content = {
         "assistant": common | assistant,
         "downstream": {"backbone": str(backbone)},
+        "knowledge": {"example_texts": 0},
         "search": {"rounds": 3, "proposals": 2, "label_text_samples": 0},
         "finish": {"plain_control": False},
         **changes,
@@ -128,7 +130,7 @@ def test_lasting_fault_before_the_run_is_one_message_and_nothing_is_written(faul
 @pytest.mark.parametrize("fault", LASTING)
 def test_lasting_fault_in_the_middle_ends_the_search_and_the_run_is_finished(fault: str, train: Train) -> None:
     reply, words = LASTING[fault]
-    run = train(after(2, always(reply)))
+    run = train(after(1, always(reply)))
     assert run.result.exit_code == 0, run.result.output
     assert run.seconds < LONGEST
     assert run.rounds == [1]
@@ -143,7 +145,7 @@ def test_lasting_fault_in_the_middle_ends_the_search_and_the_run_is_finished(fau
 
 
 def test_passing_faults_cost_nothing_but_time(train: Train) -> None:
-    faults: dict[int, Reply | Raw] = {2: Reply(503, "oops"), 4: Raw(reset)}  # by the number of the chat request
+    faults: dict[int, Reply | Raw] = {1: Reply(503, "oops"), 3: Raw(reset)}  # by the number of the chat request
     numbers = itertools.count()
     run = train(lambda body: faults.get(next(numbers)) or proposes(body))
     assert run.result.exit_code == 0, run.result.output
@@ -170,7 +172,7 @@ def test_unusable_completions_are_counted_and_the_run_goes_on(train: Train) -> N
     kinds = iter(CONTENTS.values())
     rounds = len(CONTENTS) + 1
     run = train(
-        after(2, lambda body: next(kinds)(body)), search={"rounds": rounds, "proposals": 2, "label_text_samples": 0}
+        after(1, lambda body: next(kinds)(body)), search={"rounds": rounds, "proposals": 2, "label_text_samples": 0}
     )
     assert run.result.exit_code == 0, run.result.output
     assert run.seconds < LONGEST
@@ -181,14 +183,14 @@ def test_unusable_completions_are_counted_and_the_run_goes_on(train: Train) -> N
 
 def test_label_texts_that_fail_leave_the_cards_own(train: Train) -> None:
     broken = first(Reply(500, "oops"), Reply(500, "oops"), then=proposes)
-    run = train(after(1, broken), search={"rounds": 1, "proposals": 2, "label_text_samples": 2})
+    run = train(after(1, broken), search={"rounds": 1, "proposals": 2, "label_text_samples": MAX_CHOICES + 1})
     assert run.result.exit_code == 0, run.result.output
     assert "warning: no label texts: assistant.base_url" in run.result.stderr
     assert run.summary["ended_by"] is None
 
 
 def test_fault_before_any_prefix_is_known_ends_the_run(train: Train) -> None:
-    run = train(after(1, always(error(401, "expired"))))
+    run = train(after(1, always(error(401, "expired"))), search={"rounds": 1, "proposals": 2, "label_text_samples": 2})
     assert_refused(run.result, "asks for a key (401)")
     assert not (run.folder / "summary.json").exists()
 
@@ -209,7 +211,7 @@ def test_server_that_starts_anew_is_waited_for(sentence: Path, tmp_path: Path) -
         return proposes(body)
 
     done = threading.Event()
-    with FaultServer(after(2, restart)) as old:
+    with FaultServer(after(1, restart)) as old:
         config = configure(tmp_path, sentence, {"base_url": old.base_url, "max_retries": 4})
         result = invoke("train", config, "--output", tmp_path / "run")
         done.set()
@@ -220,7 +222,7 @@ def test_server_that_starts_anew_is_waited_for(sentence: Path, tmp_path: Path) -
 
 def test_online_run_that_is_cut_short_takes_all_its_training_steps(train: Train) -> None:
     changes = {"search": {"rounds": 3, "proposals": 2, "label_text_samples": 0, "regime": "online"}}
-    run = train(after(2, always(error(401, "expired"))), **changes, training={"steps": 9, "precision": "fp32"})
+    run = train(after(1, always(error(401, "expired"))), **changes, training={"steps": 9, "precision": "fp32"})
     assert run.result.exit_code == 0, run.result.output
     metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     steps = {line["title"]: len(line["losses"]) for line in metrics}
@@ -308,7 +310,7 @@ def test_adapter_that_is_refused_before_the_run_is_one_message(
 @pytest.mark.slow
 def test_process_that_loses_its_assistant_ends_by_itself(sentence: Path, tmp_path: Path) -> None:
     reply, words = LASTING["silence"]
-    with FaultServer(after(2, always(reply))) as server:
+    with FaultServer(after(1, always(reply))) as server:
         config = configure(tmp_path, sentence, {"base_url": server.base_url})
         done = run_command("train", config, "--output", tmp_path / "run", timeout=60)
     assert done.returncode == 0, done.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from chat_models import DIALOGUES, dialogue, greedy, settings
+from samples import OneByOne
 from servers import ROOT
 
 from gpta_local.assistant.local import LocalAssistant
@@ -16,14 +17,14 @@ from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.config import Config, load
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.errors import AdapterRefused, ConfigError, ModelError
-from gpta_local.schema import Completion, ProposalFigures, Request, Sampling
+from gpta_local.schema import Ask, Completion, ProposalFigures, Request, Sampling
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
 LEARN = {"steps": 60, "learning_rate": 1e-2, "rank": 16}
 OLD, NEW = Path("adapters/001"), Path("adapters/002")
 
 
-class Recorder:
+class Recorder(OneByOne):
     """An assistant that notes what is done with its adapters."""
 
     name = "recorder"
@@ -33,7 +34,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Path | None]] = []
 
-    def check(self) -> str:
+    def check(self, ask: Ask, tell: Callable[[str], None]) -> str:
         return self.name
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:

@@ -11,15 +11,16 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpta_local.assistant.openai_api import OpenAIAssistant, own_words
+from gpta_local.assistant.faults import own_words
+from gpta_local.assistant.openai_api import PROBE, OpenAIAssistant
 from gpta_local.assistant.vllm_server import LORA_RANKS, allowed_rank
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
-from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.schema import Ask, Completion, Request, Sampling
 from gpta_local.system.adapters import ADAPTER_CONFIG, check_adapter
 from gpta_local.system.models import checked_folder
 
@@ -82,10 +83,10 @@ class VLLMAssistant(OpenAIAssistant):
         self._loaded: dict[Path, str] = {}
         self._in_use: Path | None = None
 
-    def check(self) -> str:
+    def check(self, ask: Ask = PROBE, tell: Callable[[str], None] = lambda _: None) -> str:
         if self.weights is not None:
             checked_folder(str(self.weights), "assistant.weights")
-        line = super().check()
+        line = super().check(ask, tell)
         facts = self._served.get(self.name, {})
         room = facts.get("max_model_len")
         if not isinstance(room, int):
@@ -97,18 +98,18 @@ class VLLMAssistant(OpenAIAssistant):
         self.takes_adapters = not self.adapters_refused
         return f"{line} (vLLM, context of {room} tokens)"
 
-    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+    def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """As in the protocol. A server that was started anew is given the adapter once more.
 
         Raises:
             AdapterRefused: it does not take it any more.
         """
         try:
-            return super().complete(request, n, sampling)
+            return super().complete_all(asks)
         except _AdapterGone:
             self._loaded.clear()
             self.use_adapter(self._in_use)
-        return super().complete(request, n, sampling)
+        return super().complete_all(asks)
 
     def use_adapter(self, folder: Path | None) -> None:
         folder = folder and folder.resolve()

@@ -16,6 +16,7 @@ from gpta_local.config import Config
 
 if TYPE_CHECKING:
     from gpta_local.assistant import Assistant
+    from gpta_local.privacy.leak_scan import LeakScan
     from gpta_local.tasks.base import Task
 
 Grade = Literal["ok", "warning", "error"]
@@ -46,6 +47,8 @@ class Case:
     path: Path
     task: Task | None = None
     """With its data read; None where that failed."""
+    scan: LeakScan | None = None
+    """That found nothing in the card; None where there is none, or it found something."""
     assistant: Assistant | None = None
     """Open, and where it is served, found to answer; None where it is not."""
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gpta_local.config import Config
 from gpta_local.doctor.findings import RUNS, Case, Outcome, counted, nearest_existing, short
 from gpta_local.errors import ModelError, PrivacyError
 from gpta_local.system.models import multiplies_in_bf16, resolve_device
@@ -30,7 +29,7 @@ def data(case: Case) -> Iterator[Outcome]:
         yield "warning", "not read, as the backbone cannot be opened", "Mend the backbone first"
         return
     splits, labels = task.splits(), task.label_names
-    yield from _leaks(case.config, task)
+    yield from _leaks(case, task)
     train, test = splits.train, splits.test
     sizes = f"{len(train)} training, {len(splits.validation)} validation, {len(test)} test rows"
     yield "ok", f"{len(labels)} labels; {sizes}"
@@ -50,15 +49,15 @@ def data(case: Case) -> Iterator[Outcome]:
         yield "warning", f"{len(test)} test rows tell an accuracy to within ± {width:.0f} points", "Add test rows"
 
 
-def _leaks(config: Config, task: Task) -> Iterator[Outcome]:
+def _leaks(case: Case, task: Task) -> Iterator[Outcome]:
     """Whether the card, or a field of all requests, holds words of rows or personal data."""
     from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 
     try:
-        scan_of(config, task.texts(), task.card())
+        case.scan = scan_of(case.config, task.texts(), task.card())
     except PrivacyError as exc:
         yield "error", f"{exc.where}: {exc.what}", exc.fix
-    if weakness := weaker_than_default(config.privacy.leak_scan):
+    if weakness := weaker_than_default(case.config.privacy.leak_scan):
         yield "warning", weakness, "Leave privacy.leak_scan as it is by default"
 
 

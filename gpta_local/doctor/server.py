@@ -18,16 +18,19 @@ from gpta_local.system.library import assistant_folder, is_name, stored
 from gpta_local.system.models import load_config, load_tokenizer, resolve_device
 
 if TYPE_CHECKING:
-    from gpta_local.schema import Request
+    from gpta_local.schema import Ask, Request
 
-PATIENCE = 10.0
-"""Seconds to wait for one answer of the endpoint."""
+PATIENCE = 120.0
+"""Seconds to wait for one answer of the endpoint: it writes what the run will ask for."""
+ROUTE_PATIENCE = 10.0
+"""Seconds to wait for an answer that takes no model."""
 LOCAL_PORT = 8000
 """In the advice to make a tunnel."""
 
 
 def assistant(case: Case) -> Iterator[Outcome]:
-    """Whether it answers. A served one is asked for two completions of one token; a local one is not loaded."""
+    """Whether it answers. A served one is asked what the run will ask first, if the card may leave, and else for a word
+    or two; a local one is not loaded."""
     from gpta_local.assistant import open_assistant
 
     config = case.config.assistant
@@ -39,9 +42,23 @@ def assistant(case: Case) -> Iterator[Outcome]:
     if isinstance(config, EndpointConfig):
         config = config.model_copy(update={"timeout": min(config.timeout, PATIENCE), "max_retries": 0})
     opened = open_assistant(config)
-    line = opened.check()
+    told: list[str] = []
+    line = opened.check(_first_ask(case), told.append)
     case.assistant = opened
     yield "ok", line
+    for sentence in told:
+        yield "warning", sentence
+
+
+def _first_ask(case: Case) -> Ask:
+    from gpta_local.assistant.openai_api import PROBE
+    from gpta_local.run.plan import Plan
+
+    if case.task is None or case.scan is None:
+        return PROBE
+    first = Plan(case.config, case.task, case.task.splits(), case.task.card()).first_ask()
+    case.scan.check(first.request)
+    return first
 
 
 def transport(case: Case) -> Iterator[Outcome]:
@@ -79,7 +96,7 @@ def exposed_server(case: Case) -> Iterator[Outcome]:
             yield "ok", f"the server listens on {', '.join(map(str, listening))} only"
         else:
             yield "warning", f"where port {port} listens is not seen here", "Is it in a container? Look at its ports"
-    routes = exposure.keyless_routes(config.base_url, PATIENCE)
+    routes = exposure.keyless_routes(config.base_url, ROUTE_PATIENCE)
     given = [f"{route} ({exposure.OPENS[route]})" for route in routes if route in exposure.OPENS]
     told = [route for route in routes if route not in exposure.OPENS]
     if given:
