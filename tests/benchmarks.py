@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from samples import PAIRS, label_text_reply, merge, record_replies, sentiment_rows, write_config, write_jsonl
+from samples import (
+    EXAMPLE_TEXTS,
+    PAIRS,
+    label_text_reply,
+    merge,
+    record_replies,
+    sentiment_rows,
+    write_config,
+    write_jsonl,
+)
 
 from gpta_local.benchmark.suite import Shots
 from gpta_local.benchmark.trials import Trial
 
 GUEST_TEXTS = {"bad": "an unhappy guest", "good": "a happy guest"}
+LEAKED = "Our chef came out to say hello twice"
+"""An example text that shares six words in a row with a test row of the guests."""
 PAIR_ROWS = [{"text": f"{a} {b}", "label": "bad" if label == "contradicts" else "good"} for a, b, label in PAIRS]
 """A second set with the labels of the first."""
 
@@ -20,7 +31,10 @@ PAIR_ROWS = [{"text": f"{a} {b}", "label": "bad" if label == "contradicts" else 
 def write_sets(folder: Path, backbone: Path) -> None:
     """`guests.yaml` and `scenes.yaml` with their rows, the first rows of each for training."""
     replies = record_replies(
-        folder / "record", [label_text_reply(GUEST_TEXTS)], ["Opinion:", "The guest says:", "Room"]
+        folder / "record",
+        [label_text_reply(GUEST_TEXTS)],
+        ["Opinion:", "The guest says:", "Room"],
+        [EXAMPLE_TEXTS[0], f"{EXAMPLE_TEXTS[1]}\n6. {LEAKED}"],
     )
     for name, rows in (("guests", sentiment_rows()), ("scenes", PAIR_ROWS)):
         write_jsonl(folder / f"{name}-train.jsonl", rows[:12])
@@ -29,6 +43,7 @@ def write_sets(folder: Path, backbone: Path) -> None:
             "data": {"train": f"{name}-train.jsonl", "test": f"{name}-test.jsonl"},
             "assistant": {"backend": "replay", "run": str(replies)},
             "downstream": {"backbone": str(backbone)},
+            "knowledge": {"example_texts": 8},
             "privacy": {"leak_scan": {"words": 8}},
         }
         write_config(folder / f"{name}.yaml", changes)

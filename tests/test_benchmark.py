@@ -17,22 +17,38 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benchmarks import PAIR_ROWS, arm, write_sets, write_suite
+from benchmarks import LEAKED, PAIR_ROWS, arm, write_sets, write_suite
+from chat_models import tiny_chat_llama
 from click.testing import Result
 from commands import PROGRAM, ROOT, assert_refused, invoke
 from samples import merge, sentiment_rows
 from test_interrupt import hears_ctrl_c
+from transformers import AutoModelForCausalLM
 
 from gpta_local.benchmark import runner
-from gpta_local.benchmark.arms import Bench, MeasuredTask, fold, perform, with_test_rows
+from gpta_local.benchmark.arms import (
+    Bench,
+    Listener,
+    MeasuredTask,
+    fold,
+    perform,
+    runs_of_words,
+    trained_on,
+    with_test_rows,
+)
+from gpta_local.benchmark.rivals import label_words
 from gpta_local.benchmark.suite import load
 from gpta_local.benchmark.trials import Job, Results, Trial, plan
-from gpta_local.config import TrainingConfig
+from gpta_local.benchmark.zero_shot import label_by_assistant, log_likelihoods
+from gpta_local.config import LocalAssistantConfig, TrainingConfig
 from gpta_local.config import load as load_config
 from gpta_local.data.examples import Example
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import Training, total_steps
+from gpta_local.errors import InputError
+from gpta_local.schema import Label
+from gpta_local.system.models import load_pretrained
 from gpta_local.tasks.classification import ClassificationTask
 
 ARMS = [
@@ -40,14 +56,17 @@ ARMS = [
     "label_texts",
     "plain",
     "plain_longer",
+    "logistic_regression",
+    "example_texts_only",
+    "example_texts_only_unfiltered",
     "best_prefix",
     "fixed_prefix",
     "random_prefix",
-    "random_templates",
     "plain_with_prefix",
     "plain_with_best_prefix",
     "soft_prompt",
     "one round more",
+    "one round more, label texts alone",
 ]
 CHANGES: dict[str, Any] = {
     "variants": {"one round more": {"search.proposals": 2, "training.batch_size": 2}},
@@ -75,7 +94,7 @@ def records(output: Path) -> Found:
 
 def figures(output: Path) -> Found:
     """What must come out the same again."""
-    names = ("accuracy", "macro_f1", "loss", "prefix", "best_prefix", "train", "points", "label_texts", "templates")
+    names = ("accuracy", "macro_f1", "loss", "prefix", "best_prefix", "train", "points", "label_texts", "made_up")
     return {trial: {n: record[n] for n in names if n in record} for trial, record in records(output).items()}
 
 
@@ -148,7 +167,7 @@ class TestWholeSuite:
             assert guests[of]["accuracy"] == summary["arms"][name]["accuracy"]
             assert guests[of]["train"] == summary["arms"][name]["on_training_rows"]
         assert product["label_texts"] == summary["label_texts"]
-        assert product["templates"] == summary["templates"] and product["completions"] == 4
+        assert product["templates"] == summary["templates"] and product["completions"] == 6
         assert product["seconds"]["search"] <= product["seconds"]["total"] < summary["seconds"]["total"]
         assert (run / "history.sqlite").is_file() and not (run / "model").exists()
 
@@ -180,18 +199,30 @@ class TestWholeSuite:
     def test_longer_training_fits_its_rows_closer(self, guests: ByArm) -> None:
         assert guests["plain_longer"]["train"]["loss"] < guests["plain"]["train"]["loss"] - 0.01
 
-    def test_product_starts_from_its_templates_and_a_control_from_random_words(
-        self, folder: Path, bench: Bench, guests: ByArm
-    ) -> None:
-        product, control = guests["gpta"], guests["random_templates"]
-        again = bench.fine_tune(bench.head_of(product), product["prefix"])
-        assert again["loss"] == pytest.approx(product["loss"], abs=1e-6)
-        other = Bench(job_of(folder, "random_templates"))
-        words = other.random_words(len(product["templates"]))
-        assert len(words) == len(set(words)) >= 1 and all(len(text.split()) == 4 for text in words)
-        again = other.with_templates(product, words)
-        assert again["loss"] == pytest.approx(control["loss"], abs=1e-6)
-        assert control["loss"] != pytest.approx(product["loss"], abs=1e-6)
+    def test_control_is_trained_on_the_texts_that_the_product_is_trained_on(self, bench: Bench, guests: ByArm) -> None:
+        found = {**guests["gpta"], "example_texts": {"used": True}, "product_is_plain": False}
+        found["made_up"] = [[label, text, label == "good"] for label, text, _ in found["made_up"]]
+        texts = trained_on(found)
+        assert len(texts) == 5 and {text.label for text in texts} == {"good"}
+        with_them = bench.with_prefix(found, "Feeling:")["loss"]
+        assert with_them == bench.fine_tune(bench.head_of(found), "Feeling:", texts=texts)["loss"]
+        assert with_them != guests["fixed_prefix"]["loss"]
+        assert not trained_on({**found, "product_is_plain": True})
+        assert not trained_on({**found, "example_texts": {"used": False}})
+
+    def test_example_texts_that_look_like_test_rows_are_left_out(self, guests: ByArm) -> None:
+        texts = [text for _, text, _ in guests["gpta"]["made_up"]]
+        assert len(texts) == 10 and LEAKED not in texts
+        assert guests["gpta"]["example_texts"]["left_out"] == 1 and guests["gpta"]["example_texts"]["usable"] == 10
+
+    def test_without_rows_a_model_fits_example_texts(self, guests: ByArm) -> None:
+        some, every = guests["example_texts_only"], guests["example_texts_only_unfiltered"]
+        assert some["texts"] < every["texts"] == 10 and some["rows"] == every["rows"] == 12
+        assert some["loss"] != every["loss"]
+
+    def test_assistants_seconds_are_told_apart(self, guests: ByArm) -> None:
+        assert 0 < guests["gpta"]["seconds"]["assistant"] < guests["gpta"]["seconds"]["total"]
+        assert "assistant" not in guests["plain"]["seconds"]
 
     def test_prefixes_are_the_arms_own_and_go_along_to_another_set_with_label_texts(
         self, found: Found, guests: ByArm
@@ -244,7 +275,7 @@ class TestWholeSuite:
 def test_random_words_are_others_in_each_set(folder: Path) -> None:
     changes = {"tables": {"main": {"shots": [4], "samples": 1, "arms": ["gpta", "random_prefix"]}}}
     jobs = plan(load(write_suite(folder, changes, "words.yaml")))
-    words = [Bench(job).random_words(1)[0] for job in jobs if job.trials[0].arm == "random_prefix"]
+    words = [Bench(job).random_words() for job in jobs if job.trials[0].arm == "random_prefix"]
     assert len(words) == len(set(words)) == 2
 
 
@@ -393,7 +424,7 @@ class TestSetFit:
     def losses(self, small: Path) -> Callable[..., list[float]]:
         """Of a model trained on rows, on several lots of test rows."""
         pytest.importorskip("setfit")
-        from gpta_local.benchmark.setfit_arm import SetFit
+        from gpta_local.benchmark.rivals import SetFit
 
         config = load(small / "suite.yaml").config("guests", "setfit", 4, 0)
 
@@ -406,12 +437,14 @@ class TestSetFit:
 
     def test_learns_without_a_network(self, sentence: Path, tmp_path: Path) -> None:
         pytest.importorskip("setfit")
-        tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 1, "arms": ["setfit"]}}
+        arms = ["setfit", "setfit_label_words"]
+        tables = {"main": {"sets": ["guests"], "shots": [4], "samples": 1, "arms": arms}}
         result = benchmark(project(tmp_path, sentence, {"tables": tables}), tmp_path / "out")
         assert result.exit_code == 0, result.output + (tmp_path / "out" / "libraries.log").read_text(encoding="utf-8")
-        found = records(tmp_path / "out")[arm("guests", "setfit", shots=4)]
-        assert found["rows"] == 12 and found["train"]["accuracy"] > 0.5 and found["seconds"]["training"] > 0
-        assert not found["refused"]
+        rows_alone, with_words = (records(tmp_path / "out")[arm("guests", of, shots=4)] for of in arms)
+        assert rows_alone["rows"] == 12 and rows_alone["train"]["accuracy"] > 0.5
+        assert rows_alone["seconds"]["training"] > 0 and not rows_alone["refused"]
+        assert with_words["loss"] != rows_alone["loss"]
 
     def test_reads_both_texts_of_a_pair(self, losses: Callable[..., list[float]]) -> None:
         words = ("soup", "cake", "fork", "garden")
@@ -427,6 +460,59 @@ class TestSetFit:
         assert short == long
         short, long = losses(rows, rows, longer)
         assert short != long
+
+
+def test_rows_of_label_words_are_the_names_and_the_meanings() -> None:
+    labels = (Label("not_good", "an unhappy guest"), Label("good"), Label("so-so", "so-so"))
+    assert [(row.texts[0], row.label) for row in label_words(labels)] == [
+        ("not good", 0),
+        ("an unhappy guest", 0),
+        ("good", 1),
+        ("so-so", 2),
+    ]
+
+
+def test_assistant_labels_rows_only_where_it_is_in_this_process(small: Path, tmp_path: Path) -> None:
+    config, rows = load_config(small / "guests.yaml"), [Example((f"soup {n}",), n % 2) for n in range(3)]
+    card = MeasuredTask(config).card()
+    with pytest.raises(InputError, match="shows rows to the assistant, which must be in this process"):
+        label_by_assistant(config, card, rows)
+    local = LocalAssistantConfig(model=str(tiny_chat_llama(tmp_path / "chat")))
+    measured = label_by_assistant(config.model_copy(update={"assistant": local}), card, rows)
+    assert measured.losses.shape == (3,) and 0 <= measured.summary["accuracy"] <= 1
+
+
+def test_likelihood_of_a_reply_is_that_of_its_tokens_one_after_the_other(tmp_path: Path) -> None:
+    model = load_pretrained(AutoModelForCausalLM, tiny_chat_llama(tmp_path / "chat"))
+    prompt, replies = [5, 9, 30, 7], [[11, 12, 1], [40, 1]]
+    for reply, found in zip(replies, log_likelihoods(model, prompt, replies), strict=True):
+        logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert found.item() == pytest.approx(sum(logits[at, token].item() for at, token in enumerate(reply)), abs=1e-4)
+
+
+def test_seconds_of_asking_end_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, clock = Listener(), iter([10.0, 13.0, 14.0, 50.0])
+    monkeypatch.setattr("gpta_local.benchmark.arms.time.monotonic", lambda: next(clock))
+    listener.stage("round 1: asking for prefixes", 2)
+    listener.advance()
+    listener.advance()
+    listener.stage("scoring prefixes", 1)
+    listener.advance()
+    assert listener.asking == 4.0
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "shared"),
+    [
+        ("The chef came out to say: hello!", "and chef CAME out to say hello", True),
+        ("The chef came out to say hello", "the chef came out to say no", True),
+        ("The chef came out to eat", "the chef came out to say no", False),
+        ("What is fear?", "what is fear", True),
+        ("What is fear?", "what is fear of people", False),
+    ],
+)
+def test_texts_share_six_words_in_a_row_or_are_the_same(text: str, other: str, shared: bool) -> None:
+    assert bool(runs_of_words(text) & runs_of_words(other)) is shared
 
 
 def test_soft_prompt_takes_as_many_steps_as_plain_fine_tuning_where_those_are_more() -> None:
@@ -487,6 +573,7 @@ class TestPlainFineTuningInTheChoice:
     def test_prefix_goes_before_the_plain_model_where_that_is_the_product(self, jobs: dict[str, Job]) -> None:
         bench = Bench(jobs["gpta"])
         found = {"product_is_plain": True, "label_texts": bench.task.own_label_texts(), "templates": []}
+        found |= {"made_up": [], "example_texts": {"used": False}}
         plain, other = bench.head_of(found).head, bench.head_of({**found, "product_is_plain": False}).head
         assert torch.equal(plain.weight, bench.task.build_plain().head.weight)
         found |= {"prefix": "Menu:", "best_prefix": "Mood:"}

@@ -31,7 +31,7 @@ def results(gains: tuple[float, float] = (10.0, 4.0), samples: int = 10, **chang
             base = 0.5 + 0.1 * rng.random()
             ours = base + (gain + rng.uniform(-1, 1)) / 100
             cost = {"completions": 72, "prompt_tokens": 100, "completion_tokens": 50, "against_plain": [0.1, 0.0, 0.2]}
-            seconds = {"total": 30.0, "search": 20.0, "training": 4.0, "evaluation": 1.0}
+            seconds = {"total": 30.0, "assistant": 15.0, "search": 20.0, "training": 4.0, "evaluation": 1.0}
             found[arm(name, "plain", sample)] = record(
                 base, seconds={"total": 10.0, "training": 10.0, "evaluation": 1.0}
             )
@@ -97,6 +97,10 @@ class TestGoals:
             ((0.1, 0.1), {"at_least": -1, "interval_above_zero": True}, False),
             ((10, 4), {"measure": "seconds", "at_most": 2.9}, False),
             ((10, 4), {"measure": "seconds", "at_most": 3}, True),
+            ((10, 4), {"measure": "seconds", "at_most": 3, "worst_set": 2.9}, False),
+            ((10, 4), {"measure": "seconds", "at_most": 3, "worst_set": 3}, True),
+            ((10, 4), {"measure": "own_seconds", "at_most": 1.5}, True),
+            ((10, 4), {"measure": "own_seconds", "at_most": 1.4}, False),
             ((10, 4), {"measure": "fine_tuning", "at_most": 0.4}, True),
             ((10, 4), {"measure": "gap", "at_least": 2}, True),
             ((10, -4), {"measure": "gap", "at_least": 2}, False),
@@ -200,7 +204,8 @@ def written(folder: Path, found: dict[Trial, Record], **changes: Any) -> Written
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """With goals, curves, a transfer, warnings, a failed trial and a prefix of many signs."""
-    found = results(label_texts=[{"bad": "<b>bad</b>", "good": "good"}])
+    told = {"usable": 60, "kept": 45, "left_out": 2, "used": True}
+    found = results(label_texts=[{"bad": "<b>bad</b>", "good": "good"}], example_texts=told)
     figures = {"accuracy": 0.5, "loss": 1.0}
     course = [{"epoch": float(at), "train": figures, "test": figures} for at in range(4)]
     for (name, source), sample in itertools.product((SETS, SETS[::-1]), range(2)):
@@ -255,8 +260,9 @@ class TestReport:
             "| plain | 9 to 10 | +",
             "guests: 1 training row is also in test",
             "guests: a connection was refused: setfit asked for 'example.org'",
-            "| label_texts | – | – | 5.0 |",
-            "| gpta | 30.0 | 20.0 | 4.0 |",
+            "| label_texts | – | – | – | 5.0 |",
+            "| gpta | 30.0 | 15.0 | 20.0 | 4.0 |",
+            "| gpta | scenes | 8 shots | 2.0 | 60.0 | 75 % | 10 of 10 |",
         ],
     )
     def test_counts_failures_warnings_and_costs_are_told(self, whole: Written, words: str) -> None:

@@ -89,6 +89,8 @@ class TestFile:
             (main_table(shots=[0]), ["tables.main.shots", "greater than or equal to 1"]),
             ({"transfer": {"shots": -1}}, ["transfer.shots", "greater than or equal to 1"]),
             ({"variants": {"hot": {"data.shots": 16}}}, ["'hot'", "data.shots", "the same rows"]),
+            ({"settings": {"data.shots": 16}}, ["settings: data.shots", "the same rows"]),
+            ({"settings": {"search.round": 2}}, ["sets.guests.config", "'search.round'", "'rounds'"]),
             ({"variants": {"hot": {"seed": 7}}}, ["'hot'", "seed", "the same rows"]),
         ],
     )
@@ -121,6 +123,16 @@ class TestFile:
         assert few.data.validation is None and few.data.shots == 2 and few.seed == 3
         assert all_rows.data.validation and all_rows.data.shots is None
 
+    def test_settings_are_those_of_every_set_unless_a_variant_has_others(self, folder: Path) -> None:
+        changes = {"settings": {"search.rounds": 2}, "variants": {"long": {"search.rounds": 3}}}
+        suite = load(write_suite(folder, changes))
+        for name in ("guests", "scenes"):
+            assert (
+                suite.config(name, "gpta", 2, 0).search.rounds == suite.config(name, "plain", 2, 0).search.rounds == 2
+            )
+            assert suite.config(name, "long", 2, 0).search.rounds == 3
+            assert suite.config(name, "long, label texts alone", 2, 0).search.rounds == 3
+
     def test_variant_without_meanings_keeps_the_order_in_which_shots_are_drawn(self, folder: Path) -> None:
         set_labels(folder / "guests.yaml", {"good": "a happy guest", "bad": "an unhappy guest"})
         suite = load(write_suite(folder, {"variants": {"bare": {"card.labels": None}}}))
@@ -131,6 +143,12 @@ class TestPlan:
     def test_run_brings_its_own_controls(self, folder: Path) -> None:
         jobs = jobs_of(folder, main_table(sets=["guests"], arms=["plain", "label_texts", "gpta"]))
         assert [[trial.arm for trial in job.trials] for job in jobs] == [["gpta", "label_texts", "plain"]]
+
+    def test_run_of_a_variant_brings_its_own_control(self, folder: Path) -> None:
+        own, variants = "long, label texts alone", {"long": {"search.rounds": 2}}
+        for arms in (["long"], [own], ["long", own]):
+            jobs = jobs_of(folder, {"variants": variants, **main_table(sets=["guests"], arms=arms)})
+            assert [[trial.arm for trial in job.trials] for job in jobs] == [["long", own]]
 
     def test_what_is_needed_is_planned_before(self, folder: Path) -> None:
         changes = {
@@ -191,20 +209,31 @@ class TestPlan:
         assert digest_of(folder, trial, changes) != first
 
     @pytest.mark.parametrize(
-        ("of", "search", "same"),
+        ("of", "old", "new", "same"),
         [
-            ("setfit", "rounds: 2", True),
-            ("setfit", "regime: online", False),  # which can set training rows aside
-            ("plain_with_best_prefix", "rounds: 2", False),
+            ("setfit", "rounds: 1", "rounds: 2", True),
+            ("setfit", "rounds: 1", "regime: online", False),  # which can set training rows aside
+            ("setfit_label_words", "rounds: 1", "rounds: 2", True),
+            ("zero_shot", "rounds: 1", "rounds: 2", True),
+            ("zero_shot", "description: What", "description: All that", False),
+            ("plain_with_best_prefix", "rounds: 1", "rounds: 2", False),
         ],
     )
-    def test_setfit_depends_on_nothing_of_the_search_but_its_regime(
-        self, folder: Path, of: str, search: str, same: bool
+    def test_rivals_depend_on_no_more_of_a_configuration_than_they_see(
+        self, folder: Path, of: str, old: str, new: str, same: bool
     ) -> None:
         trial, changes = arm("guests", of, shots=2), main_table(arms=[of])
         first = digest_of(folder, trial, changes)
-        edit(folder / "guests.yaml", "rounds: 1", search)
+        edit(folder / "guests.yaml", old, new)
         assert (digest_of(folder, trial, changes) == first) is same
+
+    @pytest.mark.parametrize(("of", "same"), [("setfit", True), ("setfit_label_words", False)])
+    def test_meanings_are_part_of_the_digest_where_they_are_rows(self, folder: Path, of: str, same: bool) -> None:
+        digests = set()
+        for meaning in ("an unhappy guest", "a guest who will not come back"):
+            set_labels(folder / "guests.yaml", {"bad": meaning, "good": "a happy guest"})
+            digests.add(digest_of(folder, arm("guests", of, shots=2), main_table(arms=[of])))
+        assert (len(digests) == 1) is same
 
     def test_fixed_prefix_is_part_of_its_own_digest_only(self, folder: Path) -> None:
         changes = main_table(arms=["gpta", "fixed_prefix"])

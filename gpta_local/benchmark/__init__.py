@@ -4,12 +4,14 @@
     trials.py       suite → trials, jobs and what each needs; the results file
     arms.py         how each arm is trained and measured
     soft_prompt.py  the arm that tunes a prompt instead of the backbone
-    setfit_arm.py   the arm of the extra `setfit`
+    rivals.py       the arms that a user would take instead, SetFit among them
+    zero_shot.py    the arm in which the assistant labels test rows: the one place where rows reach a language model
     worker.py       a process that does one job after another
     runner.py       jobs → processes → results file
     statistics.py   results → differences with intervals, goals
     report.py       results → report.html, report.md
+    page.py         how they are written
     figures.py      their pictures
 
-What it keeps is accuracies, times, prefixes and label texts; no row.
+What it keeps is accuracies, times, and what an assistant wrote: prefixes, label texts and example texts; no row.
 """

@@ -6,6 +6,7 @@ The test rows are measured, and nothing is chosen on them.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from gpta_local.benchmark.suite import CONTROLS, GPTA
 from gpta_local.benchmark.trials import Job, Record, Trial
+from gpta_local.config import Config
 from gpta_local.data.examples import Example
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
@@ -28,9 +30,12 @@ from gpta_local.downstream.training import Training
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
 from gpta_local.observer import Observer
+from gpta_local.privacy.leak_scan import words
+from gpta_local.record.folder import EXAMPLES_FILE
 from gpta_local.record.history import open_existing
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import Plan
+from gpta_local.schema import ExampleText
 from gpta_local.system.models import multiplies_in_bf16
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
@@ -39,6 +44,8 @@ RANDOM_WORDS = 4
 """Words of a random prefix."""
 LONGER = 5
 """Times the steps of `plain_longer`: as many as a soft prompt has, with few rows."""
+SHARED_WORDS = 6
+"""Words in a row that an example text may not share with a test row: public sets may be in a model's memory."""
 
 COST = ("completions", "prompt_tokens", "completion_tokens")
 
@@ -54,8 +61,10 @@ def perform(job: Job, given: Mapping[Trial, Record], folder: Path) -> list[Figur
         folder: for what a run of the outer loop keeps; made where one is.
     """
     trial, needed = job.trials[0], [given[need] for need in job.needs]
+    if trial.kind == "arm" and trial.arm == GPTA:
+        return gpta(job, folder)
     if trial.kind == "arm" and trial.arm not in CONTROLS:
-        return gpta(job, folder) if trial.arm == GPTA else variant(job, folder)
+        return variant(job, folder)
     if trial.arm == "plain_with_prefix":
         return plain_search(job, folder)
     return [Bench(job).figures(*needed)]
@@ -81,8 +90,14 @@ class Bench:
                 return self.curve(*needed)
             case "transfer", _, (own, other):
                 return self.transferred(own, other)
-            case _, "setfit", _:
-                return self.setfit()
+            case _, "logistic_regression" | "setfit" | "setfit_label_words", _:
+                return self.rival()
+            case _, "zero_shot", _:
+                return self.zero_shot()
+            case _, "example_texts_only", (found,):
+                return self.without_rows(found, filtered=True)
+            case _, "example_texts_only_unfiltered", (found,):
+                return self.without_rows(found, filtered=False)
             case _, "soft_prompt", _:
                 return self.soft_prompt()
             case _, "plain_longer", _:
@@ -92,23 +107,31 @@ class Bench:
             case _, "fixed_prefix", (found,):
                 return self.with_prefix(found, self.job.settings["fixed_prefix"])
             case _, "random_prefix", (found,):
-                return self.with_prefix(found, self.random_words(1)[0])
-            case _, "random_templates", (found,):
-                return self.with_templates(found, self.random_words(len(found["templates"])))
+                return self.with_prefix(found, self.random_words())
         raise AssertionError(f"no such trial: {trial}")
 
     def with_prefix(self, found: Record, text: str) -> Figures:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
         if text == found["prefix"]:
             return figures_of(found)  # the same training
-        return self.fine_tune(self.head_of(found), text)
+        return self.fine_tune(self.head_of(found), text, texts=trained_on(found))
 
-    def with_templates(self, found: Record, templates: Sequence[str]) -> Figures:
-        """As `found`, and other templates of its label texts."""
-        if list(templates) == found["templates"]:
-            return figures_of(found)  # without any
-        head = self.task.build(templated(found["label_texts"], templates))
-        return self.fine_tune(head, found["prefix"])
+    def without_rows(self, found: Record, *, filtered: bool) -> Figures:
+        """Trained on example texts alone, from the card's own label texts: no labelled row has a part in it.
+
+        Args:
+            found: a record of `gpta`, for the texts that its assistant made up.
+            filtered: without the texts that the model puts under another label before it is trained.
+        """
+        model, texts = self.task.build(self.task.own_label_texts()), made_up(found)
+        if filtered and texts:
+            texts = [text for text in self.task.judged(model, texts) if text.kept]
+        if not texts:
+            return self.measure(model, "", 0.0)
+        numbers = {name: number for number, name in enumerate(self.task.label_names)}
+        self.splits = replace(self.splits, train=[Example((text.text,), numbers[text.label]) for text in texts])
+        self.plan = replace(self.plan, splits=self.splits)
+        return self.fine_tune(model, "") | {"texts": len(texts)}
 
     def head_of(self, found: Record) -> DownstreamModel:
         """The model before training as the run of a record had it."""
@@ -126,12 +149,14 @@ class Bench:
         fits = all(fold(name) in texts for texts in theirs for name in names)
         label_texts = [{name: texts[fold(name)] for name in names} for texts in theirs] if fits else own["label_texts"]
         head = self.task.build(templated(label_texts, other["templates"]))
-        figures = self.fine_tune(head, other["best_prefix"])
+        figures = self.fine_tune(head, other["best_prefix"], texts=trained_on(own))
         return {**figures, "with_label_texts": fits}
 
-    def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
-        """All steps with one prefix, or so many times as many, then measured."""
-        training = self.plan.training(model, times)
+    def fine_tune(
+        self, model: DownstreamModel, text: str, times: int = 1, texts: Sequence[ExampleText] = ()
+    ) -> Figures:
+        """All steps with one prefix, or so many times as many, then measured; with example texts among the rows."""
+        training = self.plan.training(model, times, texts)
         training.run(text, training.steps)
         return self.measure(model, text, training.seconds)
 
@@ -146,11 +171,22 @@ class Bench:
         figures = {**tested.summary, "rows": len(tested.scores), "prefix": text, "train": fitted.summary}
         return figures | {"seconds": seconds(training_seconds, time.monotonic() - started)}
 
-    def setfit(self) -> Figures:
-        from gpta_local.benchmark.setfit_arm import SetFit
+    def rival(self) -> Figures:
+        from gpta_local.benchmark.rivals import EmbeddingsAndLogisticRegression, SetFit, label_words
 
-        model = SetFit(self.config, self.splits.train, len(self.task.label_names))
+        arm, rows, labels = self.job.trials[0].arm, self.splits.train, self.task.labels
+        kind = EmbeddingsAndLogisticRegression if arm == "logistic_regression" else SetFit
+        model = kind(self.config, [*rows, *label_words(labels)] if arm == "setfit_label_words" else rows, len(labels))
         return self.measured_by(model.evaluate, "", model.seconds)
+
+    def zero_shot(self) -> Figures:
+        """The assistant reads the test rows: see `zero_shot.py`."""
+        from gpta_local.benchmark.zero_shot import ROWS, label_by_assistant
+
+        started, rows = time.monotonic(), with_test_rows(self.splits, ROWS).test
+        result = label_by_assistant(self.config, self.task.card(), rows)
+        told = {**result.summary, "rows": len(rows), "prefix": "", "train": result.summary}
+        return told | {"seconds": seconds(0.0, time.monotonic() - started)}
 
     def soft_prompt(self) -> Figures:
         from gpta_local.benchmark.soft_prompt import SoftPromptClassifier, settings
@@ -166,7 +202,9 @@ class Bench:
         """Accuracy and loss on training and test rows before, while and after all steps are taken."""
         model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
-        training = self.plan.training(model)
+        texts = trained_on(found) if found else []
+        training = self.plan.training(model, texts=texts)
+        rows_of_an_epoch = len(self.task.mixed(self.splits.train, texts) if texts else self.splits.train)
         splits = self.splits.fitted, self.splits.test
         count = min(self.job.settings["points"], training.steps + 1)
         points = []
@@ -175,23 +213,37 @@ class Bench:
                 training.run(text, at - training.done)
             with training.as_if_ended():
                 fitted, tested = (self.task.evaluate(model, rows, text).summary for rows in splits)
-            epoch = at * training.batch_size / len(self.splits.train)
+            epoch = at * training.batch_size / rows_of_an_epoch
             points.append({"epoch": epoch, "train": fitted, "test": tested})
         return {"prefix": text, "points": points, "rows": len(self.splits.test)}
 
-    def random_words(self, count: int) -> list[str]:
-        """So many prefixes of whole words of the backbone's vocabulary, others for each arm, set and seed."""
+    def random_words(self) -> str:
+        """A prefix of whole words of the backbone's vocabulary, another for each arm, set and seed."""
         trial, tokenizer = self.job.trials[0], self.task.build_plain().tokenizer.tokenizer
         vocabulary = sorted(tokenizer.get_vocab())
         whole = [token for token in vocabulary if token.isascii() and token.isalpha() and token.islower()]
         whole = [token for token in whole if len(token) > 2]
         rng = random.Random(f"{trial.arm}-{trial.set}-{self.config.seed}")
-        return [" ".join(rng.sample(whole, RANDOM_WORDS)) for _ in range(count)]
+        return " ".join(rng.sample(whole, RANDOM_WORDS))
 
 
 class MeasuredTask(ClassificationTask):
-    """The task with its features in bfloat16 also when a model is measured, where training has them so: a third of the
-    time, and about one prediction in a thousand is another (docs/LOG.md)."""
+    """The task as it is measured: its features in bfloat16 where training has them so, which takes a third of the time
+    and changes about one prediction in a thousand (docs/LOG.md); and without example texts that look like test rows.
+
+    `left_out`: those example texts.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.left_out: set[str] = set()
+
+    def judged(self, model: DownstreamModel, texts: Sequence[ExampleText]) -> list[ExampleText]:
+        tested = set[tuple[str, ...]]().union(
+            *(runs_of_words(text) for row in self.splits().test for text in row.texts)
+        )
+        self.left_out |= {text.text for text in texts if runs_of_words(text.text) & tested}
+        return super().judged(model, [text for text in texts if text.text not in self.left_out])
 
     @torch.inference_mode()
     def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
@@ -200,6 +252,12 @@ class MeasuredTask(ClassificationTask):
             features = model.all_features(rows)
         logits: Tensor = model.head(features)
         return logits
+
+
+def runs_of_words(text: str) -> set[tuple[str, ...]]:
+    """Every `SHARED_WORDS` words in a row; of fewer, all of them."""
+    found = words(text)
+    return {tuple(found[at : at + SHARED_WORDS]) for at in range(max(1, len(found) - SHARED_WORDS + 1))}
 
 
 class PlainHead(MeasuredTask):
@@ -217,15 +275,20 @@ def gpta(job: Job, folder: Path) -> list[Figures]:
     arms = result["arms"]
     nearest = "plain" if "plain" in arms else "no_prefix"  # without label texts they are the same
     against = {name: [d["value"], d["low"], d["high"]] for name, d in result["differences"].items()}
-    product = {**product_figures(plan, result), "against_plain": against.get(nearest, [0.0, 0.0, 0.0])}
+    product = {
+        **product_figures(plan, result),
+        "against_plain": against.get(nearest, [0.0, 0.0, 0.0]),
+        "made_up": [[text.label, text.text, text.kept] for text in result["made_up"]],
+    }
     return [product, control_figures(arms["no_prefix"]), control_figures(arms[nearest])]
 
 
 def variant(job: Job, folder: Path) -> list[Figures]:
-    """The run with other settings. Its plain control would be that of `gpta`; it is trained where it takes part in the
-    choice."""
+    """The run with other settings, and its control of the same label texts. Its plain control would be that of `gpta`;
+    it is trained where it takes part in the choice."""
     job = job if Bench(job).plan.online else with_plain(job, False)
-    return [product_figures(*outer_loop(job, folder))]
+    plan, result = outer_loop(job, folder)
+    return [product_figures(plan, result), control_figures(result["arms"]["no_prefix"])]
 
 
 def plain_search(job: Job, folder: Path) -> list[Figures]:
@@ -248,16 +311,19 @@ def with_plain(job: Job, wanted: bool) -> Job:
     return replace(job, config=job.config.model_copy(update={"finish": finish}))
 
 
-def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -> tuple[Plan, dict[str, Any]]:
-    """A run as by `gpta-local train`: its plan, and its summary with its warnings and the prefix that ranked best. Its
-    weights are removed; what it found stays in the folder."""
+def outer_loop(job: Job, folder: Path, task: MeasuredTask | None = None) -> tuple[Plan, dict[str, Any]]:
+    """A run as by `gpta-local train`: its plan, and its summary with its warnings, the seconds of its assistant, the
+    prefix that ranked best and the example texts. Its weights are removed; what it found stays in the folder."""
     shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
-    listener = Listener()
-    run = Run(job.config, listener, task=task or MeasuredTask(job.config))
+    listener, task = Listener(), task or MeasuredTask(job.config)
+    run = Run(job.config, listener, task=task)
     run.plan = replace(run.plan, splits=with_test_rows(run.plan.splits, job.settings["test_rows"]))
     with closing(run.assistant):
         result = run.run(folder)
     result |= {"warnings": listener.warnings, "best_prefix": best_ranked(run.plan, folder)}
+    result["seconds"]["assistant"] = listener.asking
+    result["example_texts"]["left_out"] = len(task.left_out)
+    result["made_up"] = read_example_texts(folder)
     for weights in ("model", "adapters"):
         shutil.rmtree(folder / weights, ignore_errors=True)
     return run.plan, result
@@ -265,15 +331,16 @@ def outer_loop(job: Job, folder: Path, task: ClassificationTask | None = None) -
 
 def product_figures(plan: Plan, result: Mapping[str, Any]) -> Figures:
     """Of a run's product. Its seconds are those of search, choice and training, its controls that no user needs
-    and all measuring left out."""
+    and all measuring left out; those of the assistant, a part of them, are told apart."""
     whole, cost = result["seconds"], result["cost"]
     measured = {name: a for name, a in result["arms"].items() if name == "gpta" or name in result["differences"]}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
-    chosen_from = {"gpta": True, "no_prefix": plan.splits.validation or not result["templates"], "plain": plan.online}
+    judge = plan.splits.validation or not result["templates"] or result["made_up"]
+    chosen_from = {"gpta": True, "no_prefix": judge, "plain": plan.online}
     beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
     figures = control_figures(result["arms"]["gpta"])
-    figures["seconds"] |= {"search": whole["search"], "total": whole["total"] - beside}
-    names = ("best_prefix", "label_texts", "templates", "product_is_plain", "warnings")
+    figures["seconds"] |= {name: whole[name] for name in ("search", "assistant")} | {"total": whole["total"] - beside}
+    names = ("best_prefix", "label_texts", "templates", "example_texts", "product_is_plain", "warnings")
     return {**figures, **cost, **{name: result[name] for name in names}}
 
 
@@ -293,6 +360,23 @@ def figures_of(record: Record) -> Figures:
 def seconds(training: float, evaluation: float) -> dict[str, float]:
     """Of a trial that is one training."""
     return {"total": training, "training": training, "evaluation": evaluation}
+
+
+def read_example_texts(folder: Path) -> list[ExampleText]:
+    """What the assistant made up in a run, with its verdicts."""
+    path = folder / EXAMPLES_FILE
+    return [ExampleText(**json.loads(line)) for line in path.open(encoding="utf-8")] if path.exists() else []
+
+
+def made_up(found: Record) -> list[ExampleText]:
+    """The example texts of a record of `gpta`."""
+    return [ExampleText(label, text, kept=kept) for label, text, kept in found["made_up"]]
+
+
+def trained_on(found: Record) -> list[ExampleText]:
+    """Those that its product was trained on."""
+    used = found["example_texts"]["used"] and not found["product_is_plain"]
+    return [text for text in made_up(found) if text.kept] if used else []
 
 
 def best_ranked(plan: Plan, folder: Path) -> str:
@@ -315,10 +399,23 @@ def fold(label: str) -> str:
 
 
 class Listener(Observer):
-    """Hears a run and says nothing: what it finds is in its results. Warnings are kept."""
+    """Hears a run and says nothing: what it finds is in its results. Warnings are kept.
+
+    `asking`: seconds that the assistant took to answer.
+    """
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.asking = 0.0
+        self._asked: float | None = None
+
+    def stage(self, title: str, steps: int) -> None:
+        self._asked = time.monotonic() if "asking for" in title else None
+
+    def advance(self) -> None:
+        if self._asked is not None:
+            now = time.monotonic()
+            self.asking, self._asked = self.asking + now - self._asked, now
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

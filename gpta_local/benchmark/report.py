@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
-from markdown_it import MarkdownIt
 
 from gpta_local.benchmark import figures
 from gpta_local.benchmark.figures import Picture
+from gpta_local.benchmark.page import Block, as_page, as_table
 from gpta_local.benchmark.statistics import (
     Comparison,
     GoalVerdict,
@@ -28,35 +27,18 @@ from gpta_local.benchmark.statistics import (
     judge,
     macro_f1,
     mean_difference,
+    own_seconds,
     points,
     seconds,
     values,
 )
 from gpta_local.benchmark.suite import CONTROLS, GPTA, CurveEntry, Part, Suite, SuiteFile, shots_name
-from gpta_local.benchmark.trials import WITH_LABEL_TEXTS, Record, Trial, transferred, warnings
+from gpta_local.benchmark.trials import AFTER_GPTA, Record, Trial, transferred, warnings
 from gpta_local.system.files import owner_only
 
 NONE = "–"
-BORROW = ("label_texts", *WITH_LABEL_TEXTS)
-"""Arms that take label texts or prefixes out of a run of `gpta`: what they cost by themselves says nothing."""
-MARKDOWN = MarkdownIt("zero").enable(["heading", "table", "backticks", "entity"])
-"""What a report is made of. No links, pictures or HTML: words of an assistant stay words."""
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 2rem auto;
-  padding: 0 1rem; }
-table { display: block; overflow-x: auto; border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13px;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem; position: sticky; left: 0;
-  background: #fff; }
-th { border-bottom: 2px solid #888; }
-[style="text-align:left"] { white-space: normal; min-width: 18rem; }
-figure { margin: 1rem 0 1.5rem; overflow-x: auto; } figcaption { color: #444; } svg { max-width: 100%; height: auto; }
-"""
-
-
-Block = str | Picture
-"""A heading, paragraph or table in Markdown, or a picture."""
+BORROW = ("label_texts", *AFTER_GPTA)
+"""Arms that take what they begin with out of a run of `gpta`: what they cost by themselves says nothing."""
 
 
 @owner_only()
@@ -72,7 +54,7 @@ def write(suite: Suite, records: Records, folder: Path) -> list[str]:
         else:
             lines.append(f"{block}\n")
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "report.html").write_text(_page(blocks, suite.path.stem), encoding="utf-8")
+    (folder / "report.html").write_text(as_page(blocks, suite.path.stem), encoding="utf-8")
     return [*_summary(suite.file, done), *map(str, verdicts), f"report: {folder / 'report.html'}"]
 
 
@@ -110,7 +92,7 @@ def _blocks(suite: Suite, done: Records, verdicts: Sequence[GoalVerdict]) -> Ite
     if verdicts:
         yield "## Goals"
         words = {True: "yes", False: "no", None: "not all measured"}
-        yield _table(
+        yield as_table(
             "Means over the sets of a table; in brackets the 95 % interval, where there is one. Least or most on: the "
             "set where that figure is least or most.",
             ("goal", "reached?", "measured"),
@@ -122,6 +104,7 @@ def _blocks(suite: Suite, done: Records, verdicts: Sequence[GoalVerdict]) -> Ite
     for number, (title, arms, compared) in enumerate(_comparisons(file, done)):
         yield f"## {title[0].upper()}{title[1:]}"
         yield from _comparison(arms, compared, f"differences-{number}")
+    yield from _example_texts(file, done)
     yield from _prefixes(file, done)
     if file.curves:
         yield from _curves(file, file.curves, done)
@@ -138,14 +121,14 @@ def _arms_and_sets(suite: Suite, records: Records) -> Iterator[Block]:
     rows = [(arm, CONTROLS[arm]) for arm in CONTROLS if arm in arms]
     rows.append((GPTA, "`gpta-local train` with the configuration of the set"))
     rows += [(name, f"the same with {_settings(overrides)}") for name, overrides in file.variants.items()]
-    yield _table("The arms.", ("arm", "what it is"), rows, wide=1)
+    yield as_table("The arms.", ("arm", "what it is"), rows, wide=1)
     yield (
         "Label texts are phrases for each label, from which the head starts: its name, its meaning if the card of the "
         "configuration gives one, and what the assistant adds. Templates are prefixes before them."
     )
     configs = {name: suite.config(name, GPTA, None, 0) for name in file.sets}
     test_rows = {trial.set: str(record["rows"]) for trial, record in records.items() if "accuracy" in record}
-    yield _table(
+    yield as_table(
         "The sets.",
         ("set", "test rows", "domain", "backbone", "assistant"),
         [
@@ -168,7 +151,7 @@ def _comparison(arms: Sequence[str], compared: Comparison, name: str) -> Iterato
         yield "Nothing measured yet."
         return
     n = f"n = {most}" + f" of {compared.samples}" * (most < compared.samples) + " samples a set"
-    yield _table(
+    yield as_table(
         f"Test accuracy, mean ± standard deviation over samples ({n}; fewer where it says so), and the mean over the "
         f"sets. Last: mean of {reference} less the arm.",
         ("arm", *sets, "mean", "macro-F1", f"{reference} less the arm"),
@@ -188,7 +171,7 @@ def _comparison(arms: Sequence[str], compared: Comparison, name: str) -> Iterato
         intervals = {arm: mean_difference(per_set) for arm, per_set in others.items()}
         picture = figures.difference_plot(intervals, f"accuracy of {reference} less that of the arm, points", name)
         yield Picture(f"{reference} less each other arm, mean over the sets with its interval.", name, picture)
-        yield _table(
+        yield as_table(
             f"Accuracy of {reference} less that of the arm by set, with its interval; n: samples a set that both have.",
             (f"{reference} less", "n", *sets),
             [
@@ -232,6 +215,7 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[str]:
     processor, timed = next(iter(compared.by_processor(arms).items()))
     columns = {
         "whole, s": (timed, seconds("total"), 1),
+        "without the assistant, s": (timed, own_seconds, 1),
         "search, s": (timed, seconds("search"), 1),
         "last fine-tuning, s": (timed, seconds("training"), 1),
         "measuring, s": (timed, seconds("evaluation"), 1),
@@ -240,16 +224,17 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[str]:
         "training accuracy": (compared, lambda record: accuracy(record["train"]), 1),
         "gap to test": (compared, gap, 1),
     }
-    searching = ("whole, s", "search, s", "completions", "tokens")
+    searching = ("whole, s", "without the assistant, s", "search, s", "completions", "tokens")
     online = (
         " With all rows the controls count, for the product is chosen from them too; one that is the model of the "
         "search has its last fine-tuning there."
     ) * (not compared.shots)
-    yield _table(
+    yield as_table(
         "Cost of one trial, mean over sets and samples. The whole is what a user waits for: search, choice and all "
-        f"fine-tunings; reading rows, loading models, controls and measuring are left out.{online} The search is that "
-        "of prefixes, without the label texts before it. Seconds are of the trials on the processor that has most of "
-        f"them: {processor}. A dash: the arm takes label texts or prefixes out of the run of gpta, or a set is not "
+        f"fine-tunings; reading rows, loading models, controls and measuring are left out.{online} What the assistant "
+        "was asked for in an earlier trial comes from its cache. The search is that "
+        "of prefixes, without the texts before it. Seconds are of the trials on the processor that has most of "
+        f"them: {processor}. A dash: the arm takes what it begins with out of the run of gpta, or a set is not "
         "measured there. Last: accuracy on training rows, and how far that is above the test rows.",
         ("arm", *columns),
         [
@@ -263,11 +248,35 @@ def _cost(arms: Sequence[str], compared: Comparison) -> Iterator[str]:
             for arm in arms
         ],
     )
-    yield _table(
+    yield as_table(
         f"Seconds of the whole by set, on {processor}.",
         ("arm", *compared.sets),
         [(arm, *map(_number, timed.means(arm, seconds("total")))) for arm in arms if arm not in BORROW],
     )
+
+
+def _example_texts(file: SuiteFile, records: Records) -> Iterator[Block]:
+    rows: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    for _, arms, compared in _comparisons(file, records):
+        for arm in arms:
+            for name in compared.sets:
+                told = [t for r in compared.of(name, arm).values() if (t := r.get("example_texts")) and t["usable"]]
+                if told:
+                    usable, kept, left_out = (
+                        float(np.mean([t[what] for t in told])) for what in ("usable", "kept", "left_out")
+                    )
+                    used = f"{sum(t['used'] for t in told)} of {len(told)}"
+                    key = (arm, name, shots_name(compared.shots))
+                    rows[key] = (_number(left_out), _number(usable), f"{100 * kept / usable:.0f} %", used)
+    if rows:
+        yield "## Example texts"
+        yield as_table(
+            "Means over samples. Left out: usable texts that share six words in a row with a test row; public sets may "
+            "be in a model's memory. Usable: without those. Kept: those that a model of the rows puts under the label "
+            "that they were asked for. Used: samples in which the product is trained on them.",
+            ("arm", "set", "shots", "left out", "usable", "kept", "used"),
+            [(*key, *of) for key, of in rows.items()],
+        )
 
 
 def _prefixes(file: SuiteFile, records: Records) -> Iterator[Block]:
@@ -285,7 +294,7 @@ def _prefixes(file: SuiteFile, records: Records) -> Iterator[Block]:
     if rows:
         yield "## Prefixes"
         caption = "Samples in which a prefix was put in front of the inputs, and up to three of them."
-        yield _table(caption, ("arm", "set", "shots", "used", "such as"), rows, wide=4)
+        yield as_table(caption, ("arm", "set", "shots", "used", "such as"), rows, wide=4)
 
 
 # ── curves and transfer ─────────────────────────────────────────────────────────────────────────
@@ -312,7 +321,7 @@ def _curves(file: SuiteFile, entry: CurveEntry, records: Records) -> Iterator[Bl
     )
     yield "## Curves"
     yield Picture(caption, "curves", figures.curve_plot(courses, "curves"))
-    yield _table(
+    yield as_table(
         "The end of the curves: accuracy on training and test rows, their gap; and the best test accuracy on the way.",
         ("set", "arm", "n", "training", "test", "gap", "best test", "at epoch"),
         rows,
@@ -370,7 +379,7 @@ def _transfer(file: SuiteFile, entry: Part, records: Records) -> Iterator[Block]
         members = {cell: of for cell, of in cells.items() if group(*cell) == kind}
         if per_set := by_receiving_set(members):
             rows.append((kind, str(len(members)), points(mean_difference(per_set))))
-    yield _table(
+    yield as_table(
         "Mean over the cells of a group, with its interval over samples. Cells of one row are measured against the "
         "same training, so they are averaged first. Those of one column share what was found, which the interval "
         "leaves out: it is narrower than it should be.",
@@ -402,11 +411,11 @@ def _provenance(done: Records, records: Records) -> Iterator[Block]:
             "aside, and no arm is trained on it."
         )
         caption = "Versions, and how many trials were measured with them."
-        yield _table(caption, ("versions", "trials"), [(v, str(count)) for v, count in used.most_common()])
+        yield as_table(caption, ("versions", "trials"), [(v, str(count)) for v, count in used.most_common()])
     warned = Counter(warning for trial, record in records.items() for warning in warnings(trial, record))
     if warned:
         rows = [(warning, str(count)) for warning, count in sorted(warned.items())]
-        yield _table("Warnings, and of how many trials.", ("warning", "trials"), rows)
+        yield as_table("Warnings, and of how many trials.", ("warning", "trials"), rows)
     failed = [str(trial) for trial, record in records.items() if "error" in record]
     if failed:
         yield f"{len(failed)} trials failed and are missing above: {'; '.join(failed[:20])}."
@@ -418,27 +427,3 @@ def _settings(overrides: dict[str, object]) -> str:
 
 def _number(value: float, digits: int = 1) -> str:
     return NONE if np.isnan(value) else f"{value:.{digits}f}"
-
-
-# ── writing ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], wide: int | None = None) -> str:
-    """As Markdown, below its caption. `wide`: the number of a column that holds sentences."""
-    marks = [":---" if place == wide else "---" for place in range(len(header))]
-    escaped = [[escape(" ".join(cell.split()), quote=False).replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join([caption, "", *(f"| {' | '.join(line)} |" for line in (header, marks, *escaped))])
-
-
-def _page(blocks: Sequence[Block], title: str) -> str:
-    head = (
-        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n'
-        f"<title>Benchmark: {escape(title)}</title>\n<style>{STYLE}</style>"
-    )
-    body = "".join(MARKDOWN.render(block) if isinstance(block, str) else _figure(block) for block in blocks)
-    return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'
-
-
-def _figure(picture: Picture) -> str:
-    svg = picture.svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.caption)}"', 1)
-    return f"<figure>\n<figcaption>{MARKDOWN.renderInline(picture.caption)}</figcaption>\n{svg}\n</figure>\n"

@@ -84,7 +84,7 @@ def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> 
     left = [job for job in jobs if not results.finished(job)]
     for job in left:
         results.forget(job)  # failures are tried again
-    if any(job.trials[0].arm == "setfit" for job in left) and importlib.util.find_spec("setfit") is None:
+    if any(job.trials[0].arm.startswith("setfit") for job in left) and importlib.util.find_spec("setfit") is None:
         raise InputError(
             "the arm 'setfit' needs the package setfit, which is not installed",
             fix="pip install 'gpta-local[setfit]', or take the arm out of the suite",

@@ -43,6 +43,11 @@ def seconds(part: str) -> Figure:
     return lambda record: float(record["seconds"].get(part, 0.0))
 
 
+def own_seconds(record: Record) -> float:
+    """Of the whole without the time that the assistant took."""
+    return seconds("total")(record) - seconds("assistant")(record)
+
+
 def processor(record: Record) -> str:
     """That a trial was measured on, with its cores."""
     return str(record["versions"].get("processor", "a processor that was not recorded"))
@@ -151,8 +156,8 @@ def judge(goal: GoalEntry, file: SuiteFile, records: Records) -> GoalVerdict:
     """
     table = file.tables[goal.table]
     compared = Comparison(records, table.sets or list(file.sets), goal.shots, table.samples)
-    judges = {"accuracy": _accuracy, "gap": _gap, "seconds": _ratio, "fine_tuning": _ratio, "not_worse": _not_worse}
-    wanted, measured, reached = judges[goal.measure](goal, compared)
+    judges = {"accuracy": _accuracy, "gap": _gap, "not_worse": _not_worse}
+    wanted, measured, reached = judges.get(goal.measure, _ratio)(goal, compared)
     arms = [goal.ours] if goal.measure == "not_worse" else [goal.ours, goal.theirs]
     where = f"{goal.ours} against {goal.theirs}, {goal.table}, {shots_name(goal.shots)}"
     complete = bool(measured) and compared.complete(*arms)
@@ -191,23 +196,30 @@ def _gap(goal: GoalEntry, compared: Comparison) -> Judged:
 
 
 def _ratio(goal: GoalEntry, compared: Comparison) -> Judged:
-    part = {"seconds": "total", "fine_tuning": "training"}[goal.measure]
-    what = {"seconds": "seconds of the whole", "fine_tuning": "seconds of the last fine-tuning"}[goal.measure]
-    told, ratios = [], []
+    what, figure = {
+        "seconds": ("seconds of the whole", seconds("total")),
+        "own_seconds": ("seconds without the assistant's", own_seconds),
+        "fine_tuning": ("seconds of the last fine-tuning", seconds("training")),
+    }[goal.measure]
+    told, ratios, worst = [], [], []
     for name, alone in compared.by_processor((goal.ours, goal.theirs)).items():
         pairs = alone.pairs(goal.ours, goal.theirs)
         if len(pairs) < len(compared.sets):
             continue
-        ours = np.array([values(first, seconds(part)).mean() for first, _ in pairs.values()])
+        ours = np.array([values(first, figure).mean() for first, _ in pairs.values()])
         theirs = np.array([values(second, seconds("total")).mean() for _, second in pairs.values()])
         ratios.append(float(ours.mean() / theirs.mean()))
+        worst.append(float((ours / theirs).max()))
         most, paired = int((ours / theirs).argmax()), sum(len(first) for first, _ in pairs.values())
         told.append(
             f"{ours.mean():.1f} s against {theirs.mean():.1f} s, {ratios[-1]:.2f}; most on {compared.sets[most]}, "
             f"{ours[most] / theirs[most]:.2f} ({paired} pairs of trials, {name})"
         )
     wanted = f"{what} at most {goal.at_most:g} of their whole"
-    return wanted, "; ".join(told), max(ratios, default=np.inf) <= (goal.at_most or 0.0)
+    wanted += f", on no set above {goal.worst_set:g}" if goal.worst_set is not None else ""
+    reached = max(ratios, default=np.inf) <= (goal.at_most or 0.0)
+    reached = reached and (goal.worst_set is None or max(worst) <= goal.worst_set)
+    return wanted, "; ".join(told), reached
 
 
 def _not_worse(goal: GoalEntry, compared: Comparison) -> Judged:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpta_local.benchmark.suite import GPTA, Shots, Suite, shots_name
+from gpta_local.benchmark.suite import GPTA, OWN_CONTROL, Shots, Suite, shots_name
 from gpta_local.config import Config
 from gpta_local.errors import DataError, OutputError
 from gpta_local.system.files import files_below, owner_only
@@ -27,11 +27,17 @@ SAME_RUN = {
     "plain_with_prefix": ("plain_with_prefix", "plain_with_best_prefix"),
 }
 """Arms that one run brings: its product and its own controls. Nothing is trained twice."""
-WITH_LABEL_TEXTS = ("best_prefix", "fixed_prefix", "random_prefix", "random_templates")
-"""Arms that begin with the label texts that `gpta` found."""
-SETFIT_SEES: dict[str, Any] = dict.fromkeys(("task", "data", "downstream", "seed"), True) | {"search": {"regime"}}
-"""What of a configuration the arm `setfit` depends on; everything else is its own. The regime decides whether
-validation rows are set aside."""
+AFTER_GPTA = ("best_prefix", "fixed_prefix", "random_prefix", "example_texts_only", "example_texts_only_unfiltered")
+"""Arms that begin with the label texts or example texts that `gpta` found."""
+ROWS_ONLY: dict[str, Any] = dict.fromkeys(("task", "data", "downstream", "seed"), True) | {"search": {"regime"}}
+SEES: dict[str, dict[str, Any]] = {
+    "logistic_regression": ROWS_ONLY,
+    "setfit": ROWS_ONLY,
+    "setfit_label_words": ROWS_ONLY | {"card": {"labels"}},
+    "zero_shot": ROWS_ONLY | {"card": True, "assistant": True},
+}
+"""What of a configuration arms depend on that do not come of our own training. The regime decides whether validation
+rows are set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +130,17 @@ def _job(suite: Suite, trial: Trial, digests: dict[str, str]) -> Job:
         settings |= {"points": file.curves.points, "test_rows": file.curves.test_rows}
     if trial.kind == "arm":
         arms = next((arms for arms in SAME_RUN.values() if trial.arm in arms), arms)
+        if (variant := trial.arm.removesuffix(OWN_CONTROL)) in file.variants:
+            arms = (variant, f"{variant}{OWN_CONTROL}")
         if trial.arm == "fixed_prefix":
             settings["fixed_prefix"] = file.sets[trial.set].fixed_prefix
-    if trial.kind == "transfer" or trial.arm in WITH_LABEL_TEXTS or (trial.kind == "curve" and trial.arm == GPTA):
+    if trial.kind == "transfer" or trial.arm in AFTER_GPTA or (trial.kind == "curve" and trial.arm == GPTA):
         needs = [Trial("arm", *cell, GPTA)]
     if trial.kind == "transfer":
         needs.append(Trial("arm", trial.source, *cell[1:], GPTA))
     config = suite.config(trial.set, trial.arm, *cell[1:])
     others = [suite.config(need.set, GPTA, *cell[1:]) for need in needs]
-    seen = SETFIT_SEES if trial.arm == "setfit" else None
+    seen = SEES.get(trial.arm)
     parts = [arms, settings, *(_content(c, digests, seen) for c in (config, *others))]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Job(
