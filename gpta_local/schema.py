@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-RequestKind = Literal["label-texts", "prefix"]
+RequestKind = Literal["label-texts", "example-texts", "prefix"]
 Regime = Literal["low-resource", "online"]
 
 
@@ -24,15 +24,13 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class DatasetCard:
-    """What the assistant may know of a data set: words written by a person, names and counts."""
+    """What the assistant may know of a data set: words written by a person, and the labels' names. It has no count of
+    rows: which rows there are changes nothing that the assistant says."""
 
     name: str
     task: str
     description: str
     labels: tuple[Label, ...]
-    training_rows: int
-    validation_rows: int = 0
-    test_rows: int = 0
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -73,6 +71,15 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, how many completions of it are wanted, and how they are drawn."""
+
+    request: Request
+    n: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The raw reply of an assistant. Token counts are None where the server does not say them."""
 
@@ -81,6 +88,20 @@ class Completion:
     finish_reason: str = "stop"
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleText:
+    """A text that the assistant made up for a label, and what a model of the real rows says of it.
+
+    `probability`: of the label that was asked for. `kept`: whether that is the most probable one. Both are None until
+    the text is judged.
+    """
+
+    label: str
+    text: str
+    probability: float | None = None
+    kept: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +194,32 @@ class Selection:
     gains: tuple[ScoredPrefix, ...]
     names: tuple[str, ...]
     chosen: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTexts:
+    """The example texts with their verdicts, whether they are trained on, and what they gained on the validation rows,
+    where there are any: the loss of the control less the loss with them, in nats."""
+
+    texts: tuple[ExampleText, ...]
+    used: bool = False
+    gain: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def kept(self) -> list[ExampleText]:
+        return [text for text in self.texts if text.kept]
+
+    def agreement(self, classes: int) -> float:
+        """Cohen's kappa of the labels that were asked for and those that the control gives: 1 for always the same, 0
+        for no oftener than by chance."""
+        if not self.texts:
+            return 0.0
+        return (len(self.kept) / len(self.texts) - 1 / classes) / (1 - 1 / classes)
+
+    @property
+    def trained_on(self) -> list[ExampleText]:
+        return self.kept if self.used else []
 
 
 @dataclass(frozen=True, slots=True)

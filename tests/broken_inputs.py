@@ -70,7 +70,7 @@ def text(content: str | bytes) -> Break:
 
 WHOLE_NUMBERS = {
     "data.shots": ("0", "-3", "1.5", "many", "[8]", "{}", "99"),
-    "search.rounds": ("0", "-1", "1001", "two", "2.5", "[]", "~"),
+    "search.rounds": ("-1", "1001", "two", "2.5", "[]", "~"),
     "search.proposals": ("0", "4097", "x"),
     "search.label_text_samples": ("-1", "257", "x"),
     "search.max_prefix_tokens": ("0", "x", "500"),

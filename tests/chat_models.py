@@ -21,9 +21,9 @@ TEMPLATE = (
 WORKER = "gpta_local.dialogue_gradient.worker"
 
 
-def tiny_chat_llama(folder: Path) -> Path:
+def tiny_chat_llama(folder: Path, **changes: Any) -> Path:
     """A causal language model with a chat template; 2048 positions."""
-    tiny_llama(folder)
+    tiny_llama(folder, **changes)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return folder
 

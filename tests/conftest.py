@@ -25,6 +25,10 @@ settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_h
 """For `make fuzz`; a seed of its own each time."""
 
 os.environ.update(OFFLINE)  # as the program does before it imports anything
+# pytest-xdist puts the working directory there, and with it an empty entry, which stands for any later one
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+CACHE = tempfile.TemporaryDirectory(prefix="gpta-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name  # what assistants answer in tests is not kept with what they answer to users
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -15,6 +15,7 @@ from gpta_local.data.examples import Example
 from gpta_local.observer import Observer
 from gpta_local.record.history import History
 from gpta_local.schema import (
+    Ask,
     Completion,
     DatasetCard,
     DialogueGradientStep,
@@ -46,7 +47,6 @@ CARD = DatasetCard(
     "text-classification",
     "What guests wrote.",
     (Label("bad", "an unhappy guest"), Label("good")),
-    training_rows=16,
 )
 
 SENTIMENT = [  # 24 rows of two classes
@@ -135,6 +135,7 @@ def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
     content: dict[str, Any] = {
         "data": {"train": "train.jsonl"},
         "card": {"description": "What guests of a restaurant wrote about their visit."},
+        "knowledge": {"example_texts": 0},
         "search": {"rounds": 1, "proposals": 3, "label_text_samples": 1, "max_prefix_tokens": 12},
         "training": {"steps": 2, "precision": "fp32"},
     }
@@ -148,21 +149,56 @@ def config_of(folder: Path, rows: Sequence[Mapping[str, Any]], changes: Mapping[
     return load(write_config(folder / "config.yaml", changes))
 
 
+EXAMPLE_TEXTS = (
+    "1. The steak was burnt and nobody said sorry\n"
+    "2. we waited two hours for cold noodles\n"
+    "3. so loud, so dear, so dull\n"
+    "4. there was a fly in my tea\n"
+    "5. the toilet had no light and no paper",
+    "1. Thank you for a wonderful evening by the lake\n"
+    "2. the dumplings melt on your tongue\n"
+    "3. Our waiter sang for us!\n"
+    "4. cheap, quick and very good\n"
+    "5. I could eat that lemon pie every day",
+)
+"""A reply for each label of the sentiment rows."""
+
+
 def label_text_reply(texts: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
-def record_replies(folder: Path, label_texts: Sequence[str], prefixes: Sequence[str]) -> Path:
-    """A run directory that holds nothing but these replies, for the replay backend."""
+def record_replies(
+    folder: Path, label_texts: Sequence[str], prefixes: Sequence[str], example_texts: Sequence[str] = ()
+) -> Path:
+    """A run directory that holds nothing but these replies, for the replay backend.
+
+    Args:
+        example_texts: replies of several lines, those for the first label first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history.sqlite")
-    kinds: list[tuple[RequestKind, Sequence[str]]] = [("label-texts", label_texts), ("prefix", prefixes)]
-    for kind, replies in kinds:
+    kinds: dict[RequestKind, Sequence[str]] = {
+        "label-texts": label_texts,
+        "example-texts": example_texts,
+        "prefix": prefixes,
+    }
+    for kind, replies in kinds.items():
         completions = [Completion(text, "scripted") for text in replies]
         asking = history.add_request(1, Request(kind, (Message("user", "?"),)), Sampling())
         history.add_completions(asking, completions)
     history.close()
     return folder
+
+
+class OneByOne:
+    """An assistant that answers several requests one after the other."""
+
+    def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
+        raise NotImplementedError
+
+    def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
+        return [self.complete(ask.request, ask.n, ask.sampling) for ask in asks]
 
 
 class Silent(Observer):

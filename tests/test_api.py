@@ -24,6 +24,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, sentence: Path) -> dict[st
         "card": {"name": "guest notes", "description": "Notes of guests of a restaurant.", "labels": ["bad", "good"]},
         "assistant": {"backend": "replay", "run": str(folder / "record")},
         "downstream": {"backbone": str(sentence)},
+        "knowledge": {"example_texts": 0},
         "search": {"rounds": 1, "proposals": 1, "label_text_samples": 1},
         "training": {"steps": 4},
     }

@@ -121,7 +121,7 @@ def test_run_that_is_resumed_with_a_reached_budget_keeps_its_rounds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Finish, "contestants", stop)
+        patch.setattr(Finish, "contest", stop)
         train(tmp_path, sentence, {"calls": 5})
     from gpta_local.config import load
 

@@ -176,7 +176,7 @@ class TestFailureWhileRunning:
         def fail(*_: object, **__: object) -> None:
             raise problem
 
-        monkeypatch.setattr("gpta_local.run.finish.Finish.contestants", fail)
+        monkeypatch.setattr("gpta_local.run.finish.Finish.contest", fail)
         assert self.end(config, code).startswith(told.replace("RUN", str(config.parent / "run")))
 
 

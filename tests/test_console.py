@@ -85,6 +85,8 @@ def test_plain_model_that_is_the_product_has_one_line(capsys: pytest.CaptureFixt
         "audit_head": "0",
         "arms": dict.fromkeys(("gpta", "no_prefix", "plain"), figures),
         "differences": {"no_prefix": better},
+        "templates": [],
+        "example_texts": {"usable": 0, "kept": 0, "used": False},
     }
     console.show_result(result, "runs/one")
     lines = capsys.readouterr().out.splitlines()

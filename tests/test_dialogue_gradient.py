@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny_models import CHAT_POSITIONS
 
 from gpta_local.assistant.local import LocalAssistant
+from gpta_local.assistant.prompts import read_prefix
 from gpta_local.dialogue_gradient import train
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.dialogue_gradient.train import REPLY_TOKENS, Reward, train_adapter
@@ -190,11 +191,9 @@ class TestWhatIsLearnt:
 
 
 def log_likelihood(assistant: LocalAssistant, reply: str) -> float:
-    _, tokenizer = assistant._load()
     model = assistant._adapted or assistant._load()[0]
-    text = assistant._render(tokenizer, DIALOGUES[0].request)
-    start = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = tokenizer(text + reply, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    start = len(assistant._prompt(DIALOGUES[0].request, 1))
+    ids = torch.tensor([assistant._prompt(DIALOGUES[0].request, 1, reply)])
     with torch.inference_mode():
         log_probabilities = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     return float(log_probabilities.gather(1, ids[0, 1:, None])[start - 1 :].sum())
@@ -259,11 +258,10 @@ class TestWhatCannotBeTaught:
     def test_request_that_leaves_no_room_to_sample_a_reply_is_left_out(
         self, assistant: LocalAssistant, tmp_path: Path
     ) -> None:
-        _, tokenizer = assistant.base()
-        request, words = Request("prefix", (Message("user", "a"),)), 0
-        while len(tokenizer(assistant._render(tokenizer, request))["input_ids"]) < CHAT_POSITIONS - REPLY_TOKENS // 2:
+        request, words = asking("a"), 0
+        while len(assistant._prompt(request, 1)) < CHAT_POSITIONS - REPLY_TOKENS // 2:
             words += 4
-            request = Request("prefix", (Message("user", " a" * words),))
+            request = asking(" a" * words)
         teach(assistant, tmp_path / "sft", "sft", [replace(DIALOGUES[0], request=request, reply="a")])
         with pytest.raises(ModelError, match="no dialogue fits"):
             teach(assistant, tmp_path / "grpo", "grpo", [replace(DIALOGUES[0], request=request)])
@@ -279,7 +277,11 @@ class TestWhatCannotBeTaught:
 
 
 def too_long() -> Dialogue:
-    return replace(DIALOGUES[0], request=Request("prefix", (Message("user", "word " * 3000),)))
+    return replace(DIALOGUES[0], request=asking("word " * 3000))
+
+
+def asking(content: str) -> Request:
+    return Request("prefix", (Message("system", "You help."), Message("user", content)))
 
 
 class TestReward:
@@ -303,7 +305,7 @@ class TestReward:
             scored.append(prefix)
             return np.array([1.0 - len(prefix) / 100 + row / 10 for row in rows])
 
-        reward = GainReward([], losses, [0, 1, 2], tokens=len, max_tokens=1000, leak=lambda text: "")
+        reward = GainReward([], losses, [0, 1, 2], read=read_prefix)
         teach(assistant, tmp_path / "001", "grpo", reward=reward, steps=3, batch_size=8)
         found = [entry.text for entry in reward.found]
         assert found and [*found] == scored[1:] and scored[0] == ""

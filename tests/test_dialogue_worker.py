@@ -82,7 +82,9 @@ def test_process_of_its_own_trains_the_same_adapter_and_tells_what_was_refused_t
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "sitecustomize.py").write_text(ASKING, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "start"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "start"), os.environ.get("PYTHONPATH")]))
+    )
     monkeypatch.setattr(GUARD, "refused", Counter())
     model, config = load_model(chat_model, "cpu", "assistant"), settings("grpo", steps=3)
     there = train_in_process_of_its_own(

@@ -19,7 +19,8 @@ from gpta_local.downstream.probe import probe_losses
 from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.errors import ModelError
 from gpta_local.schema import DatasetCard, Label, Sampling
-from gpta_local.system.models import DEMO_SHA256, assistant_folder, backbone_folder
+from gpta_local.system.library import assistant_folder
+from gpta_local.system.models import DEMO_SHA256, backbone_folder
 from gpta_local.tasks.classification import ClassificationTask
 
 SINGLES = [(row["text"],) for row in read_rows("validation")]
@@ -323,14 +324,14 @@ class TestLocalAssistant:
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    CARD = DatasetCard("d", "text-classification", "Letters.", (Label("a_b"), Label("c")), 8)
+    CARD = DatasetCard("d", "text-classification", "Letters.", (Label("a_b"), Label("c")))
 
     def test_template_without_a_system_role_is_served(self, assistant: LocalAssistant) -> None:
         assert len(assistant.complete(prefix_request(self.CARD, []), 3, Sampling(max_new_tokens=8))) == 3
 
     def test_each_label_has_its_line(self, assistant: LocalAssistant) -> None:
         for completion in assistant.complete(label_texts_request(self.CARD), 4, Sampling(max_new_tokens=32)):
-            assert [line.partition(":")[0] for line in completion.text.splitlines()] == ["a_b", "c"]
+            assert [line.partition(":")[0] for line in completion.text.split("\n")] == ["a_b", "c"]
 
     def test_same_seed_gives_the_same_replies(self, assistant: LocalAssistant) -> None:
         first, second, other = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
+from samples import EXAMPLE_TEXTS, Silent, config_of, label_text_reply, record_replies, sentiment_rows, write_jsonl
 
 from gpta_local.run import estimate
 from gpta_local.run.loop import Run
@@ -15,6 +15,7 @@ from gpta_local.run.loop import Run
 TITLES = {
     "training without a prefix": "control",
     "training with templates": "templates",
+    "training with example texts": "texts",
     'training with "': "finalist",
     "training plainly": "plain",
     "round 1: training": "search",
@@ -23,7 +24,7 @@ TITLES = {
 
 def small_run(folder: Path, sentence: Path, changes: dict[str, Any]) -> Run:
     label_texts = [label_text_reply({"bad": "unhappy", "good": "happy"})]
-    record_replies(folder / "record", label_texts, ["Guest:", "Mood:", "Meal:"])
+    record_replies(folder / "record", label_texts, ["Guest:", "Mood:", "Meal:"], EXAMPLE_TEXTS)
     content = {"assistant": {"backend": "replay", "run": "record"}, "downstream": {"backbone": str(sentence)}}
     return Run(config_of(folder, sentiment_rows(), content | changes), Silent())
 
@@ -48,6 +49,7 @@ def test_search_takes_as_many_times_as_long_as_it_has_rounds(
         (None, {}, ["templates", "finalist"]),
         (None, {"finish": {"templates": 0}}, ["control", "finalist"]),
         ("test.jsonl", {"search": {"regime": "online"}}, ["search", "control", "plain"]),
+        (None, {"knowledge": {"example_texts": 8}}, ["control", "texts", "templates", "finalist"]),
     ],
 )
 def test_trainings_of_a_run_are_counted(
@@ -59,5 +61,6 @@ def test_trainings_of_a_run_are_counted(
     titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
-    assert set(trainings) - set(found) <= {"finalist"}  # no prefix need be clearly better than none
-    assert estimate.number_of_trainings(run.plan) == len(trainings)
+    assert set(trainings) - set(found) <= {"finalist", "texts"}  # nothing need be better than none
+    twice_as_long = [word for word in trainings if "texts" in trainings and word != "control"]
+    assert estimate.steps_of_all_trainings(run.plan) == len(trainings + twice_as_long)

@@ -62,7 +62,7 @@ def test_run_killed_while_its_assistant_learns_ends_as_one_that_was_not(tmp_path
     assistant = f"assistant={{backend: local, model: {tiny_chat_llama(tmp_path / 'chat')}}}"
     given = command(*small[:-1], "search.rounds=2", assistant, TEACHING)
     seconds = finish([*given, "--output", tmp_path / "whole"], tmp_path / "whole.out")
-    kills = killed_and_resumed(given, tmp_path / "run", random.Random(7), seconds / 2, most=3)
+    kills = killed_and_resumed(given, tmp_path / "run", random.Random(7), seconds / 4, most=3)
     assert kills >= 1
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CARD, QUICKSTART, read_rows, scored
 
-from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.assistant.prompts import example_texts_request, label_texts_request, prefix_request
 from gpta_local.config import Config, LeakScanConfig
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy.leak_scan import COMMON, SHORTEST, LeakScan, scan_of, weaker_than_default, words
@@ -178,10 +178,14 @@ class TestRequests:
             scan().check(label_texts_request(replace(CARD, description="Letters to anna@example.org about all.")))
         assert "anna" not in str(raised.value)
 
-    def test_gains_and_row_counts_are_no_personal_data(self) -> None:
-        card = replace(CARD, training_rows=12345678, validation_rows=2019, test_rows=99999)
+    def test_worked_examples_are_no_personal_data(self) -> None:
         history = [scored(f"Text number {number}", number * 1.111 - 4) for number in range(8)]
-        scan(ROW).check(prefix_request(card, history))
+        for request in (
+            prefix_request(CARD, history),
+            label_texts_request(CARD),
+            example_texts_request(CARD, CARD.labels[0]),
+        ):
+            scan(ROW).check(request)
 
     @pytest.mark.parametrize("replies", [(f"bad: {ROW}", "Note:"), ("Text:", f"bad: {ROW}")])
     def test_reply_that_would_be_taught_is_scanned(self, replies: tuple[str, str]) -> None:

@@ -19,7 +19,10 @@ from samples import QUICKSTART, read_rows, write_config, write_jsonl
 from servers import ROOT, require_vllm
 
 NOTHING = {"IPv4": 0, "IPv6": 0}
-SMALL = ("search.rounds=2", "search.proposals=4", "search.label_text_samples=1", "training.steps=4")
+SMALL = (
+    *("search.rounds=2", "search.proposals=4", "search.label_text_samples=1", "training.steps=4"),
+    "assistant.max_new_tokens=8",  # a random model says nothing usable for long
+)
 TAUGHT = ("dialogue_gradient.steps=2", "dialogue_gradient.batch_size=4")
 TRACE = ["strace", "-f", "--seccomp-bpf", "-s", "0", "-e", "trace=connect,sendto,sendmsg,sendmmsg"]
 
@@ -105,7 +108,8 @@ from commands import run_command
 from servers import vllm_server
 
 with vllm_server(Path({str(chat_model)!r}), Path({str(tmp_path / "vllm.log")!r}), lora_rank=16) as endpoint:
-    assistant = f"{{{{backend: vllm, base_url: {{endpoint.base_url}}, model: {{endpoint.model}}, api_key_env: KEY}}}}"
+    served = f"base_url: {{endpoint.base_url}}, model: {{endpoint.model}}, api_key_env: KEY"
+    assistant = f"{{{{backend: vllm, {{served}}, max_new_tokens: 8}}}}"
     settings = ["--output", {str(tmp_path / "run")!r}, "--set", f"assistant={{assistant}}"]
     done = run_command("train", {str(config)!r}, *settings, timeout=600)
 print(done.stdout, done.stderr)

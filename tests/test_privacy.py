@@ -23,7 +23,7 @@ from commands import ROOT, assert_refused, invoke
 from fault_server import FaultServer, Json, Received, Reply, completion
 from samples import CARD, label_text_reply, merge, scored, write_config, write_jsonl
 
-from gpta_local.assistant.prompts import ASK_LABEL_TEXTS
+from gpta_local.assistant.prompts import ASK_LABEL_TEXTS, ASK_PREFIX, TRIED, VARIED
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.record.history import History
 from gpta_local.schema import DatasetCard, Label, Message, Request, Round
@@ -103,7 +103,7 @@ class TestTypes:
             assert self.allowed(kind), f"{record.__name__}.{name}: {kind}"
 
     def test_card_has_these_fields_and_no_other(self) -> None:
-        names = ["name", "task", "description", "labels", "training_rows", "validation_rows", "test_rows"]
+        names = ["name", "task", "description", "labels"]
         assert [field.name for field in dataclasses.fields(DatasetCard)] == names
 
     @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
@@ -171,6 +171,10 @@ def says_prefixes(body: Json) -> Reply:
     """An endpoint that proposes, in its order, as many as are asked for."""
     if ASK_LABEL_TEXTS in body["messages"][-1]["content"]:
         return Reply(body=completion(label_text_reply(LABEL_TEXTS)))
+    if VARIED in body["messages"][-1]["content"]:
+        side = "left" if '"left"' in body["messages"][-1]["content"] else "right"
+        texts = [f"{i}. a {side}-hand note, page {i}, of {i + 3} words or so" for i in range(1, 9)]
+        return Reply(body=completion(*["\n".join(texts)] * body["n"]))
     return Reply(body=completion(*(PREFIXES[i % len(PREFIXES)] for i in range(body["n"]))))
 
 
@@ -226,8 +230,10 @@ class TestRun:
     def test_no_canary_has_come_to_the_endpoint(self, canary_run: CanaryRun) -> None:
         sent = [json.dumps(request.body) + str(request.headers) for request in canary_run.requests]
         asked = [text for text in sent if DESCRIPTION in text]
-        assert len(asked) == 3, "label texts, and prefixes in two rounds"
-        assert "Tried prefixes" in asked[-1]
+        of_rounds = [text for text in asked if ASK_PREFIX in text]
+        assert len(of_rounds) == 2 and TRIED in of_rounds[-1]
+        examples = 2 * (canary_run.folder / "examples.jsonl").exists()
+        assert len(asked) == 1 + examples + 2, "label texts, example texts of each label, and prefixes"
         assert canaries_in("".join(sent)) == []
 
     def test_no_canary_is_in_the_history(self, canary_run: CanaryRun) -> None:
@@ -293,7 +299,7 @@ class TestLeakOnPurpose:
             result = invoke("train", canary_config(tmp_path, server, sentence, changes), "--output", tmp_path / "run")
             assert result.exit_code == 0, result.output
             assert canaries_in(json.dumps(server.chats)) == []
-            assert "Tried prefixes" in json.dumps(server.chats)
+            assert TRIED in json.dumps(server.chats)
         with sqlite3.connect(tmp_path / "run" / "history.sqlite") as history:
             outcomes = history.execute("SELECT outcome, result FROM completions WHERE result LIKE 'holds%'").fetchall()
         assert outcomes == [("unusable", "holds 6 words in a row of a private row")] * 4

@@ -72,7 +72,7 @@ class Watched:
     events: list[str]
 
 
-def watched_run(place: Path, bert: Path, route: str, replies: int) -> Watched:
+def watched_run(place: Path, bert: Path, route: str, replies: int, proposals: int = 8) -> Watched:
     (place / "watch").mkdir(parents=True)
     (place / "watch" / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
     (place / "key").write_text(f"{KEY}\n", encoding="utf-8")
@@ -95,7 +95,7 @@ def watched_run(place: Path, bert: Path, route: str, replies: int) -> Watched:
                 "data": {"test": "train.jsonl"},
                 "assistant": {**assistant, "weights": str(tiny_chat_llama(place / "llama"))},
                 "downstream": {"backbone": str(bert)},
-                "search": {"rounds": 2, "proposals": 8},
+                "search": {"rounds": 2, "proposals": proposals},
                 "dialogue_gradient": settings().model_dump(),
             },
         )
@@ -124,8 +124,8 @@ def finished(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
 
 @pytest.fixture(scope="module")
 def failed(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    """A run whose key is in the environment, and whose endpoint fails in the first round."""
-    run = watched_run(tmp_path_factory.mktemp("failed"), bert, "environment", replies=1)
+    """A run whose key is in the environment, and whose endpoint answers the check and then fails in the first round."""
+    run = watched_run(tmp_path_factory.mktemp("failed"), bert, "environment", replies=1, proposals=20)
     assert run.status == 2, run.printed
     assert "no more for ***" in run.printed
     assert (run.folder / "history.sqlite").is_file()
@@ -189,9 +189,9 @@ def test_run_that_taught_is_in_order_before_and_after_its_purge(finished: Watche
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert ["adapters/001/adapter_model.safetensors" in str(problem) for problem in verify(run).problems] == [True]
     weights.write_bytes(content)
-    assert files_with(run, ["Write one new prefix"]) == ["dialogues.jsonl", "history.sqlite"]
+    assert files_with(run, ["Write one new short text"]) == ["dialogues.jsonl", "history.sqlite"]
     assert purge(run).deleted == ["adapters/001/dialogues.jsonl"]
-    assert files_with(run, ["Write one new prefix"]) == []
+    assert files_with(run, ["Write one new short text"]) == []
     assert verify(run).problems == []
     check_adapter(run / "adapters" / "001", finished.folder.parents[1] / "llama")
 

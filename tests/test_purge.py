@@ -23,7 +23,7 @@ from gpta_local.record.entries import LOG, read_log
 from gpta_local.record.history import History, open_existing
 from gpta_local.schema import Completion
 
-ASKED = ("Write one new prefix", "You help to train")
+ASKED = ("Write one new short text", "You help to train")
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def train(config: Path, run: Path, *options: object) -> Result:
     return invoke("train", config, "--output", run, *options)
 
 
-def stopped(config: Path, run: Path, method: str = "contestants", owner: type = Finish, at: int = 1) -> Result:
+def stopped(config: Path, run: Path, method: str = "contest", owner: type = Finish, at: int = 1) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         Stop(patch, owner, method, at)
         result = train(config, run)
@@ -281,7 +281,7 @@ class TestWhatTheUserIsTold:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         with monkeypatch.context() as patch:
-            Stop(patch, Finish, "contestants")
+            Stop(patch, Finish, "contest")
             assert invoke("train", config).exit_code == 3
         (folder,) = Path("runs").iterdir()
         offered = invoke("train", config, "--dry-run")

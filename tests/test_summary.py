@@ -22,7 +22,8 @@ GAIN = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}
 
 def result(prefix: str = "Topic:", **changes: Any) -> dict[str, Any]:
     base = {"prefix": prefix, "differences": {"no_prefix": GAIN, "plain": GAIN}, "arms": {"gpta": {}}}
-    return {**base, "evaluated_on": "test", **changes}
+    texts = {"usable": 9, "kept": 4, "used": False}
+    return {**base, "templates": [], "example_texts": texts, "evaluated_on": "test", **changes}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,9 @@ def test_verdict_needs_an_interval_without_zero(interval: Interval, word: str) -
 
 def test_gain_is_told_with_its_interval() -> None:
     first = summary.verdict(result())[0]
-    assert '"Topic:" gains +5.0 points of accuracy' in first and "+1.0 to +9.0" in first
+    assert (
+        'The prefix "Topic:" in front of the inputs: gains +5.0 points of accuracy' in first and "+1.0 to +9.0" in first
+    )
 
 
 def test_loss_is_told_as_a_loss() -> None:
@@ -50,7 +53,9 @@ def test_loss_is_told_as_a_loss() -> None:
 
 def test_no_prefix_is_told_as_no_gain() -> None:
     first, second = summary.verdict(result(prefix="", differences={"plain": GAIN}))
-    assert first.startswith("No prefix in front of the inputs") and second.startswith("The whole")
+    assert first.startswith("No prefix and no example texts: none was clearly better") and second.startswith(
+        "The whole"
+    )
 
 
 def test_plain_model_that_is_the_product_is_told_as_that() -> None:
@@ -62,18 +67,24 @@ def test_plain_model_that_is_the_product_is_told_as_that() -> None:
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        ("", "A head that starts from the label texts behind the best 3 prefixes too gains +5.0 points"),
-        ("Topic:", 'The prefix "Topic:", with the best 3 as templates of the label texts, gains +5.0 points'),
+        ("", "The best 3 prefixes before the label texts"),
+        ("Topic:", 'The best 3 prefixes before the label texts and the prefix "Topic:" in front of the inputs'),
     ],
 )
-def test_what_templates_are_worth_is_told(prefix: str, words: str) -> None:
-    lines = summary.verdict(result(prefix=prefix, templates=["a", "b", "c"]))
-    told = [line for line in lines if "the same training without prefixes" in line]
-    assert len(told) == 1 and told[0].startswith(words)
+def test_what_all_parts_are_worth_together_is_told(prefix: str, words: str) -> None:
+    texts = {"usable": 9, "kept": 4, "used": True}
+    with_templates = result(prefix=prefix, templates=["a", "b", "c"])
+    first = summary.verdict(with_templates)[0]
+    assert (
+        first.casefold().startswith(f"{words}: gains +5.0 points".casefold()) and "the same training without" in first
+    )
+    first = summary.verdict(with_templates | {"example_texts": texts})[0]
+    assert first.startswith("4 example texts of 9 among the rows and ")
 
 
-def test_templates_without_a_control_claim_nothing() -> None:
-    assert not any("best 1" in line for line in summary.verdict(result(templates=["a"], differences={})))
+def test_parts_without_a_control_claim_no_gain() -> None:
+    (first,) = summary.verdict(result(templates=["a"], differences={}))
+    assert "gains" not in first and "are in the model" in first
 
 
 def test_validation_figures_are_marked_as_too_good() -> None:

@@ -30,6 +30,8 @@ SMALL = (
     "dialogue_gradient.steps=3",
     "dialogue_gradient.batch_size=4",
 )
+# of what a random model says little can be used
+GRPO = ("search.rounds=2", "dialogue_gradient.method=grpo", "dialogue_gradient.batch_size=24")
 Finished = tuple[Path, Silent]
 Train = Callable[..., Finished]
 
@@ -55,7 +57,7 @@ def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finished
 @pytest.fixture(scope="module")
 def sampled(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of two rounds in which training samples and scores prefixes of its own."""
-    return train(tmp_path_factory.mktemp("runs") / "grpo", "search.rounds=2", "dialogue_gradient.method=grpo")
+    return train(tmp_path_factory.mktemp("runs") / "grpo", *GRPO)
 
 
 def adapters(folder: Path) -> list[Path]:
@@ -115,7 +117,7 @@ def test_taught_replies_are_prefixes_of_the_history(finished: Finished) -> None:
     known = {entry.text for entry in record(folder).scored()}
     for adapter in adapters(folder):
         rows = [json.loads(line) for line in (adapter / "dialogues.jsonl").open(encoding="utf-8")]
-        replies = [row["reply"] for row in rows if "Write one new prefix" in row["messages"][-1]["content"]]
+        replies = [row["reply"] for row in rows if "Write one new short text" in row["messages"][-1]["content"]]
         assert replies and set(replies) <= known
 
 

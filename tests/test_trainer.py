@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from killing import outcome
-from samples import Silent
+from samples import OneByOne, Silent
 
+from gpta_local.assistant.prompts import TRIED
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.config import load
 from gpta_local.data.examples import Example
@@ -25,19 +26,20 @@ from gpta_local.record.history import open_existing
 from gpta_local.record.verification import verify
 from gpta_local.run import loop
 from gpta_local.run.finish import Finish
-from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.schema import Ask, Completion, Request, Sampling
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart" / "quickstart.yaml"
 SMALL = (
+    "knowledge.example_texts=0",
     "search.rounds=2",
     "search.proposals=7",
     "search.label_text_samples=2",
     "training.steps=6",
     "finish.finalists=1",
 )
-PREFIXES = ("Message to the clinic:", "Which department?", "A patient asks:", '"Reason:"', "Reason:", "two\nlines", "")
+PREFIXES = ("Message to the clinic:", "Which department?", "A patient asks:", '"Reason:"', "Reason:", "0.12 Reason", "")
 FEWER = ("data.test=validation.jsonl", "finish.plain_control=false")
 """For runs that are not about the controls."""
 LABEL_TEXTS = """appointments: I want to move my visit
@@ -49,7 +51,7 @@ nurse_advice: I have a fever, should I come in
 technical_support: the login does not work"""
 
 
-class Scripted:
+class Scripted(OneByOne):
     """An assistant that says fixed things, in turn."""
 
     name = "scripted"
@@ -60,7 +62,7 @@ class Scripted:
         self.replies = {"prefix": prefixes, "label-texts": (label_texts,)}
         self.requests: list[Request] = []
 
-    def check(self) -> str:
+    def check(self, ask: Ask, tell: Callable[[str], None]) -> str:
         return self.name
 
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
@@ -139,7 +141,7 @@ class TestWholeRun:
     def test_best_prefixes_are_templates_of_the_label_texts(self, folder: Path, finished: Finished) -> None:
         result, _ = finished
         scored = sorted(open_existing(folder).scored(), key=lambda s: s.gain, reverse=True)
-        assert result["templates"] == [s.text for s in scored[:16]] and result["templates"]
+        assert result["templates"] == [s.text for s in scored if s.gain > s.standard_error]
         assert titles(folder)[:2] == ["training without a prefix", "training with templates"]
         assert result["arms"]["no_prefix"]["loss"] != result["arms"]["gpta"]["loss"], "the control has none"
 
@@ -151,7 +153,7 @@ class TestWholeRun:
 
     def test_later_rounds_see_earlier_gains(self, assistant: Scripted) -> None:
         first, second = (r.messages[-1].content for r in assistant.requests if r.kind == "prefix")
-        assert "Tried prefixes" not in first and "Which department?" in second
+        assert TRIED not in first and TRIED in second and "Which department?" in second
 
     def test_replay_of_it_is_the_same_to_the_bit(self, train: Train, folder: Path, tmp_path: Path) -> None:
         train(tmp_path / "again", f"assistant={{backend: replay, run: {folder}}}")
@@ -168,7 +170,7 @@ def starts() -> list[list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def result(train: Train, starts: list[list[list[str]]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    start, contestants = SentenceClassifier.start_from_label_texts, Finish.contestants
+    start, contest = SentenceClassifier.start_from_label_texts, Finish.contest
 
     def heard(self: SentenceClassifier, label_texts: list[list[str]], scale: float) -> None:
         starts.append(label_texts)
@@ -176,11 +178,12 @@ def result(train: Train, starts: list[list[list[str]]], tmp_path_factory: pytest
 
     def finish(self: Finish, *arguments: Any) -> Any:
         starts.clear()  # those of the search
-        return contestants(self, *arguments)
+        return contest(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SentenceClassifier, "start_from_label_texts", heard)
-        patch.setattr(Finish, "contestants", finish)
+        patch.setattr(Finish, "contest", finish)
+        patch.setattr(Finish, "best_prefixes", lambda self: [*PREFIXES[:2]])
         changes = (*FEWER, "finish.templates=2", "data.validation=null")
         return train(tmp_path_factory.mktemp("runs") / "run", *changes, assistant=Scripted())[0]
 
@@ -200,7 +203,6 @@ class TestWithoutValidationRows:
 
     def test_choice_is_cross_validated(self, result: dict[str, Any]) -> None:
         assert result["selection"]["rows"] == "training, cross-validated"
-        assert result["card"]["validation_rows"] == 0
 
 
 def test_templates_that_validation_rows_speak_against_are_left_out(
@@ -209,7 +211,7 @@ def test_templates_that_validation_rows_speak_against_are_left_out(
     monkeypatch.setattr(Finish, "validation_gain", lambda *_: (-0.3, 0.1))
     result, observer = train(tmp_path / "run", *FEWER, assistant=Scripted())
     assert result["templates"] == []
-    assert [note for note in observer.notes if note.startswith("no templates: the best 4 prefixes")]
+    assert [note for note in observer.notes if note.startswith("no templates: the best ")]
     assert result["selection"]["contestants"][0]["text"] == "" and result["prefix"] == ""
     assert "no_prefix" not in result["differences"], "the product is the control"
     assert result["templates_on_validation"] == {"gain": -0.3, "standard_error": 0.1}
@@ -305,7 +307,7 @@ def test_online_search_trains_between_the_rounds(train: Train, tmp_path: Path) -
     assert result["regime"] == "online" and result["templates"] == []
     assert all(entry.training_loss is not None for entry in observer.rounds)
     assert titles(tmp_path / "run")[:2] == ["round 1: training", "round 2: training"]
-    assert result["card"]["validation_rows"] > 0, "rows to choose on are carved"
+    assert result["selection"]["rows"] == "validation", "rows to choose on are carved"
 
 
 @pytest.mark.parametrize(("gain", "plain_wins"), [(0.3, False), (0.1, True)])
@@ -330,7 +332,7 @@ def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
 def test_online_search_with_one_row_of_a_class_has_no_row_to_choose_on(train: Train, tmp_path: Path) -> None:
     changes = ("data.test=validation.jsonl", "search.regime=online", "data.shots=1", "data.validation=null")
     result, _ = train(tmp_path / "run", *changes, assistant=Scripted())
-    assert result["card"]["validation_rows"] == 0 and not result["product_is_plain"]
+    assert not result["product_is_plain"]
     assert result["selection"]["rows"] == "training, cross-validated" and "plain" in result["arms"]
 
 

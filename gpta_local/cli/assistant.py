@@ -206,6 +206,7 @@ def evaluate(
     import json
 
     from gpta_local.assistant import open_assistant
+    from gpta_local.assistant.openai_api import PROBE
     from gpta_local.cli import console
     from gpta_local.config import load
     from gpta_local.dialogue_gradient import evaluate
@@ -217,7 +218,7 @@ def evaluate(
             settings = load(path, overrides)
             GUARD.allow(settings.privacy.allow_hosts)
             with closing(open_assistant(settings.assistant)) as assistant:
-                observer.note(f"assistant: {assistant.check()}")
+                observer.note(f"assistant: {assistant.check(PROBE, observer.warn)}")
                 for seed in range(settings.seed, settings.seed + samples):
                     observer.stage(f"{settings.card.name}, seed {seed}", 1)
                     sample = settings.model_copy(update={"seed": seed})

@@ -29,7 +29,15 @@ from rich.table import Table
 
 from gpta_local.observer import Observer
 from gpta_local.run.summary import verdict
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, Round, ScoredPrefix, Selection, StepVerdict
+from gpta_local.schema import (
+    DialogueGradientStep,
+    ExampleText,
+    ProposalFigures,
+    Round,
+    ScoredPrefix,
+    Selection,
+    StepVerdict,
+)
 
 if TYPE_CHECKING:
     from gpta_local.dialogue_gradient.evaluate import ProposalQuality
@@ -121,6 +129,14 @@ class TerminalObserver(Observer):
         shown = chosen if self._verbose else chosen[:SHOWN_TEXTS]
         self.console.print(_grid([(name, " · ".join(texts[name] for texts in shown)) for name in chosen[0]]))
 
+    def example_texts(self, texts: Sequence[ExampleText], asked: int) -> None:
+        if not texts:
+            self.warn(f"no example texts: none of {asked} asked for is usable")
+            return
+        self._print(f"example texts: {len(texts)} usable of {asked} asked for, such as")
+        shown = texts if self._verbose else list({text.label: text for text in reversed(texts)}.values())[::-1]
+        self.console.print(_grid([(text.label, text.text) for text in shown]))
+
     def round(self, entry: Round) -> None:
         scored = [s for s in entry.scored if s.text]
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(entry.proposals.items())) or "none"
@@ -171,8 +187,8 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if result["arms"]:
         names = {
-            "gpta": "GPTA, with its prefix" if result["prefix"] else "GPTA, no prefix in front",
-            "no_prefix": "same training without prefixes",
+            "gpta": "GPTA",
+            "no_prefix": "same label texts, nothing else",
             "plain": "plain fine-tuning",
         }
         table = Table(box=None, pad_edge=False, show_edge=False)

@@ -76,10 +76,10 @@ def train(
 
 
 def _in_words(run: Run) -> str:
-    card, plan = run.plan.card, run.plan
+    plan, card, splits = run.plan, run.plan.card, run.plan.splits
     return (
-        f"{plan.config.card.name}: {card.task}, {len(card.labels)} labels; {card.training_rows} training, "
-        f"{card.validation_rows} validation, {card.test_rows} test rows; "
+        f"{card.name}: {card.task}, {len(card.labels)} labels; {len(splits.train)} training, "
+        f"{len(splits.validation)} validation, {len(splits.test)} test rows; "
         f"{plan.regime} search, {plan.steps} training steps"
     )
 

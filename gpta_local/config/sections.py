@@ -110,8 +110,8 @@ class CardConfig(Section):
 
 
 class SamplingConfig(Section):
-    temperature: float = Field(default=1.0, ge=0, le=5)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float = Field(default=0.9, ge=0, le=5)
+    top_p: float = Field(default=0.95, gt=0, le=1)
     max_new_tokens: int | None = Field(default=None, ge=8, le=32768)
     """Room for one completion, in the assistant's tokens. None: 48 for a prefix, 32 and 24 per label
     for label texts. Models that think before they answer need more, such as 2048."""
@@ -125,6 +125,9 @@ class LocalAssistantConfig(SamplingConfig):
     """A name of `gpta-local models list`, or a model folder."""
     adapter: str | None = None
     """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
+    cache: bool = True
+    """Keep what was answered, below ~/.cache/gpta-local, so that the same request with the same model and sampling is
+    answered at once the next time."""
     device: str = "auto"
 
 
@@ -208,8 +211,16 @@ class DownstreamConfig(Section):
     """Input tokens, prefix and special tokens included. None: the backbone's own limit."""
 
 
+class KnowledgeConfig(Section):
+    """What the assistant writes down of what it knows, besides prefixes."""
+
+    example_texts: int | None = Field(default=None, ge=0, le=1024)
+    """Texts per label that are asked for, to be trained on beside the rows where that helps (low-resource search,
+    single texts). 0: none. None: 32, unless the catalogue says that this model's texts do not help."""
+
+
 class SearchConfig(Section):
-    rounds: int = Field(default=4, ge=1, le=1000)
+    rounds: int = Field(default=4, ge=0, le=1000)
     proposals: int = Field(default=8, ge=1, le=4096)
     """Prefixes asked of the assistant per round."""
     label_text_samples: int = Field(default=8, ge=0, le=256)
@@ -334,6 +345,7 @@ class Config(Section):
     card: CardConfig
     assistant: AssistantConfig = LocalAssistantConfig()
     downstream: DownstreamConfig = DownstreamConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
     search: SearchConfig = SearchConfig()
     training: TrainingConfig = TrainingConfig()
     budget: BudgetConfig = BudgetConfig()

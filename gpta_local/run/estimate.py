@@ -5,18 +5,26 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.assistant.prompts import (
+    TEXTS_OF_A_REPLY,
+    example_texts_request,
+    label_texts_request,
+    prefix_request,
+)
 from gpta_local.dialogue_gradient.dialogues import build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, train_adapter
 from gpta_local.knowledge.label_texts import templated
 from gpta_local.run.loop import Run
-from gpta_local.run.plan import Plan
-from gpta_local.schema import Request, ScoredPrefix
+from gpta_local.run.plan import WITH_TEXTS, Plan
+from gpta_local.schema import Ask, Request, ScoredPrefix
 
 MEASURED_STEPS = 3
+SHORT_REPLY = 8
+"""Tokens."""
 
 
 def estimate(run: Run) -> dict[str, float]:
@@ -42,7 +50,8 @@ def estimate(run: Run) -> dict[str, float]:
         return _seconds(lambda: run.assistant.complete(texts, n, plan.sampling(number, texts)))
 
     asking = request(label_texts, wanted, 0) if wanted else 0.0
-    asking += request(prefixes, search.proposals, 1) * search.rounds
+    asking += request(prefixes, search.proposals, 1) * search.rounds if search.rounds else 0.0
+    asking += _example_texts(run) if plan.example_texts else 0.0
     dialogue_gradients = _dialogue_gradients(run)
     plain = plan.trains_plainly
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
@@ -51,7 +60,7 @@ def estimate(run: Run) -> dict[str, float]:
         "asking the assistant": asking,
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
         "scoring prefixes": one_prefix * heats * search.rounds * (search.proposals + 1),
-        "training": one_step * plan.steps * number_of_trainings(plan),
+        "training": one_step * plan.steps * steps_of_all_trainings(plan),
         "evaluating": one_row
         * (
             len(splits.validation) * contestants + (len(splits.test) + len(splits.fitted)) * plan.measured * (2 + plain)
@@ -59,13 +68,29 @@ def estimate(run: Run) -> dict[str, float]:
     }
 
 
-def number_of_trainings(plan: Plan) -> int:
-    """Trainings of a run over all its steps, with as many templates and finalists as it may have; that of an online
-    search is one."""
+def steps_of_all_trainings(plan: Plan) -> int:
+    """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
+    online search is one. With example texts a training takes more steps."""
     finalists = 0 if plan.online else plan.config.finish.finalists if plan.splits.validation else 1
-    with_templates = plan.most_templates > 0
-    control = plan.measured or not with_templates
-    return control + with_templates + finalists + plan.online + plan.trains_plainly
+    with_templates, with_texts = plan.most_templates > 0, plan.example_texts > 0
+    control = plan.measured or with_texts or not with_templates
+    after_texts = (with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
+    return control + after_texts + plan.online + plan.trains_plainly
+
+
+def _example_texts(run: Run) -> float:
+    """Seconds for the example texts of all labels, from replies that are cut short twice."""
+    plan = run.plan
+    requests = [example_texts_request(plan.card, label) for label in plan.card.labels]
+    n = -(-plan.example_texts // TEXTS_OF_A_REPLY)
+
+    def seconds(tokens: int) -> float:
+        asks = [Ask(r, n, replace(plan.sampling(0, r), max_new_tokens=tokens)) for r in requests]
+        return _seconds(lambda: run.assistant.complete_all(asks))
+
+    first, second = seconds(SHORT_REPLY), seconds(2 * SHORT_REPLY)
+    whole = plan.sampling(0, requests[0]).max_new_tokens / SHORT_REPLY
+    return first + max(0.0, second - first) * (whole - 1)
 
 
 def _dialogue_gradients(run: Run) -> float:

@@ -6,6 +6,7 @@ Knows trainings, their shares of the rounds, checkpoints and slots; not why a mo
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +18,14 @@ from gpta_local.record.checkpoints import KEPT
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.run.plan import Plan
-from gpta_local.schema import Round
+from gpta_local.schema import ExampleText, Round
 from gpta_local.system.interrupt import Interrupt
 from gpta_local.tasks.base import Evaluation
 
 SEARCH = "search"
 """The slot of the training that goes on while an online search does."""
+TEXTS = "example-texts"
+"""The slot of the training with example texts among the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Trained:
         """For the user, among the contestants."""
         if self.slot == "plain":
             return "plain fine-tuning"
+        if self.slot == TEXTS:
+            return "(no prefix), example texts"
         return self.prefix or ("(no prefix), model of the search" if self.slot == SEARCH else "(no prefix)")
 
 
@@ -46,15 +51,21 @@ class FineTuner:
     def __init__(self, plan: Plan, journal: Journal, observer: Observer, interrupt: Interrupt) -> None:
         self.plan, self.journal, self.observer, self.interrupt = plan, journal, observer, interrupt
 
-    def fine_tune(self, model: DownstreamModel, prefix: str, name: str, slot: str) -> Trained:
-        """All steps with one prefix."""
-        training = self.training(model, slot)
+    def fine_tune(
+        self, model: DownstreamModel, prefix: str, name: str, slot: str, texts: Sequence[ExampleText] = ()
+    ) -> Trained:
+        """All steps with one prefix.
+
+        Args:
+            texts: example texts among the rows.
+        """
+        training = self.training(model, slot, texts)
         self.take_steps(training, prefix, training.steps, f"training {name}", slot)
         return Trained(model, prefix, training.seconds, slot)
 
-    def training(self, model: DownstreamModel, slot: str) -> Training:
+    def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = ()) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        training = self.plan.training(model)
+        training = self.plan.training(model, texts=texts)
         if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
         return training
@@ -101,7 +112,7 @@ class FineTuner:
 
     def share(self, training: Training, rounds: int) -> int:
         """Steps of so many rounds together."""
-        return training.steps * rounds // self.plan.config.search.rounds
+        return training.steps * rounds // max(1, self.plan.config.search.rounds)
 
     def measure(self, trained: Trained, split: str) -> tuple[Evaluation, float]:
         """The results of a trained model and its prefix, row by row, and the seconds that took.

@@ -17,13 +17,19 @@ from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.run import summary
-from gpta_local.run.fine_tuning import FineTuner, Trained
+from gpta_local.run.fine_tuning import TEXTS, FineTuner, Trained
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
+    ExampleText,
+    ExampleTexts,
     ScoredPrefix,
     Selection,
     Templates,
 )
+
+LEAST_AGREEMENT = 0.2
+"""Kappa of example texts with a model of the rows below which they are left out: "slight" agreement by Landis and Koch
+(1977). With small assistants it saves half of what such texts cost (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +41,83 @@ class Controls:
     plain: Trained | None
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The trained models to choose from, of which the first has no prefix in front of its inputs, and what they were
+    made of."""
+
+    contestants: list[Trained]
+    controls: Controls
+    templates: Templates
+    example_texts: ExampleTexts
+
+
 class Finish:
     def __init__(self, plan: Plan, journal: Journal, fine_tuner: FineTuner, observer: Observer) -> None:
         self.plan, self.journal, self.fine_tuner, self.observer = plan, journal, fine_tuner, observer
         self.task, self.splits, self.fine_tune = plan.task, plan.splits, fine_tuner.fine_tune
 
-    def contestants(
-        self, label_texts: Sequence[dict[str, str]], searched: Trained
-    ) -> tuple[Controls, Templates, list[Trained]]:
-        """The controls; the templates; and the trained models to choose from, of which the first has no prefix in
-        front of its inputs. Online it is the plain one unless label texts are clearly better as a start: with many rows
-        they can be worse."""
-        templates = Templates(tuple(self.best_prefixes()))
+    def contest(
+        self, label_texts: Sequence[dict[str, str]], example_texts: Sequence[ExampleText], searched: Trained
+    ) -> Contest:
+        """Train the controls and the contestants. What the assistant gave is left out where validation rows speak for
+        plain fine-tuning: with many rows unless it is clearly better, with few where it is clearly worse."""
+        templates, made_up = Templates(tuple(self.best_prefixes())), ExampleTexts(())
         control = bare = plain = None
-        if self.plan.measured or not templates.texts:
+        if self.plan.measured or example_texts or not templates.texts:
             control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+        if control and example_texts:
+            made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
         if templates.texts:
             head = self.task.build(templated(label_texts, templates.texts))
-            bare = self.fine_tune(head, "", "with templates", "templates")
-            if control and self.splits.validation:
-                templates = self.judge_templates(templates, control, bare)
-                bare = bare if templates.texts else control
+            with_them = self.fine_tune(head, "", "with templates", "templates", made_up.trained_on)
+            if bare and self.splits.validation:
+                templates = self.judge_templates(templates, bare, with_them)
+            bare = with_them if templates.texts or bare is None else bare
         assert bare is not None  # one of the two
         if self.plan.trains_plainly:
             name = "plainly" if self.plan.online else "plainly (control)"
             plain = self.fine_tune(self.task.build_plain(), "", name, "plain")
-        if plain and self.plan.online and self.splits.validation and not self.clearly_better(bare, plain):
-            self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
+        if plain and self.splits.validation and self.plain_wins(plain, bare):
             bare = plain
-        contestants = [bare, *self.with_prefixes(label_texts, templates, searched)]
-        return Controls(control, plain), templates, contestants
+        contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, searched)]
+        return Contest(contestants, Controls(control, plain), templates, made_up)
+
+    def plain_wins(self, plain: Trained, bare: Trained) -> bool:
+        if self.plan.online and not self.clearly_better(bare, plain):
+            self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
+            return True
+        if not self.plan.online and self.clearly_better(plain, bare):
+            self.observer.note("on validation rows plain fine-tuning is clearly better than what the assistant gave")
+            return True
+        return False
+
+    def judge_example_texts(
+        self, label_texts: Sequence[dict[str, str]], texts: Sequence[ExampleText], control: Trained
+    ) -> tuple[ExampleTexts, Trained]:
+        """The texts with the control's verdicts, and the model to go on with: one that was trained on those that the
+        control would label as asked, unless that raises the loss of the validation rows."""
+        found = ExampleTexts(tuple(self.task.judged(control.model, texts)))
+        self.journal.add_example_texts(found.texts)
+        agreement = found.agreement(len(self.task.label_names))
+        if agreement < LEAST_AGREEMENT:
+            self.observer.note(
+                f"no example texts: a model of the rows labels {len(found.kept)} of {len(texts)} as was asked for, "
+                "little oftener than by chance"
+            )
+            return found, control
+        model = self.task.build(label_texts)
+        with_them = self.fine_tune(model, "", "with example texts", TEXTS, found.kept)
+        if not self.splits.validation:
+            return replace(found, used=True), with_them
+        gain, standard_error = self.validation_gain(with_them, control)
+        found = replace(found, used=gain > 0, gain=gain, standard_error=standard_error)
+        if not found.used:
+            self.observer.note(
+                f"no example texts: training on {len(found.kept)} of them raises the loss of the validation rows, "
+                f"by {-gain:.3f} ± {standard_error:.3f} nats"
+            )
+        return found, with_them if found.used else control
 
     def clearly_better(self, ours: Trained, theirs: Trained) -> bool:
         """Whether the loss on the validation rows is lower by more than its standard error."""
@@ -77,8 +130,10 @@ class Finish:
         return paired_mean(losses[0] - losses[1])
 
     def best_prefixes(self) -> list[str]:
-        """Those with the highest gains of those that ran longest in their races, for templates."""
+        """Those with the highest gains of those that ran longest in their races, for templates; the gain must exceed
+        its standard error."""
         ranked = sorted(self.journal.scored(), key=lambda s: (s.rows, s.gain), reverse=True)
+        ranked = [s for s in ranked if s.bound() > 0]
         return [s.text for s in ranked[: self.plan.most_templates]]
 
     def judge_templates(self, templates: Templates, without: Trained, with_them: Trained) -> Templates:
@@ -93,7 +148,11 @@ class Finish:
         return Templates((), gain, standard_error)
 
     def with_prefixes(
-        self, label_texts: Sequence[dict[str, str]], templates: Templates, searched: Trained
+        self,
+        label_texts: Sequence[dict[str, str]],
+        templates: Templates,
+        example_texts: ExampleTexts,
+        searched: Trained,
     ) -> list[Trained]:
         """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
         low-resource runs each finalist gets a fine-tuning of its own."""
@@ -103,7 +162,7 @@ class Finish:
         head = templated(label_texts, templates.texts)
         slots = [f"finalist-{hex_digest(text.encode())[:8]}" for text in finalists]
         return [
-            self.fine_tune(self.task.build(head), text, f'with "{text}"', slot)
+            self.fine_tune(self.task.build(head), text, f'with "{text}"', slot, example_texts.trained_on)
             for text, slot in zip(finalists, slots, strict=True)
         ]
 

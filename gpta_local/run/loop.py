@@ -17,6 +17,8 @@ from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.product import write_product
 from gpta_local.downstream.tokenization import unfit_texts
+from gpta_local.knowledge.unusable import Judged
+from gpta_local.knowledge.unusable import why as why_unusable
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.record import folder as run_folder
@@ -57,8 +59,10 @@ class Run:
             observer.warn(warning)
         self.weights = sum(p.numel() * p.element_size() for p in model.parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
+        first = self.plan.first_ask()
+        self.leak_scan.check(first.request)
         observer.stage("waiting for the assistant", 1)
-        observer.note(f"assistant: {self.assistant.check()}")
+        observer.note(f"assistant: {self.assistant.check(first, observer.warn)}")
         self.adapters = AdapterTrials(self.assistant, config)
         if config.dialogue_gradient is not None and not self.assistant.takes_adapters:
             observer.warn(f"{self.assistant.adapters_refused}. Adapters are trained and saved, but do not answer")
@@ -86,9 +90,10 @@ class Run:
         finish = Finish(plan, journal, fine_tuner, self.observer)
 
         label_texts = search.choose_label_texts()
+        example_texts = search.example_texts()
         model = plan.task.build(label_texts)
         training = fine_tuner.training(model, SEARCH) if plan.online else None
-        current = ""
+        current, number = "", 1
         for number in range(1, plan.config.search.rounds + 1):
             entry = search.round(number, model, current)
             if entry is None:
@@ -98,17 +103,20 @@ class Run:
                 fine_tuner.take_share(training, entry)
             search.teach(number, model)
         ended_by = journal.ended_by()
-        if training is not None and ended_by:
+        if training is not None and (ended_by or not plan.config.search.rounds):
             fine_tuner.take_rest(training, current, number - 1)
         self.assistant.close()
 
         searched = Trained(model, current, journal.search_seconds(), SEARCH)
-        controls, templates, contestants = finish.contestants(label_texts, searched)
-        selection = finish.select(contestants)
-        product = contestants[selection.chosen]
-        result = summary.describe_run(plan.card, plan.regime, label_texts, templates, selection)
-        result |= finish.evaluate(product, controls)
+        contest = finish.contest(label_texts, example_texts, searched)
+        selection = finish.select(contest.contestants)
+        product = contest.contestants[selection.chosen]
+        result = summary.describe_run(
+            plan.card, plan.regime, label_texts, contest.templates, contest.example_texts, selection
+        )
+        result |= finish.evaluate(product, contest.controls)
         result["ended_by"] = ended_by or None
+        result["unusable"] = ". ".join(filter(None, why_unusable([Judged(*one) for one in journal.judged()]))) or None
         result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}
         self.write(journal, product)
         return journal.end(result)

@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpta_local.assistant.prompts import reply_room
-from gpta_local.config import Config
+from gpta_local.assistant.prompts import label_texts_request, prefix_request, reply_room
+from gpta_local.config import Config, ReplayAssistantConfig
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.training import Training, total_steps
 from gpta_local.knowledge import prefixes
-from gpta_local.schema import DatasetCard, Regime, Request, Sampling, ScoredPrefix
+from gpta_local.schema import Ask, DatasetCard, ExampleText, Regime, Request, Sampling, ScoredPrefix
+from gpta_local.system.catalogue import read_catalogue
 from gpta_local.tasks.base import Task
+
+EXAMPLE_TEXTS = 32
+"""Of each label: with one plain request, four replies of eight."""
+WITH_TEXTS = 2
+"""Times the steps of a training with example texts among the rows: there is as much again to learn (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,26 @@ class Plan:
     def _label_texts_go_along(self) -> bool:
         return self.config.training.label_text_loss and not self.online
 
-    def training(self, model: DownstreamModel, times: int = 1) -> Training:
-        """A model's fine-tuning on the training rows as the configuration says, or with so many times the steps."""
-        config, rows = self.config, self.splits.train
-        label_texts = self._label_texts_go_along
-        return Training(model, rows, config.training, seed=config.seed, label_texts=label_texts, times=times)
+    def training(self, model: DownstreamModel, times: int = 1, texts: Sequence[ExampleText] = ()) -> Training:
+        """A model's fine-tuning on the training rows as the configuration says, or with so many times the steps; with
+        example texts among the rows it takes twice as many."""
+        settings, rows, label_texts = self.config.training, self.splits.train, self._label_texts_go_along
+        if texts:
+            settings = settings.model_copy(update={"steps": WITH_TEXTS * self.steps})
+            rows = self.task.mixed(rows, texts)
+        return Training(model, rows, settings, seed=self.config.seed, label_texts=label_texts, times=times)
+
+    @property
+    def example_texts(self) -> int:
+        """How many are asked for, of each label. There are none of pairs of texts, and none where there are many rows:
+        they would know more."""
+        wanted, assistant = self.config.knowledge.example_texts, self.config.assistant
+        if self.online or not self.task.uses_label_texts:
+            return 0
+        if wanted is None:
+            known = None if isinstance(assistant, ReplayAssistantConfig) else read_catalogue().get(assistant.model)
+            return 0 if known and known.example_texts_help is False else EXAMPLE_TEXTS
+        return wanted
 
     @property
     def measured(self) -> bool:
@@ -73,7 +94,7 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        contestants = 2 + (1 if self.online else 1 + self.config.finish.finalists)
+        contestants = 2 + (1 if self.online else 1 + (self.example_texts > 0) + self.config.finish.finalists)
         return (1 + contestants) * weights
 
     def scoring_rows(self, number: int) -> list[int]:
@@ -94,7 +115,24 @@ class Plan:
         ranked = prefixes.ranked(scored, margin)
         return [s.text for s in ranked[:size] if s.bound(margin) > 0]
 
+    def first_ask(self) -> Ask:
+        """What the assistant is asked first: for label texts, or for prefixes without a history."""
+        search, budget = self.config.search, self.config.budget
+        if self.task.uses_label_texts and search.label_text_samples:
+            request, number, n, limits = label_texts_request(self.card), 0, search.label_text_samples, [budget.calls]
+        else:
+            request, number, n, limits = (
+                prefix_request(self.card, []),
+                1,
+                search.proposals,
+                [budget.calls, budget.trials],
+            )
+        return Ask(request, min(n, *(limit or n for limit in limits)), self.sampling(number, request))
+
     def sampling(self, round_number: int, request: Request) -> Sampling:
+        """How a request is drawn. What is asked before the first round depends on the card alone, and its seed too: the
+        same card is answered alike whatever the rows are."""
         assistant = self.config.assistant
         room = assistant.max_new_tokens or reply_room(request, self.card)
-        return Sampling(assistant.temperature, assistant.top_p, room, seed=self.config.seed * 1000 + round_number)
+        seed = self.config.seed * 1000 + round_number if round_number else 0
+        return Sampling(assistant.temperature, assistant.top_p, room, seed)

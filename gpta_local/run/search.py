@@ -7,28 +7,36 @@ and what to do with proposals; not rows, which are numbers here, nor how a model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gpta_local.assistant import Assistant
-from gpta_local.assistant.prompts import label_texts_request, prefix_request
+from gpta_local.assistant.prompts import (
+    TEXTS_OF_A_REPLY,
+    example_texts_request,
+    label_texts_request,
+    prefix_request,
+)
 from gpta_local.assistant.replay import ReplayAssistant
 from gpta_local.dialogue_gradient.dialogues import build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, sampling_temperature
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.model import DownstreamModel
-from gpta_local.errors import AdapterRefused, EndpointError, ModelError, TrainingError
+from gpta_local.errors import AdapterRefused, EndpointError, ModelError, ReplayExhausted, TrainingError
 from gpta_local.knowledge import prefixes
+from gpta_local.knowledge.example_texts import ExampleTextReader
 from gpta_local.knowledge.label_texts import read_label_text_sets
+from gpta_local.knowledge.unusable import Judged
+from gpta_local.knowledge.unusable import why as why_unusable
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import LeakScan
 from gpta_local.record.folder import ADAPTERS_FOLDER
 from gpta_local.record.history import Outcome
 from gpta_local.record.journal import Journal
 from gpta_local.run.plan import Plan
-from gpta_local.schema import Completion, ProposalFigures, Request, Round, ScoredPrefix, StepVerdict
+from gpta_local.schema import Ask, Completion, ExampleText, ProposalFigures, Request, Round, ScoredPrefix, StepVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,7 @@ class Search:
         self.plan, self.journal, self.observer = plan, journal, observer
         self.config = plan.config
         self.assistant, self.adapters, self.leak_scan = assistant, adapters, leak_scan
+        self.hinted: set[str] = set()
         adapters.folder = journal.folder / ADAPTERS_FOLDER
         adapters.resume(journal.steps())
         if isinstance(assistant, ReplayAssistant):
@@ -75,18 +84,50 @@ class Search:
             request = label_texts_request(card)
             try:
                 asking, completions = self.ask(0, request, asked, self.adapters.trusted)
-            except (AdapterRefused, EndpointError) as exc:
+            except (AdapterRefused, EndpointError, ModelError) as exc:
                 self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
                 asked = 0
             else:
-                sets, verdicts = read_label_text_sets(completions, card.label_names, self.leak_scan.find)
+                sets, verdicts = read_label_text_sets(completions, card, self.leak_scan.find)
                 self.journal.judge_completions(asking, verdicts)
+                self.explain("label texts", completions, verdicts)
         chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.journal.add_label_texts(scored, chosen)
         joined = len(chosen) - len(task.own_label_texts())
         self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
+
+    def example_texts(self) -> list[ExampleText]:
+        """Texts that the assistant makes up for each label, cleaned; in the order of the labels."""
+        card, wanted = self.plan.card, self.plan.example_texts
+        spent = len(self.journal.completions("label-texts"))
+        most = len(card.labels) * -(-wanted // TEXTS_OF_A_REPLY)
+        n = max(0, self.affordable("calls", 0, spent + most) - spent) // len(card.labels)
+        if not n:
+            return []
+        self.observer.stage("asking for example texts", 1)
+        requests = [example_texts_request(card, label) for label in card.labels]
+        try:
+            answered = self.ask_all(0, requests, n, self.adapters.trusted)
+        except (AdapterRefused, EndpointError, ModelError, ReplayExhausted) as exc:
+            self.observer.advance()
+            self.observer.warn(f"no example texts: {exc}")
+            return []
+        reader, texts = ExampleTextReader(card), list[ExampleText]()
+        received, verdicts = list[Completion](), list[Outcome]()
+        for label, (number, completions) in zip(card.labels, answered, strict=True):
+            found, outcomes = reader.read(completions, label.name)
+            self.journal.judge_completions(number, outcomes)
+            texts += found[:wanted]
+            received += completions
+            verdicts += outcomes
+        self.explain("example texts", received, verdicts)
+        self.observer.example_texts(texts, n * TEXTS_OF_A_REPLY * len(card.labels))
+        if missing := sorted({*card.label_names} - {text.label for text in texts}):
+            self.observer.warn(f"no example texts: none for the label {missing[0]!r} can be used")
+            return []
+        return texts
 
     def round(self, number: int, model: DownstreamModel, current: str) -> Round | None:
         """One round, on record when this returns; at the current θ. None: the search has ended before it."""
@@ -134,14 +175,14 @@ class Search:
             (place / len(reply), who) for who, (*_, reply) in enumerate(asked) for place in range(len(reply))
         )
         replies = [iter(reply) for *_, reply in asked]
+        in_turns = [next(replies[who]) for _, who in turns]
         candidates = prefixes.clean(
-            [next(replies[who]) for _, who in turns],
+            in_turns,
             [scored.text for scored in known],
             embed=lambda texts: model.embed(texts).cpu().numpy(),
-            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
-            max_tokens=search.max_prefix_tokens,
-            leak=self.leak_scan.find,
+            read=self.prefix_reader(model),
         )
+        self.explain(f"round {number}", in_turns, candidates.verdicts)
         verdicts = []
         for who, (adapter, asking, _) in enumerate(asked):
             own = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
@@ -151,21 +192,36 @@ class Search:
         best_shown = max(shown, key=lambda s: (0 if self.plan.online else s.rows, s.gain), default=None)
         return Proposals(candidates.prefixes, candidates.counts, verdicts, best_shown, base_only)
 
+    def explain(self, what: str, completions: Sequence[Completion], verdicts: Sequence[Outcome]) -> None:
+        """Say why, where most replies cannot be used; what may be wrong is said once."""
+        judged = [Judged(*verdict, reply.finish_reason) for verdict, reply in zip(verdicts, completions, strict=True)]
+        causes, hint = why_unusable(judged)
+        if causes:
+            self.observer.warn(f"{what}: {causes}" if hint in self.hinted else f"{what}: {causes}. {hint}")
+            self.hinted.add(hint)
+
     def ask(self, round_number: int, request: Request, n: int, adapter: Path | None) -> tuple[int, list[Completion]]:
-        """Scan the request, record it, then send it and record what comes back; return its number in the
-        history and the completions.
+        """As `ask_all`, for one request."""
+        return self.ask_all(round_number, [request], n, adapter)[0]
+
+    def ask_all(
+        self, round_number: int, requests: Sequence[Request], n: int, adapter: Path | None
+    ) -> list[tuple[int, list[Completion]]]:
+        """Scan the requests, record them, then send them and record what comes back; the number of each in the
+        history, and its `n` completions.
 
         Raises:
-            PrivacyError: private words or personal data are in it; it is neither recorded nor sent.
+            PrivacyError: private words or personal data are in one; none is recorded or sent.
         """
-        self.leak_scan.check(request)
-        sampling = self.plan.sampling(round_number, request)
-        sampling = replace(sampling, temperature=sampling.temperature * sampling_temperature(adapter))
-        asking, completions = self.journal.exchange(
-            round_number, request, n, sampling, adapter, lambda: self.assistant.complete(request, n, sampling)
-        )
+        asks = []
+        for request in requests:
+            self.leak_scan.check(request)
+            sampling = self.plan.sampling(round_number, request)
+            temperature = sampling.temperature * sampling_temperature(adapter)
+            asks.append(Ask(request, n, replace(sampling, temperature=temperature)))
+        answered = self.journal.exchange(round_number, asks, adapter, self.assistant.complete_all)
         self.observer.advance()
-        return asking, completions
+        return answered
 
     def end(self, number: int, why: EndpointError) -> None:
         """Go on with the prefixes known so far, and say so; without any, there is nothing to go on with."""
@@ -251,10 +307,16 @@ class Search:
             [] if self.plan.online else self.journal.scored(),
             self.plan.task.scorer(model, self.plan.splits.train).losses,
             rows if len(rows) <= 2 * first_heat else rows[:first_heat],
-            tokens=lambda text: len(model.tokenizer.prefix_ids(text)),
-            max_tokens=self.config.search.max_prefix_tokens,
-            leak=self.leak_scan.find,
+            read=self.prefix_reader(model),
         )
+
+    def prefix_reader(self, model: DownstreamModel) -> Callable[[str], str]:
+        def tokens(text: str) -> int:
+            return len(model.tokenizer.prefix_ids(text))
+
+        return prefixes.PrefixReader(
+            self.plan.card, tokens, self.config.search.max_prefix_tokens, self.leak_scan.find
+        ).read
 
     # ── budgets ─────────────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpta_local import __version__
 from gpta_local.metrics import Interval, paired_bootstrap, wilson_interval
-from gpta_local.schema import DatasetCard, ScoredPrefix, Selection, Templates
+from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection, Templates
 
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
@@ -53,6 +53,7 @@ def describe_run(
     regime: str,
     label_texts: Sequence[Mapping[str, str]],
     templates: Templates,
+    example_texts: ExampleTexts,
     selection: Selection,
 ) -> dict[str, Any]:
     """The part of the summary that holds before anything is evaluated."""
@@ -66,6 +67,13 @@ def describe_run(
         "templates_on_validation": None
         if templates.gain is None
         else {"gain": templates.gain, "standard_error": _finite(templates.standard_error)},
+        "example_texts": {
+            "usable": len(example_texts.texts),
+            "kept": len(example_texts.kept),
+            "used": example_texts.used,
+            "gain": example_texts.gain,
+            "standard_error": _finite(example_texts.standard_error),
+        },
         "prefix": chosen.text,
         "selection": {
             "rows": selection.rows,
@@ -85,39 +93,42 @@ def _finite(standard_error: float | None) -> float | None:
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
-    """The result in sentences, first the prefix, then what the whole is worth."""
-    prefix, templates = summary["prefix"], len(summary.get("templates", []))
-    against = summary["differences"].get("no_prefix")
+    """The result in sentences: what the assistant's texts are worth, then the whole."""
+    against, parts = summary["differences"].get("no_prefix"), _parts(summary)
     lines = []
     if why := summary.get("ended_by"):
         lines.append(f"The search ended before its last round: {why}.")
-    if not prefix and not summary.get("product_is_plain"):
-        lines.append(
-            "No prefix in front of the inputs: none was clearly better than none. The model is shipped without one."
-        )
-    elif prefix and not against:
-        lines.append(f'The prefix is "{prefix}".')
-    elif prefix and not templates:
-        lines.append(f'The prefix "{prefix}" {_against(against, "the same training without it")}')
-    if templates and against:
-        what = (
-            f'The prefix "{prefix}", with the best {templates} as templates of the label texts,'
-            if prefix
-            else f"A head that starts from the label texts behind the best {templates} prefixes too"
-        )
-        lines.append(f"{what} {_against(against, 'the same training without prefixes')}")
+    if why := summary.get("unusable"):
+        lines.append(f"Most replies of the assistant were of no use: {why}.")
     if summary.get("product_is_plain"):
         what = "On validation rows nothing is clearly better than plain fine-tuning (random head): that is the model."
         lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
+    elif not parts:
+        lines.append("No prefix and no example texts: none was clearly better than none. The model is shipped without.")
+    else:
+        gains = _against(against, "the same training without") if against else "are in the model."
+        told = " and ".join(parts)
+        lines.append(f"{told[0].upper()}{told[1:]}: {gains}")
     if "plain" in summary["differences"]:
-        lines.append(
-            f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head, no prefix)')}"
-        )
+        lines.append(f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head)')}")
     if not summary["arms"]:
         lines.append("There is no data.test and no data.validation: what was gained is not measured.")
     elif summary["evaluated_on"] == "validation":
         lines.append("Measured on the validation rows that the choice was made on: too good. Give data.test.")
     return lines
+
+
+def _parts(summary: Mapping[str, Any]) -> list[str]:
+    """What the assistant wrote that the product was made with, label texts aside."""
+    texts, templates, prefix = summary["example_texts"], len(summary["templates"]), summary["prefix"]
+    parts = []
+    if texts["used"]:
+        parts.append(f"{texts['kept']} example texts of {texts['usable']} among the rows")
+    if templates:
+        parts.append(f"the best {templates} prefixes before the label texts")
+    if prefix:
+        parts.append(f'the prefix "{prefix}" in front of the inputs')
+    return parts
 
 
 def _against(figures: Mapping[str, Any], other: str) -> str:

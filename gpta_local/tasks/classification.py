@@ -6,6 +6,7 @@ Does not know where prefixes come from, nor how the model is trained.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from gpta_local.downstream.probe import ProbeScorer
 from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.errors import LOWER_RATES, ModelError, TrainingError
 from gpta_local.metrics import Losses
-from gpta_local.schema import DatasetCard, ScoredLabelTexts
+from gpta_local.schema import DatasetCard, ExampleText, ScoredLabelTexts
 from gpta_local.system.models import backbone_folder, multiplies_in_bf16, resolve_device
 from gpta_local.tasks.base import Evaluation
 
 LABEL_TEXT_SCALE = 10.0
 """Length of the weights with which a class starts; twice as much is 0.7 points worse (docs/LOG.md)."""
+
+LEAN_ITERATIONS = 50
 
 
 class ClassificationTask:
@@ -62,16 +65,13 @@ class ClassificationTask:
         return self._rows.texts()
 
     def card(self) -> DatasetCard:
-        """Built from the configuration's words, the label names and row counts; from no row."""
-        card, splits = self._config.card, self._splits
+        """Built from the configuration's words and the label names; from no row."""
+        card = self._config.card
         return DatasetCard(
             name=card.name or self.name,
             task=self.name,
             description=" ".join(card.description.split()),
             labels=self.labels,
-            training_rows=len(splits.train),
-            validation_rows=len(splits.validation),
-            test_rows=len(splits.test),
         )
 
     def build(self, label_texts: Sequence[Mapping[str, str]]) -> DownstreamModel:
@@ -82,7 +82,7 @@ class ClassificationTask:
         return model
 
     def _start(self, model: DownstreamModel, label_texts: Sequence[Mapping[str, str]]) -> None:
-        if isinstance(model, SentenceClassifier):
+        if isinstance(model, SentenceClassifier) and self.uses_label_texts:
             phrases = [[texts[name] for texts in label_texts] for name in self.label_names]
             model.start_from_label_texts(phrases, LABEL_TEXT_SCALE)
 
@@ -104,7 +104,25 @@ class ClassificationTask:
 
     @property
     def uses_label_texts(self) -> bool:
-        return is_sentence_backbone(self._backbone)
+        """Not for pairs: the words for a relation say nothing of the two texts, and cost up to five points
+        (docs/LOG.md)."""
+        return is_sentence_backbone(self._backbone) and self._config.data.text_pair is None
+
+    def mixed(self, rows: Sequence[Example], texts: Sequence[ExampleText]) -> list[Example]:
+        """The rows, repeated to about as many as the texts, and the texts."""
+        numbers = {label.name: number for number, label in enumerate(self.labels)}
+        return [*rows] * max(1, round(len(texts) / len(rows))) + [Example((t.text,), numbers[t.label]) for t in texts]
+
+    def judged(self, model: DownstreamModel, texts: Sequence[ExampleText]) -> list[ExampleText]:
+        """The texts with what a model says of them. One that has not been trained on them needs no cross-fitting; what
+        it leans to by itself, with few rows, is taken out (`without_lean`)."""
+        rows = model.tokenizer.encode(model.tokenizer.tokenise([(text.text,) for text in texts]), "")
+        asked = torch.tensor([self.label_names.index(text.label) for text in texts])  # (n,)
+        chances = without_lean(self.logits(model, rows).cpu().float(), asked).softmax(-1)  # (n, c)
+        return [
+            replace(text, probability=float(row[label]), kept=int(row.argmax()) == int(label))
+            for text, row, label in zip(texts, chances, asked, strict=True)
+        ]
 
     def own_label_texts(self) -> list[dict[str, str]]:
         """What the card itself says of each label: the names and, where labels have a meaning, those."""
@@ -172,3 +190,19 @@ class ClassificationTask:
     def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
         """Logits (n, c) as the shipped model gives them."""
         return model.predict_logits(rows)
+
+
+def without_lean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (n, c) shifted by one number for each class, so that each class gets as much probability as any other when
+    the texts of each label weigh alike: the priors are fitted as by Saerens, Latinne and Decaestecker (2002).
+
+    Args:
+        labels: (n,) the class that each text was asked for.
+    """
+    classes = logits.shape[1]
+    weights = 1 / torch.bincount(labels, minlength=classes).clamp(min=1)[labels].float()  # (n,)
+    weights = weights / weights.sum()
+    for _ in range(LEAN_ITERATIONS):
+        shares = (logits.softmax(-1) * weights.unsqueeze(1)).sum(0)  # (c,)
+        logits = logits - (shares * classes).clamp(min=1e-6).log()
+    return logits
