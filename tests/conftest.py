@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from servers import VLLM, Endpoint, transformers_server, vllm
 
-from gpta_local.system.network import OFFLINE
+from gpta_local.system.network import GUARD, OFFLINE
 
 Connect = Callable[..., Any]
 
@@ -29,6 +29,12 @@ os.environ.update(OFFLINE)  # as the program does before it imports anything
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 CACHE = tempfile.TemporaryDirectory(prefix="gpta-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name  # what assistants answer in tests is not kept with what they answer to users
+
+
+@pytest.fixture(autouse=True)
+def nothing_refused_before() -> None:
+    """What the guard of the network refused in an earlier test of this process is not told in the next."""
+    GUARD.refused.clear()
 
 
 def pytest_configure(config: pytest.Config) -> None:
