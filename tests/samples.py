@@ -186,7 +186,7 @@ def record_replies(
     for kind, replies in kinds.items():
         completions = [Completion(text, "scripted") for text in replies]
         asking = history.add_request(1, Request(kind, (Message("user", "?"),)), Sampling())
-        history.add_completions(asking, completions)
+        history.add_completions({asking: completions})
     history.close()
     return folder
 

@@ -262,7 +262,7 @@ def test_validation_rows_decide_whether_they_are_used(
     ("owner", "method", "at"),
     [
         (Search, "example_texts", 1),
-        (Journal, "add_all_completions", 2),
+        (Journal, "add_completions", 2),
         (Audit, "answered", 3),
         (Journal, "judge_completions", 3),
         (Finish, "judge_example_texts", 1),
@@ -295,7 +295,7 @@ def test_answers_to_requests_that_were_asked_together_are_all_on_record_or_none(
     history = History(tmp_path / "history.sqlite")
     number = history.add_request(0, Request("example-texts", (Message("user", "?"),)), Sampling())
     with pytest.raises(sqlite3.IntegrityError):
-        history.add_all_completions({number: [Completion("a text", "m")], number + 1: [Completion("another", "m")]})
+        history.add_completions({number: [Completion("a text", "m")], number + 1: [Completion("another", "m")]})
     assert history.texts() == {}
 
 

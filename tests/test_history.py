@@ -58,7 +58,7 @@ def history(path: Path) -> Iterator[History]:
 def test_completions_come_back_as_they_were(history: History) -> None:
     completions = [Completion("a: «b»\n漢字", "m", "length", 12, 3), Completion("", "m")]
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, completions)
+    history.add_completions({asking: completions})
     assert history.completions("prefix") == completions
 
 
@@ -66,7 +66,7 @@ def test_completions_of_one_kind_come_in_the_order_of_asking(history: History) -
     kinds: tuple[RequestKind, ...] = ("label-texts", "prefix", "prefix", "label-texts")
     for number, kind in enumerate(kinds):
         asking = history.add_request(number, request(kind), SAMPLING)
-        history.add_completions(asking, [Completion(f"{number} {i}", "m") for i in range(2)])
+        history.add_completions({asking: [Completion(f"{number} {i}", "m") for i in range(2)]})
     assert [completion.text for completion in history.completions("prefix")] == ["1 0", "1 1", "2 0", "2 1"]
 
 
@@ -102,14 +102,14 @@ def test_cost_is_known_where_all_tokens_were_counted(
 ) -> None:
     completions = [Completion("a", "m", "stop", 10, 2), Completion("b", "m", "stop", *second)]
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, completions)
+    history.add_completions({asking: completions})
     assert history.cost() == {"completions": 2, "prompt_tokens": prompt, "completion_tokens": completion}
 
 
 def test_every_write_is_there_for_others_without_closing(path: Path) -> None:
     first = History(path)
     asking = first.add_request(1, request("prefix"), SAMPLING)
-    first.add_completions(asking, [Completion("a", "m")])
+    first.add_completions({asking: [Completion("a", "m")]})
     first.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
     with closing(open_existing(path.parent)) as again:
         assert again.completions("prefix") == [Completion("a", "m")]
@@ -124,8 +124,8 @@ def judged(path: Path) -> list[tuple[str, str, str]]:
 
 def test_completions_are_judged_in_the_order_of_their_request(path: Path, history: History) -> None:
     first, second = (history.add_request(1, request("prefix"), SAMPLING) for _ in range(2))
-    history.add_completions(second, [Completion("a", "m"), Completion("b", "m")])
-    history.add_completions(first, [Completion("c", "m")])
+    history.add_completions({second: [Completion("a", "m"), Completion("b", "m")]})
+    history.add_completions({first: [Completion("c", "m")]})
     assert judged(path) == [("a", "", ""), ("b", "", ""), ("c", "", "")]
     history.judge_completions(second, [("accepted", "a"), ("unusable", "empty reply")])
     assert judged(path) == [("a", "accepted", "a"), ("b", "unusable", "empty reply"), ("c", "", "")]
@@ -134,7 +134,7 @@ def test_completions_are_judged_in_the_order_of_their_request(path: Path, histor
 @pytest.mark.parametrize("verdicts", [1, 3])
 def test_completions_are_judged_all_or_none(path: Path, history: History, verdicts: int) -> None:
     asking = history.add_request(1, request("prefix"), SAMPLING)
-    history.add_completions(asking, [Completion("a", "m")] * 2)
+    history.add_completions({asking: [Completion("a", "m")] * 2})
     with pytest.raises(ValueError, match=r"shorter|longer"):
         history.judge_completions(asking, [("accepted", "a")] * verdicts)
     assert judged(path) == [("a", "", "")] * 2
@@ -170,7 +170,7 @@ class TestDialogueGradient:
     def test_requests_say_which_adapter_was_asked(self, history: History) -> None:
         for adapter, text in (("", "x"), ("001", "y"), ("", "z")):
             asking = history.add_request(1, request("prefix"), SAMPLING, adapter)
-            history.add_completions(asking, [Completion(text, "m")])
+            history.add_completions({asking: [Completion(text, "m")]})
         assert [adapter for _, _, _, adapter, _ in history.requests()] == ["", "001", ""]
         assert [completion.text for completion in history.completions("prefix")] == ["x", "y", "z"]
 

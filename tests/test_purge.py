@@ -351,7 +351,7 @@ def test_disk_that_is_full_leaves_the_files_as_they_were(copied: Path) -> None:
 
 def test_history_that_is_purged_but_not_yet_written_anew_is_written_anew_by_a_second_purge(copied: Path) -> None:
     history = History(copied / "history.sqlite")
-    history.add_completions(1, [Completion("Vorlax " * 20000, "model")])
+    history.add_completions({1: [Completion("Vorlax " * 20000, "model")]})
     history._connection.set_authorizer(lambda action, *_: int(action == sqlite3.SQLITE_ATTACH))  # which VACUUM needs
     with pytest.raises(sqlite3.DatabaseError, match="denied"):
         history.purge("")

@@ -1,4 +1,4 @@
-"""The promises that can be verified: what may leave, what was done, what is written and kept.
+"""The leak scan: words of private rows, and personal data, in what would go to the assistant.
 
 Nothing here reads rows from files; what must know them is given texts by the outer loop.
 """

@@ -119,11 +119,7 @@ class History:
             )
         return int(cursor.lastrowid or 0)
 
-    def add_completions(self, request: int, completions: Sequence[Completion]) -> None:
-        """Record what came back for a request, as it comes."""
-        self.add_all_completions({request: completions})
-
-    def add_all_completions(self, answers: Mapping[int, Sequence[Completion]]) -> None:
+    def add_completions(self, answers: Mapping[int, Sequence[Completion]]) -> None:
         """Record what came back for requests that were answered together: all of it or nothing. Sampled together, they
         would not be answered alike by parts."""
         with self._connection as db:

@@ -113,7 +113,7 @@ class Journal(History):
         waiting = {number: ask for number, ask in zip(numbers, asks, strict=True) if not found[number]}
         if waiting:
             answers = dict(zip(waiting, complete_all(list(waiting.values())), strict=True))
-            self.add_all_completions(answers)
+            self.add_completions(answers)
             self.keep_time()
             found |= answers
         for number in numbers:
