@@ -23,7 +23,7 @@ FLOORS = (
     ("record",),
     ("assistant", "downstream"),
     ("tasks", "privacy", "knowledge"),
-    ("dialogue_gradient",),
+    ("dialogue_gradient", "report"),
     ("run",),
     ("benchmark", "doctor", "bundle"),
     ("cli",),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpta_local.metrics import Interval
-from gpta_local.run import summary
+from gpta_local.report import summary
 from gpta_local.tasks.base import Evaluation
 
 

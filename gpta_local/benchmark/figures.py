@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gpta_local.metrics import Interval
+from gpta_local.report.pictures import COLOURS, as_svg
 
-COLOURS = ("#777777", "#1b6ca8")
-"""Of the arm without and the arm with."""
 PANELS = 3
 """Panels of curves in a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """`name`: of its file beside the Markdown."""
-
-    caption: str
-    name: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +38,7 @@ def difference_plot(intervals: Mapping[str, Interval], title: str, name: str) ->
     panel.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
     panel.set_yticks(range(len(arms)), arms)
     panel.set(xlabel=title, ylim=(-0.6, len(intervals) - 0.4))
-    return _svg(figure, name)
+    return as_svg(figure, name)
 
 
 def curve_plot(courses: Mapping[str, Mapping[str, Course]], name: str) -> str:
@@ -67,7 +54,7 @@ def curve_plot(courses: Mapping[str, Mapping[str, Course]], name: str) -> str:
     for panel in panels.flat[len(courses) :]:
         panel.set_visible(False)
     panels.flat[0].legend(frameon=False, fontsize=7, loc="lower right")
-    return _svg(figure, name)
+    return as_svg(figure, name)
 
 
 def matrix_plot(matrix: NDArray[np.float64], names: Sequence[str], name: str) -> str:
@@ -82,15 +69,4 @@ def matrix_plot(matrix: NDArray[np.float64], names: Sequence[str], name: str) ->
     panel.set_xticks(range(len(names)), list(names), rotation=40, ha="right")
     panel.set_yticks(range(len(names)), list(names))
     panel.set(xlabel="prefix found on", ylabel="used on")
-    return _svg(figure, name)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The picture as an element of a page; `name` keeps its inner names apart from those of others."""
-    for panel in figure.axes:
-        panel.spines[["top", "right"]].set_visible(False)
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = re.sub(r'<g id="[^"]*"', "<g", out.getvalue())  # the same in all pictures, and nothing refers to them
-    return text[text.index("<svg") :]
+    return as_svg(figure, name)

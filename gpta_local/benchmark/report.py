@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from gpta_local.benchmark import figures
-from gpta_local.benchmark.figures import Picture
-from gpta_local.benchmark.page import Block, as_page, as_table
 from gpta_local.benchmark.statistics import (
     Comparison,
     GoalVerdict,
@@ -34,6 +32,8 @@ from gpta_local.benchmark.statistics import (
 )
 from gpta_local.benchmark.suite import CONTROLS, GPTA, CurveEntry, Part, Suite, SuiteFile, shots_name
 from gpta_local.benchmark.trials import AFTER_GPTA, Record, Trial, transferred, warnings
+from gpta_local.report.page import Block, as_page, as_table
+from gpta_local.report.pictures import Picture
 from gpta_local.system.files import owner_only
 
 NONE = "–"
@@ -54,7 +54,7 @@ def write(suite: Suite, records: Records, folder: Path) -> list[str]:
         else:
             lines.append(f"{block}\n")
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "report.html").write_text(as_page(blocks, suite.path.stem), encoding="utf-8")
+    (folder / "report.html").write_text(as_page(blocks, f"Benchmark: {suite.path.stem}"), encoding="utf-8")
     return [*_summary(suite.file, done), *map(str, verdicts), f"report: {folder / 'report.html'}"]
 
 

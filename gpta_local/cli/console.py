@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from gpta_local.observer import Observer
-from gpta_local.run.summary import verdict
+from gpta_local.report.summary import verdict
 from gpta_local.schema import (
     DialogueGradientStep,
     ExampleText,

@@ -17,7 +17,7 @@ from gpta_local.downstream import inference
 from gpta_local.downstream.product import Prediction, open_product
 from gpta_local.observer import Observer
 from gpta_local.record import folder as run_folder
-from gpta_local.run import summary
+from gpta_local.report import summary
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -16,7 +16,7 @@ from gpta_local.metrics import paired_mean
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
-from gpta_local.run import summary
+from gpta_local.report import summary
 from gpta_local.run.fine_tuning import TEXTS, FineTuner, Trained
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (

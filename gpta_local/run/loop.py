@@ -24,7 +24,7 @@ from gpta_local.privacy.leak_scan import scan_of, weaker_than_default
 from gpta_local.record import folder as run_folder
 from gpta_local.record.folder import make_folder
 from gpta_local.record.journal import Journal, opened
-from gpta_local.run import summary
+from gpta_local.report import summary
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
 from gpta_local.run.finish import Finish
 from gpta_local.run.plan import Plan

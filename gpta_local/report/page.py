@@ -9,7 +9,7 @@ from html import escape
 
 from markdown_it import MarkdownIt
 
-from gpta_local.benchmark.figures import Picture
+from gpta_local.report.pictures import Picture
 
 MARKDOWN = MarkdownIt("zero").enable(["heading", "table", "backticks", "entity"])
 """What a report is made of. No links, pictures or HTML: words of an assistant stay words."""
@@ -40,7 +40,7 @@ def as_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 def as_page(blocks: Sequence[Block], title: str) -> str:
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n'
-        f"<title>Benchmark: {escape(title)}</title>\n<style>{STYLE}</style>"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>"
     )
     body = "".join(MARKDOWN.render(block) if isinstance(block, str) else _figure(block) for block in blocks)
     return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'

@@ -1,0 +1,1 @@
+"""What a run found, for people: figures, sentences, a page, a model card. Trains and measures nothing."""
