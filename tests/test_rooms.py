@@ -27,6 +27,7 @@ FLOORS = (
     ("run",),
     ("benchmark", "doctor", "bundle"),
     ("cli",),
+    ("__main__",),
 )
 """From the ground up. A room imports from floors below its own; within a room, modules import each other."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

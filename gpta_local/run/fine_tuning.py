@@ -26,6 +26,8 @@ SEARCH = "search"
 """The slot of the training that goes on while an online search does."""
 TEXTS = "example-texts"
 """The slot of the training with example texts among the rows."""
+OWN = "own-label-texts"
+"""The slot of the training that starts from the card's label texts alone."""
 
 
 @dataclass(frozen=True, slots=True)

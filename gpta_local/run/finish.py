@@ -17,7 +17,7 @@ from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.report import summary
-from gpta_local.run.fine_tuning import TEXTS, FineTuner, Trained
+from gpta_local.run.fine_tuning import OWN, TEXTS, FineTuner, Trained
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
     ExampleText,
@@ -48,6 +48,7 @@ class Contest:
 
     contestants: list[Trained]
     controls: Controls
+    label_texts: Sequence[dict[str, str]]
     templates: Templates
     example_texts: ExampleTexts
 
@@ -65,7 +66,8 @@ class Finish:
         templates, made_up = Templates(tuple(self.best_prefixes())), ExampleTexts(())
         control = bare = plain = None
         if self.plan.measured or example_texts or not templates.texts:
-            control = bare = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+            label_texts, control = self.judge_label_texts(label_texts)
+            bare = control
         if control and example_texts:
             made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
         if templates.texts:
@@ -81,7 +83,24 @@ class Finish:
         if plain and self.splits.validation and self.plain_wins(plain, bare):
             bare = plain
         contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, searched)]
-        return Contest(contestants, Controls(control, plain), templates, made_up)
+        return Contest(contestants, Controls(control, plain), label_texts, templates, made_up)
+
+    def judge_label_texts(self, label_texts: Sequence[dict[str, str]]) -> tuple[Sequence[dict[str, str]], Trained]:
+        """The label texts to go on with, and a model that was trained from them alone: the card's own, where those of
+        the assistant beside them raise the loss of the validation rows."""
+        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
+        own = self.task.own_label_texts()
+        if not self.plan.judges_label_texts or len(label_texts) == len(own):
+            return label_texts, control
+        without = self.fine_tune(self.task.build(own), "", "from the card's label texts", OWN)
+        gain, standard_error = self.validation_gain(control, without)
+        if gain > 0:
+            return label_texts, control
+        self.observer.note(
+            f"no label texts of the assistant: {len(label_texts) - len(own)} sets beside the card's raise the loss of "
+            f"the validation rows, by {-gain:.3f} ± {standard_error:.3f} nats"
+        )
+        return own, without
 
     def plain_wins(self, plain: Trained, bare: Trained) -> bool:
         if self.plan.online and not self.clearly_better(bare, plain):

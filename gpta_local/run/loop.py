@@ -112,7 +112,7 @@ class Run:
         selection = finish.select(contest.contestants)
         product = contest.contestants[selection.chosen]
         result = summary.describe_run(
-            plan.card, plan.regime, label_texts, contest.templates, contest.example_texts, selection
+            plan.card, plan.regime, contest.label_texts, contest.templates, contest.example_texts, selection
         )
         result |= finish.evaluate(product, contest.controls)
         result["ended_by"] = ended_by or None

@@ -82,10 +82,17 @@ class Plan:
         return self.measured and self.config.finish.plain_control and self.task.uses_label_texts
 
     @property
+    def judges_label_texts(self) -> bool:
+        """Whether validation rows decide on those that the assistant wrote. Online they are judged as a whole."""
+        asked = self.task.uses_label_texts and self.config.search.label_text_samples > 0
+        return asked and bool(self.splits.validation) and not self.online
+
+    @property
     def most_templates(self) -> int:
         """How many prefixes may go before the label texts. Online θ has left its head's start behind when they are
         known."""
-        return 0 if self.online or not self.task.uses_label_texts else self.config.finish.templates
+        searched = self.config.search.rounds > 0 and not self.online
+        return self.config.finish.templates if searched and self.task.uses_label_texts else 0
 
     @property
     def first_heat(self) -> int:
@@ -94,7 +101,8 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        contestants = 2 + (1 if self.online else 1 + (self.example_texts > 0) + self.config.finish.finalists)
+        few = 1 + self.judges_label_texts + (self.example_texts > 0) + self.config.finish.finalists
+        contestants = 2 + (1 if self.online else few)
         return (1 + contestants) * weights
 
     def scoring_rows(self, number: int) -> list[int]:
