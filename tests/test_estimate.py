@@ -17,6 +17,7 @@ TITLES = {
     "training with templates": "templates",
     "training with example texts": "texts",
     'training with "': "finalist",
+    "training from the card's label texts": "card",
     "training plainly": "plain",
     "round 1: training": "search",
 }
@@ -44,12 +45,17 @@ def test_search_takes_as_many_times_as_long_as_it_has_rounds(
 @pytest.mark.parametrize(
     ("test", "changes", "trainings"),
     [
-        ("test.jsonl", {}, ["control", "templates", "finalist", "plain"]),
-        ("test.jsonl", {"finish": {"plain_control": False}}, ["control", "templates", "finalist"]),
-        (None, {}, ["templates", "finalist"]),
-        (None, {"finish": {"templates": 0}}, ["control", "finalist"]),
-        ("test.jsonl", {"search": {"regime": "online"}}, ["search", "control", "plain"]),
-        (None, {"knowledge": {"example_texts": 8}}, ["control", "texts", "templates", "finalist"]),
+        ("test.jsonl", {}, ["control", "templates", "finalist", "card", "plain"]),
+        ("test.jsonl", {"finish": {"plain_control": False}}, ["control", "templates", "finalist", "card"]),
+        ("test.jsonl", {"finish": {"card_control": False}}, ["control", "templates", "finalist", "plain"]),
+        (None, {"finish": {"folds": 0}}, ["templates", "finalist"]),
+        (None, {"finish": {"folds": 0, "templates": 0}}, ["control", "finalist"]),
+        ("test.jsonl", {"search": {"regime": "online"}}, ["search", "control", "card", "plain"]),
+        (
+            None,
+            {"finish": {"folds": 0}, "knowledge": {"example_texts": 8}},
+            ["control", "texts", "templates", "finalist"],
+        ),
     ],
 )
 def test_trainings_of_a_run_are_counted(
@@ -61,6 +67,15 @@ def test_trainings_of_a_run_are_counted(
     titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
-    assert set(trainings) - set(found) <= {"finalist", "texts"}  # nothing need be better than none
+    assert set(trainings) - set(found) <= {"finalist", "texts", "card"}  # nothing need be better than none
     twice_as_long = [word for word in trainings if "texts" in trainings and word != "control"]
     assert estimate.steps_of_all_trainings(run.plan) == len(trainings + twice_as_long)
+
+
+@pytest.mark.parametrize(("finish", "more"), [({"folds": 3}, 6), ({"folds": 3, "plain_control": False}, 3)])
+def test_trainings_of_a_cross_validation_are_counted(
+    finish: dict[str, Any], more: int, sentence: Path, tmp_path: Path
+) -> None:
+    with_parts, without = (small_run(tmp_path / str(n), sentence, {"finish": finish | {"folds": n}}) for n in (3, 0))
+    counts = [estimate.steps_of_all_trainings(run.plan) for run in (with_parts, without)]
+    assert counts[0] - counts[1] == more

@@ -14,7 +14,8 @@ from gpta_local.tasks.base import Evaluation
 
 def evaluation(scores: list[float]) -> Evaluation:
     array = np.array(scores, dtype=np.float64)
-    return Evaluation(array, 1 - array, {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1})
+    predicted = np.zeros(len(scores), dtype=np.int64)
+    return Evaluation(array, 1 - array, predicted, {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1})
 
 
 GAIN = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}
@@ -89,6 +90,11 @@ def test_parts_without_a_control_claim_no_gain() -> None:
 
 def test_validation_figures_are_marked_as_too_good() -> None:
     assert "too good" in summary.verdict(result(evaluated_on="validation"))[-1]
+
+
+def test_cross_validated_figures_are_marked_as_that() -> None:
+    last = summary.verdict(result(differences={"plain": GAIN}, evaluated_on=summary.CROSS_VALIDATED))[-1]
+    assert last.startswith("Cross-validated, as there are no other rows") and "--split" in last
 
 
 def test_nothing_measured_nothing_claimed() -> None:

@@ -24,6 +24,7 @@ from gpta_local.downstream.product import open_product
 from gpta_local.errors import EndpointError, PrivacyError
 from gpta_local.record.history import open_existing
 from gpta_local.record.verification import verify
+from gpta_local.report import summary
 from gpta_local.run import loop
 from gpta_local.run.finish import Finish
 from gpta_local.schema import Ask, Completion, Request, Sampling
@@ -128,9 +129,9 @@ class TestWholeRun:
         assert {path.name for path in folder.iterdir()} == files
         assert folder.stat().st_mode & 0o077 == 0
 
-    def test_summary_has_the_product_and_both_controls_on_all_test_rows(self, finished: Finished) -> None:
+    def test_summary_has_the_product_and_its_controls_on_all_test_rows(self, finished: Finished) -> None:
         result, _ = finished
-        assert set(result["arms"]) == {"gpta", "no_prefix", "plain"}
+        assert set(result["arms"]) == {"gpta", "no_prefix", "card", "plain"}
         assert all(arm["rows"] == 315 for arm in result["arms"].values())
         assert result["evaluated_on"] == "test"
 
@@ -217,11 +218,39 @@ def test_templates_that_validation_rows_speak_against_are_left_out(
     assert result["templates_on_validation"] == {"gain": -0.3, "standard_error": 0.1}
 
 
-def test_without_rows_to_measure_on_no_control_is_trained_and_nothing_claimed(train: Train, tmp_path: Path) -> None:
-    result, _ = train(tmp_path / "run", "data.validation=null", "data.test=null", assistant=Scripted())
-    assert titles(tmp_path / "run")[0] == "training with templates"
-    assert "training without a prefix" not in titles(tmp_path / "run")
-    assert result["templates"] and result["arms"] == {} == result["differences"] and result["evaluated_on"] == ""
+ONE_FILE = ("data.validation=null", "data.test=null")
+
+
+OneFile = tuple[Path, dict[str, Any], Silent]
+
+
+@pytest.fixture(scope="module")
+def one_file(train: Train, tmp_path_factory: pytest.TempPathFactory) -> OneFile:
+    folder = tmp_path_factory.mktemp("one-file") / "run"
+    return folder, *train(folder, *ONE_FILE, assistant=Scripted())
+
+
+class TestOneFile:
+    def test_run_ends_with_a_cross_validated_accuracy_of_every_training_row(self, one_file: OneFile) -> None:
+        _, result, _ = one_file
+        assert result["evaluated_on"] == "training, cross-validated"
+        assert set(result["arms"]) == {"gpta", "plain"} and set(result["differences"]) == {"plain"}
+        for arm in result["arms"].values():
+            low, high = arm["interval"]
+            assert arm["rows"] == 56 and 0 <= low <= arm["accuracy"] <= high <= 1
+        assert summary.verdict(result)[-1].startswith("Cross-validated")
+
+    def test_no_control_is_trained_besides(self, one_file: OneFile) -> None:
+        assert titles(one_file[0])[0] == "training with templates"
+        assert not {"training without a prefix", "training plainly (control)"} & set(titles(one_file[0]))
+
+    def test_without_parts_nothing_is_measured_and_nothing_claimed(
+        self, train: Train, one_file: OneFile, tmp_path: Path
+    ) -> None:
+        result, _ = train(tmp_path / "run", *ONE_FILE, "finish.folds=0", assistant=Scripted())
+        assert result["arms"] == {} == result["differences"] and result["evaluated_on"] == ""
+        weights = "model/model.safetensors"
+        assert (tmp_path / "run" / weights).read_bytes() == (one_file[0] / weights).read_bytes()
 
 
 def test_no_model_is_measured_twice_on_the_same_rows(

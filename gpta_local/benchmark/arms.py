@@ -306,8 +306,8 @@ def plain_search(job: Job, folder: Path) -> list[Figures]:
 
 
 def with_plain(job: Job, wanted: bool) -> Job:
-    """With plain fine-tuning as a control, or without."""
-    finish = job.config.finish.model_copy(update={"plain_control": wanted})
+    """With plain fine-tuning as a control, or without; that of the card's own label texts is a variant of its own."""
+    finish = job.config.finish.model_copy(update={"plain_control": wanted, "card_control": False})
     return replace(job, config=job.config.model_copy(update={"finish": finish}))
 
 

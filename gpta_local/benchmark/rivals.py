@@ -40,7 +40,8 @@ def evaluation(probabilities: Probabilities, rows: Sequence[Example]) -> Evaluat
     scores = (predictions == targets).astype(np.float64)
     losses = -np.log(probabilities[np.arange(len(targets)), targets].clip(min=1e-12))
     f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), probabilities.shape[1])
-    return Evaluation(scores, losses, {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())})
+    summary = {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
+    return Evaluation(scores, losses, predictions, summary)
 
 
 class Rival:

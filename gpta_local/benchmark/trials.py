@@ -151,6 +151,8 @@ def _job(suite: Suite, trial: Trial, digests: dict[str, str]) -> Job:
 def _content(config: Config, digests: dict[str, str], seen: dict[str, Any] | None) -> dict[str, Any]:
     """The configuration, or what is seen of it, with the digests of its files of rows in place of their paths."""
     content = config.model_dump(mode="json", include=seen)
+    for key in ("card_control", "folds"):  # which change no figure of a trial
+        content.get("finish", {}).pop(key, None)
     for split in ("train", "validation", "test"):
         if path := content["data"][split]:
             if path not in digests:

@@ -306,6 +306,19 @@ class FinishConfig(Section):
     plain_control: bool = True
     """Also train with a random head and no prefix, as without this tool. In an online search it is the product
     where nothing is clearly better on the validation rows."""
+    card_control: bool = True
+    """Also train from the card's own label names and meanings alone, for comparison, where the assistant's label texts
+    have joined them."""
+    folds: int = Field(default=4, ge=0, le=20)
+    """Where there are no rows besides those of the training, the product's recipe is measured by cross-validation in so
+    many parts: as many further trainings, and as many plain ones. 0: nothing is measured then."""
+
+    @field_validator("folds")
+    @classmethod
+    def _one_fold_is_none(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("finish.folds: one part leaves nothing to train on. Give 2 or more, or 0 for none")
+        return folds
 
 
 class LeakScanConfig(Section):

@@ -16,12 +16,15 @@ from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
 
+CROSS_VALIDATED = "training, cross-validated"
+"""In place of the name of the rows that a run is measured on."""
+
 
 def arm(
-    evaluation: Evaluation, fitted: Evaluation, evaluation_seconds: float, prefix: str, training_seconds: float
+    evaluation: Evaluation, fitted: Evaluation | None, evaluation_seconds: float, prefix: str, training_seconds: float
 ) -> dict[str, Any]:
     """One trained model on one split: its figures, with Wilson's interval for the accuracy, and those on the
-    training rows (`fitted`)."""
+    training rows (`fitted`; None for a cross-validation, where all are of rows of the training)."""
     n = len(evaluation.scores)
     interval = wilson_interval(round(evaluation.scores.sum()), n)
     return {
@@ -29,7 +32,7 @@ def arm(
         "interval": [interval.low, interval.high],
         "rows": n,
         "prefix": prefix,
-        "on_training_rows": fitted.summary,
+        "on_training_rows": fitted.summary if fitted else None,
         "training_seconds": training_seconds,
         "evaluation_seconds": evaluation_seconds,
     }
@@ -113,6 +116,11 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head)')}")
     if not summary["arms"]:
         lines.append("There is no data.test and no data.validation: what was gained is not measured.")
+    elif summary["evaluated_on"] == CROSS_VALIDATED:
+        lines.append(
+            "Cross-validated, as there are no other rows: each was labelled by a model trained without it, so on fewer "
+            "rows; prefixes and texts were chosen on all. For a test: gpta-local init FILE --split"
+        )
     elif summary["evaluated_on"] == "validation":
         lines.append("Measured on the validation rows that the choice was made on: too good. Give data.test.")
     return lines

@@ -56,6 +56,7 @@ def estimate(run: Run) -> dict[str, float]:
     plain = plan.trains_plainly
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
     contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
+    compared = 2 + plain + plan.compares_with_card
     return {
         "asking the assistant": asking,
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
@@ -63,7 +64,9 @@ def estimate(run: Run) -> dict[str, float]:
         "training": one_step * plan.steps * steps_of_all_trainings(plan),
         "evaluating": one_row
         * (
-            len(splits.validation) * contestants + (len(splits.test) + len(splits.fitted)) * plan.measured * (2 + plain)
+            len(splits.validation) * contestants
+            + (len(splits.test) + len(splits.fitted)) * plan.measured * compared
+            + len(splits.train) * plan.cross_validates * (1 + plan.compares_with_plain)
         ),
     }
 
@@ -76,7 +79,9 @@ def steps_of_all_trainings(plan: Plan) -> int:
     with_templates, with_texts = plan.most_templates > 0, plan.example_texts > 0
     control = plan.measured or with_texts or not with_templates
     after_texts = (with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
-    return control + plan.judges_label_texts + after_texts + plan.online + plan.trains_plainly
+    of_a_part = (WITH_TEXTS if with_texts else 1) + plan.compares_with_plain
+    parts = plan.config.finish.folds * of_a_part if plan.cross_validates else 0
+    return control + plan.trains_from_card + after_texts + plan.online + plan.trains_plainly + parts
 
 
 def _example_texts(run: Run) -> float:

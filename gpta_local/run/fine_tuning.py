@@ -6,7 +6,7 @@ Knows trainings, their shares of the rounds, checkpoints and slots; not why a mo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +28,8 @@ TEXTS = "example-texts"
 """The slot of the training with example texts among the rows."""
 OWN = "own-label-texts"
 """The slot of the training that starts from the card's label texts alone."""
+ROW_BY_ROW = ("scores", "losses", "predicted")
+"""The parts of an evaluation that are arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +124,21 @@ class FineTuner:
         Args:
             split: `test`, `validation`, or `fitted`: some rows of the training.
         """
-        slot = f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}"
-        if (known := self.journal.checkpoint(slot)) is None:
+
+        def work() -> tuple[Evaluation, list[float]]:
             started = time.monotonic()
             found = self.plan.task.evaluate(trained.model, getattr(self.plan.splits, split), trained.prefix)
-            seconds = time.monotonic() - started
-            tensors = {"scores": torch.from_numpy(found.scores), "losses": torch.from_numpy(found.losses)}
-            state = {"summary": found.summary, "seconds": seconds}
-            self.journal.add_checkpoint(slot, 0, tensors, state)
+            return found, [time.monotonic() - started]
+
+        found, (seconds,) = self.once(f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}", work)
+        return found, seconds
+
+    def once(self, slot: str, work: Callable[[], tuple[Evaluation, list[float]]]) -> tuple[Evaluation, list[float]]:
+        """What `work` measures and the seconds that it says: done once, whenever the run is stopped."""
+        if (known := self.journal.checkpoint(slot)) is None:
+            found, seconds = work()
+            tensors = {name: torch.from_numpy(getattr(found, name)) for name in ROW_BY_ROW}
+            self.journal.add_checkpoint(slot, 0, tensors, {"summary": found.summary, "seconds": seconds})
             return found, seconds
-        scores, losses = (known.tensors[name].numpy() for name in ("scores", "losses"))
-        return Evaluation(scores, losses, known.state["summary"]), known.state["seconds"]
+        arrays = {name: known.tensors[name].numpy() for name in ROW_BY_ROW}
+        return Evaluation(**arrays, summary=known.state["summary"]), known.state["seconds"]

@@ -7,7 +7,8 @@ rows or, without any, on the training rows: never on the test rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from gpta_local.knowledge import prefixes
@@ -17,6 +18,7 @@ from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.report import summary
+from gpta_local.run.cross_validation import Recipe, cross_validated
 from gpta_local.run.fine_tuning import OWN, TEXTS, FineTuner, Trained
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
@@ -34,10 +36,11 @@ LEAST_AGREEMENT = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """Trainings without any prefix: with the same label texts, and plainly. None where nothing is measured; the plain
-    one also where it is not wanted or would be the same as the other."""
+    """Trainings without any prefix: with the same label texts, from the card's own alone, and plainly. None where
+    nothing is measured; the last two also where they are not wanted or there are no label texts."""
 
     no_prefix: Trained | None
+    card: Trained | None
     plain: Trained | None
 
 
@@ -64,9 +67,9 @@ class Finish:
         """Train the controls and the contestants. What the assistant gave is left out where validation rows speak for
         plain fine-tuning: with many rows unless it is clearly better, with few where it is clearly worse."""
         templates, made_up = Templates(tuple(self.best_prefixes())), ExampleTexts(())
-        control = bare = plain = None
+        control = own = bare = plain = None
         if self.plan.measured or example_texts or not templates.texts:
-            label_texts, control = self.judge_label_texts(label_texts)
+            label_texts, control, own = self.judge_label_texts(label_texts)
             bare = control
         if control and example_texts:
             made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
@@ -83,24 +86,30 @@ class Finish:
         if plain and self.splits.validation and self.plain_wins(plain, bare):
             bare = plain
         contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, searched)]
-        return Contest(contestants, Controls(control, plain), label_texts, templates, made_up)
+        controls = Controls(control, own if self.plan.compares_with_card else None, plain)
+        return Contest(contestants, controls, label_texts, templates, made_up)
 
-    def judge_label_texts(self, label_texts: Sequence[dict[str, str]]) -> tuple[Sequence[dict[str, str]], Trained]:
-        """The label texts to go on with, and a model that was trained from them alone: the card's own, where those of
-        the assistant beside them raise the loss of the validation rows."""
+    def judge_label_texts(
+        self, label_texts: Sequence[dict[str, str]]
+    ) -> tuple[Sequence[dict[str, str]], Trained, Trained]:
+        """The label texts to go on with, a model that was trained from them alone, and one from the card's own, where
+        there is one. The card's own are gone on with where those of the assistant beside them raise the loss of the
+        validation rows."""
         control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
         own = self.task.own_label_texts()
-        if not self.plan.judges_label_texts or len(label_texts) == len(own):
-            return label_texts, control
+        if not self.plan.trains_from_card or len(label_texts) == len(own):
+            return label_texts, control, control
         without = self.fine_tune(self.task.build(own), "", "from the card's label texts", OWN)
+        if not self.plan.judges_label_texts:
+            return label_texts, control, without
         gain, standard_error = self.validation_gain(control, without)
         if gain > 0:
-            return label_texts, control
+            return label_texts, control, without
         self.observer.note(
             f"no label texts of the assistant: {len(label_texts) - len(own)} sets beside the card's raise the loss of "
             f"the validation rows, by {-gain:.3f} ± {standard_error:.3f} nats"
         )
-        return own, without
+        return own, without, without
 
     def plain_wins(self, plain: Trained, bare: Trained) -> bool:
         if self.plan.online and not self.clearly_better(bare, plain):
@@ -212,8 +221,8 @@ class Finish:
 
     def evaluate(self, product: Trained, controls: Controls) -> dict[str, Any]:
         """The product and its controls, once, on the test rows."""
-        split = "test" if self.splits.test else "validation" if self.splits.validation else ""
-        candidates = {"gpta": product, "no_prefix": controls.no_prefix, "plain": controls.plain} if split else {}
+        split = "test" if self.splits.test else "validation"
+        candidates = {"gpta": product, **{of.name: getattr(controls, of.name) for of in fields(controls)}}
         arms = {name: trained for name, trained in candidates.items() if trained is not None}
         models = list(dict.fromkeys(arms.values()))  # the product can be its own control
         self.observer.stage("evaluating", len(models))
@@ -234,5 +243,26 @@ class Finish:
                 for name in results
                 if arms[name] is not arms["gpta"]
             },
-            "cost": self.journal.cost(),
+        }
+
+    def cross_validate(self, product: Trained, contest: Contest) -> dict[str, Any]:
+        """The product's recipe and plain fine-tuning on parts of the training rows, for want of others."""
+        head = templated(contest.label_texts, contest.templates.texts)
+        texts = contest.example_texts.trained_on
+        recipes = {"gpta": Recipe(partial(self.task.build, head), product.prefix, texts)}
+        if self.plan.compares_with_plain:
+            recipes["plain"] = Recipe(self.task.build_plain)
+        found = cross_validated(self.fine_tuner, recipes) if self.plan.cross_validates else {}
+        return {
+            "product_is_plain": False,
+            "evaluated_on": summary.CROSS_VALIDATED if found else "",
+            "arms": {
+                name: summary.arm(of.evaluation, None, of.evaluation_seconds, recipes[name].prefix, of.training_seconds)
+                for name, of in found.items()
+            },
+            "differences": {
+                name: summary.difference(found["gpta"].evaluation, of.evaluation)
+                for name, of in found.items()
+                if name != "gpta"
+            },
         }

@@ -114,7 +114,11 @@ class Run:
         result = summary.describe_run(
             plan.card, plan.regime, contest.label_texts, contest.templates, contest.example_texts, selection
         )
-        result |= finish.evaluate(product, contest.controls)
+        if plan.measured:
+            result |= finish.evaluate(product, contest.controls)
+        else:
+            result |= finish.cross_validate(product, contest)
+        result["cost"] = journal.cost()
         result["ended_by"] = ended_by or None
         result["unusable"] = ". ".join(filter(None, why_unusable([Judged(*one) for one in journal.judged()]))) or None
         result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}

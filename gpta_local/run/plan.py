@@ -77,15 +77,34 @@ class Plan:
         return bool(self.splits.validation or self.splits.test)
 
     @property
+    def cross_validates(self) -> bool:
+        """Whether the training rows are measured in parts, since there are no others."""
+        return not self.measured and self.config.finish.folds > 0
+
+    @property
     def trains_plainly(self) -> bool:
         """Whether there is a training with a random head besides: where all heads are random it is the same."""
-        return self.measured and self.config.finish.plain_control and self.task.uses_label_texts
+        return self.measured and self.compares_with_plain
+
+    @property
+    def compares_with_plain(self) -> bool:
+        return self.config.finish.plain_control and self.task.uses_label_texts
+
+    @property
+    def compares_with_card(self) -> bool:
+        """Whether what the card's own label texts are worth by themselves is shown."""
+        return self.measured and self.config.finish.card_control and self.task.uses_label_texts
 
     @property
     def judges_label_texts(self) -> bool:
         """Whether validation rows decide on those that the assistant wrote. Online they are judged as a whole."""
         asked = self.task.uses_label_texts and self.config.search.label_text_samples > 0
         return asked and bool(self.splits.validation) and not self.online
+
+    @property
+    def trains_from_card(self) -> bool:
+        """Whether there is a training from the card's own label texts alone, where others have joined them."""
+        return self.judges_label_texts or self.compares_with_card
 
     @property
     def most_templates(self) -> int:
@@ -101,8 +120,8 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        few = 1 + self.judges_label_texts + (self.example_texts > 0) + self.config.finish.finalists
-        contestants = 2 + (1 if self.online else few)
+        few = 1 + (self.example_texts > 0) + self.config.finish.finalists
+        contestants = 2 + self.trains_from_card + (1 if self.online else few)
         return (1 + contestants) * weights
 
     def scoring_rows(self, number: int) -> list[int]:

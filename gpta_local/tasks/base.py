@@ -23,10 +23,12 @@ from gpta_local.schema import DatasetCard, ExampleText, ScoredLabelTexts
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Per-row results on a split of n rows. `scores` (n,) is the task's metric before the mean
-    (for accuracy 0 or 1): higher is better. `losses` (n,) in nats. `summary` holds the figures."""
+    (for accuracy 0 or 1): higher is better. `losses` (n,) in nats. `predicted` (n,): numbers of labels. `summary` holds
+    the figures."""
 
     scores: NDArray[np.float64]
     losses: Losses
+    predicted: NDArray[np.int64]
     summary: dict[str, float]
 
 

@@ -183,9 +183,8 @@ class ClassificationTask:
         predictions = logits.argmax(-1)
         scores = (predictions == targets).cpu().double().numpy()
         f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), len(self.labels))
-        return Evaluation(
-            scores, losses, {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
-        )
+        summary = {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
+        return Evaluation(scores, losses, predictions.cpu().numpy(), summary)
 
     def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
         """Logits (n, c) as the shipped model gives them."""
