@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpta_local import __version__
 from gpta_local.config import DataConfig
+from gpta_local.downstream.loaded import LoadedProduct, LoadedSentences, LoadedSequences
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.record.folder import check_folder, writing
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 PRODUCT_FILE = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
+
+
+Rows = Sequence[tuple[str, ...]]
+"""Rows of one or two texts each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +74,37 @@ class Product:
         with _loading(self.folder):
             return load_sentence_transformer(self.folder)
 
-    def predict(self, rows: Sequence[tuple[str, ...]]) -> Iterator[Prediction]:
+    def predict(self, rows: Rows) -> Iterator[Prediction]:
         """Label rows of one or two texts, in their order."""
         for logits in self.logits(rows):
-            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-            for row in shifted / shifted.sum(axis=1, keepdims=True):
-                probabilities = {name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)}
-                yield Prediction(self.labels[int(row.argmax())], probabilities)
+            yield from self.predictions(logits)
 
-    def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
+    def predictions(self, logits: NDArray[np.float64]) -> Iterator[Prediction]:
+        """What logits (b, c) say: the one place where they become probabilities."""
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        for row in shifted / shifted.sum(axis=1, keepdims=True):
+            probabilities = {name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)}
+            yield Prediction(self.labels[int(row.argmax())], probabilities)
+
+    def logits(self, texts: Rows, batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
         """Logits (b, c) of the rows in their order, a batch at a time."""
-        rows = [row[0] if len(row) == 1 else row for row in texts]
+        model = self.load()
+        for start in range(0, len(texts), batch_size):
+            yield model.logits(texts[start : start + batch_size])
+
+    def load(self) -> LoadedProduct:
+        """The product in memory, as the stock library loads it.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
         if self.record["library"] == "sentence-transformers":
-            sentence_model = self.sentence_transformer()
-            for start in range(0, len(rows), batch_size):
-                yield sentence_model.encode(rows[start : start + batch_size], show_progress_bar=False).astype(
-                    np.float64
-                )
-            return
-        import torch
+            return LoadedSentences(self.sentence_transformer())
         from transformers import AutoModelForSequenceClassification
 
         with _loading(self.folder):
             model = load_pretrained(AutoModelForSequenceClassification, self.folder).eval()
-            tokenizer = load_tokenizer(self.folder)
-        for start in range(0, len(rows), batch_size):
-            columns = [list(column) for column in zip(*texts[start : start + batch_size], strict=True)]
-            with torch.inference_mode():
-                yield (
-                    model(**tokenizer(*columns, truncation=True, padding=True, return_tensors="pt"))
-                    .logits.double()
-                    .numpy()
-                )
+            return LoadedSequences(model, load_tokenizer(self.folder))
 
 
 def write_product(
