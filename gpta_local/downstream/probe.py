@@ -77,13 +77,27 @@ class ProbeScorer:
 
 
 def probe_losses(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
-    """Cross-validated cross-entropy (n,) of a linear probe, all k folds fitted at once by L-BFGS.
+    """Cross-validated cross-entropy (n,) of a linear probe; see `probe_logits`."""
+    logits, fold = _fold_by_fold(features, labels, head)
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels.expand(FOLDS, -1), reduction="none")  # (k, n)
+    return losses.gather(0, fold.unsqueeze(0)).squeeze(0)
+
+
+def probe_logits(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+    """Logits (n, c) of each row by a linear probe that was fitted without its fold.
 
     Args:
         features: (n, d).
         labels: (n,) class numbers.
         head: where the probe starts, and what it is pulled to.
     """
+    logits, fold = _fold_by_fold(features, labels, head)
+    return logits[fold, torch.arange(len(labels), device=labels.device)]
+
+
+def _fold_by_fold(features: Tensor, labels: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Logits (k, n, c) of the probes that leave one fold out each, all fitted at once by L-BFGS; and the fold (n,) of
+    each row."""
     # Dealt to the folds in turn, class after class: folds of equal size, the classes spread over them.
     fold = torch.empty_like(labels)  # (n,)
     fold[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % FOLDS
@@ -93,19 +107,19 @@ def probe_losses(features: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
     shift = torch.zeros(FOLDS, *start.shape, device=start.device, requires_grad=True)  # (k, c, d + 1)
     targets = labels.expand(FOLDS, -1)  # (k, n)
 
-    def row_losses() -> Tensor:
-        logits = inputs @ (start + shift).transpose(1, 2)  # (k, n, c)
-        return nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (k, n)
+    def row_logits() -> Tensor:
+        return inputs @ (start + shift).transpose(1, 2)  # (k, n, c)
 
     optimizer = torch.optim.LBFGS([shift], max_iter=PROBE_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        objective = ((row_losses() * kept).sum(1) / kept.sum(1).clamp(min=1)).sum() + PROBE_L2 * shift.square().sum()
+        losses = nn.functional.cross_entropy(row_logits().transpose(1, 2), targets, reduction="none")  # (k, n)
+        objective = ((losses * kept).sum(1) / kept.sum(1).clamp(min=1)).sum() + PROBE_L2 * shift.square().sum()
         objective.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         return objective
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch has no types here
     with torch.no_grad():
-        return row_losses().gather(0, fold.unsqueeze(0)).squeeze(0)
+        return row_logits(), fold
