@@ -15,6 +15,7 @@ from gpta_local.run.loop import Run
 TITLES = {
     "training without a prefix": "control",
     "training with templates": "templates",
+    "training with example texts, to judge them": "judge",
     "training with example texts": "texts",
     'training with "': "finalist",
     "training from the card's label texts": "card",
@@ -54,7 +55,7 @@ def test_search_takes_as_many_times_as_long_as_it_has_rounds(
         (
             None,
             {"finish": {"folds": 0}, "knowledge": {"example_texts": 8}},
-            ["control", "texts", "templates", "finalist"],
+            ["control", "judge", "texts", "templates", "finalist"],
         ),
     ],
 )
@@ -67,7 +68,7 @@ def test_trainings_of_a_run_are_counted(
     titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
-    assert set(trainings) - set(found) <= {"finalist", "texts", "card"}  # nothing need be better than none
+    assert set(trainings) - set(found) <= {"finalist", "judge", "texts", "card"}  # nothing need be better than none
     twice_as_long = [word for word in trainings if "texts" in trainings and word != "control"]
     assert estimate.steps_of_all_trainings(run.plan) == len(trainings + twice_as_long)
 

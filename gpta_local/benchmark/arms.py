@@ -33,6 +33,7 @@ from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import words
 from gpta_local.record.folder import EXAMPLES_FILE
 from gpta_local.record.history import open_existing
+from gpta_local.run.fine_tuning import OF_CONTROL
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import Plan
 from gpta_local.schema import ExampleText
@@ -114,7 +115,7 @@ class Bench:
         """As `found`, a record of `gpta` on the same rows, and another prefix in front."""
         if text == found["prefix"]:
             return figures_of(found)  # the same training
-        return self.fine_tune(self.head_of(found), text, texts=trained_on(found))
+        return self.with_texts(self.head_of(found), text, found, found["label_texts"])
 
     def without_rows(self, found: Record, *, filtered: bool) -> Figures:
         """Trained on example texts alone, from the card's own label texts: no labelled row has a part in it.
@@ -149,16 +150,28 @@ class Bench:
         fits = all(fold(name) in texts for texts in theirs for name in names)
         label_texts = [{name: texts[fold(name)] for name in names} for texts in theirs] if fits else own["label_texts"]
         head = self.task.build(templated(label_texts, other["templates"]))
-        figures = self.fine_tune(head, other["best_prefix"], texts=trained_on(own))
+        figures = self.with_texts(head, other["best_prefix"], own, label_texts)
         return {**figures, "with_label_texts": fits}
 
-    def fine_tune(
-        self, model: DownstreamModel, text: str, times: int = 1, texts: Sequence[ExampleText] = ()
-    ) -> Figures:
-        """All steps with one prefix, or so many times as many, then measured; with example texts among the rows."""
-        training = self.plan.training(model, times, texts)
+    def fine_tune(self, model: DownstreamModel, text: str, times: int = 1) -> Figures:
+        """All steps with one prefix, or so many times as many, then measured."""
+        training = self.plan.training(model, times)
         training.run(text, training.steps)
         return self.measure(model, text, training.seconds)
+
+    def with_texts(
+        self, model: DownstreamModel, text: str, found: Record, label_texts: Sequence[Mapping[str, str]]
+    ) -> Figures:
+        """As `fine_tune`, with the example texts of a record as its run used them, if it did."""
+        if not (texts := trained_on(found)):
+            return self.fine_tune(model, text)
+        training = self.plan.training(model, texts=texts)
+        training.run(text, training.steps)
+        control = self.task.build(label_texts)
+        of_control = self.plan.training(control)
+        of_control.run("", of_control.steps)
+        model.average_with(control, OF_CONTROL)
+        return self.measure(model, text, training.seconds + of_control.seconds)
 
     def measure(self, model: DownstreamModel, text: str, training_seconds: float) -> Figures:
         return self.measured_by(lambda rows: self.task.evaluate(model, rows, text), text, training_seconds)
@@ -199,7 +212,8 @@ class Bench:
         return self.measure(model, "", training.seconds)
 
     def curve(self, found: Record | None = None) -> Figures:
-        """Accuracy and loss on training and test rows before, while and after all steps are taken."""
+        """Accuracy and loss on training and test rows before, while and after all steps are taken; of a training with
+        example texts before its average with the control."""
         model = self.head_of(found) if found else self.task.build_plain()
         text = found["prefix"] if found else ""
         texts = trained_on(found) if found else []

@@ -84,6 +84,18 @@ class DownstreamModel(nn.Module):
         features = self.all_features(self.tokenizer.encode(self.tokenizer.tokenise([(text,) for text in texts]), ""))
         return nn.functional.normalize(features, dim=-1)
 
+    @torch.no_grad()
+    def average_with(self, other: DownstreamModel, share: float) -> None:
+        """Put so much of another model with the same start into each weight: between two fine-tunings of one model lies
+        one that keeps most of what both have learnt (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+
+        Args:
+            share: of `other`, between 0 and 1.
+        """
+        theirs = dict(other.named_parameters())
+        for name, parameter in self.named_parameters():
+            parameter.lerp_(theirs[name], share)
+
     def input_embeddings(self) -> nn.Module:
         """The word embeddings, for freezing."""
         embeddings: nn.Module = self.network.get_input_embeddings()  # type: ignore[operator]  # a transformers model

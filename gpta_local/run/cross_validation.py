@@ -17,7 +17,7 @@ import numpy as np
 from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.metrics import macro_f1
-from gpta_local.run.fine_tuning import FineTuner
+from gpta_local.run.fine_tuning import OF_CONTROL, FineTuner
 from gpta_local.schema import ExampleText
 from gpta_local.tasks.base import Evaluation
 
@@ -25,11 +25,12 @@ from gpta_local.tasks.base import Evaluation
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a model is made. `start`: the model before training. `prefix`: in front of its inputs. `texts`: example texts
-    among its rows."""
+    among its rows; with them the model is averaged with one that begins as `control` and has none."""
 
     start: Callable[[], DownstreamModel]
     prefix: str = ""
     texts: Sequence[ExampleText] = ()
+    control: Callable[[], DownstreamModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,16 @@ def _of_part(
         model = recipe.start()
         training = part_of_plan.training(model, texts=recipe.texts)
         training.run(recipe.prefix, training.steps)
+        spent = training.seconds
+        if recipe.texts and recipe.control:
+            control = recipe.control()
+            without = part_of_plan.training(control)
+            without.run("", without.steps)
+            model.average_with(control, OF_CONTROL)
+            spent += without.seconds
         started = time.monotonic()
         evaluation = plan.task.evaluate(model, own, recipe.prefix)
-        return evaluation, [training.seconds, time.monotonic() - started]
+        return evaluation, [spent, time.monotonic() - started]
 
     return fine_tuner.once(f"part-{number}-{name}", work)
 

@@ -73,12 +73,13 @@ def estimate(run: Run) -> dict[str, float]:
 
 def steps_of_all_trainings(plan: Plan) -> int:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
-    online search is one. With example texts a training takes more steps."""
+    online search is one. With example texts a training takes more steps,
+    and there is one more, to judge them."""
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0
     with_templates, with_texts = plan.most_templates > 0, plan.example_texts > 0
     control = plan.measured or with_texts or not with_templates
-    after_texts = (with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
+    after_texts = (2 * with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
     of_a_part = (WITH_TEXTS if with_texts else 1) + plan.compares_with_plain
     parts = plan.config.finish.folds * of_a_part if plan.cross_validates else 0
     return control + plan.trains_from_card + after_texts + plan.online + plan.trains_plainly + parts

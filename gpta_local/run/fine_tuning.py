@@ -24,8 +24,11 @@ from gpta_local.tasks.base import Evaluation
 
 SEARCH = "search"
 """The slot of the training that goes on while an online search does."""
-TEXTS = "example-texts"
-"""The slot of the training with example texts among the rows."""
+FIRST_TEXTS, TEXTS = "first-example-texts", "example-texts"
+"""The slots of the two trainings with example texts among the rows: of the second judge, and of a contestant."""
+OF_CONTROL = 0.3
+"""Share of the model of the rows alone in the average with one that was trained on example texts too. It costs nothing
+where these help and keeps most of what they would spoil (docs/LOG.md)."""
 OWN = "own-label-texts"
 """The slot of the training that starts from the card's label texts alone."""
 ROW_BY_ROW = ("scores", "losses", "predicted")
@@ -66,6 +69,22 @@ class FineTuner:
         training = self.training(model, slot, texts)
         self.take_steps(training, prefix, training.steps, f"training {name}", slot)
         return Trained(model, prefix, training.seconds, slot)
+
+    def with_texts(
+        self,
+        model: DownstreamModel,
+        prefix: str,
+        name: str,
+        slot: str,
+        texts: Sequence[ExampleText],
+        control: Trained | None,
+    ) -> Trained:
+        """All steps with one prefix and example texts among the rows, then the average with a model that was trained
+        on the rows alone; without example texts, the steps."""
+        trained = self.fine_tune(model, prefix, name, slot, texts)
+        if texts and control:
+            trained.model.average_with(control.model, OF_CONTROL)
+        return trained
 
     def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = ()) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""

@@ -19,7 +19,7 @@ from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.report import summary
 from gpta_local.run.cross_validation import Recipe, cross_validated
-from gpta_local.run.fine_tuning import OWN, TEXTS, FineTuner, Trained
+from gpta_local.run.fine_tuning import FIRST_TEXTS, OWN, TEXTS, FineTuner, Trained
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
     ExampleText,
@@ -59,7 +59,8 @@ class Contest:
 class Finish:
     def __init__(self, plan: Plan, journal: Journal, fine_tuner: FineTuner, observer: Observer) -> None:
         self.plan, self.journal, self.fine_tuner, self.observer = plan, journal, fine_tuner, observer
-        self.task, self.splits, self.fine_tune = plan.task, plan.splits, fine_tuner.fine_tune
+        self.task, self.splits = plan.task, plan.splits
+        self.fine_tune, self.with_texts = fine_tuner.fine_tune, fine_tuner.with_texts
 
     def contest(
         self, label_texts: Sequence[dict[str, str]], example_texts: Sequence[ExampleText], searched: Trained
@@ -75,7 +76,7 @@ class Finish:
             made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
         if templates.texts:
             head = self.task.build(templated(label_texts, templates.texts))
-            with_them = self.fine_tune(head, "", "with templates", "templates", made_up.trained_on)
+            with_them = self.with_texts(head, "", "with templates", "templates", made_up.trained_on, control)
             if bare and self.splits.validation:
                 templates = self.judge_templates(templates, bare, with_them)
             bare = with_them if templates.texts or bare is None else bare
@@ -85,7 +86,7 @@ class Finish:
             plain = self.fine_tune(self.task.build_plain(), "", name, "plain")
         if plain and self.splits.validation and self.plain_wins(plain, bare):
             bare = plain
-        contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, searched)]
+        contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, control, searched)]
         controls = Controls(control, own if self.plan.compares_with_card else None, plain)
         return Contest(contestants, controls, label_texts, templates, made_up)
 
@@ -123,19 +124,24 @@ class Finish:
     def judge_example_texts(
         self, label_texts: Sequence[dict[str, str]], texts: Sequence[ExampleText], control: Trained
     ) -> tuple[ExampleTexts, Trained]:
-        """The texts with the control's verdicts, and the model to go on with: one that was trained on those that the
-        control would label as asked, unless that raises the loss of the validation rows."""
+        """The texts with their verdicts, and the model to go on with: one that was trained on those that it would label
+        as asked, unless that raises the loss of the validation rows. The first judge is the control; what it keeps
+        trains a second one, which knows more."""
         found = ExampleTexts(tuple(self.task.judged(control.model, texts)))
-        self.journal.add_example_texts(found.texts)
         agreement = found.agreement(len(self.task.label_names))
         if agreement < LEAST_AGREEMENT:
+            self.journal.add_example_texts(found.texts)
             self.observer.note(
                 f"no example texts: a model of the rows labels {len(found.kept)} of {len(texts)} as was asked for, "
                 "little oftener than by chance"
             )
             return found, control
+        head = self.task.build(label_texts)
+        judge = self.fine_tune(head, "", "with example texts, to judge them", FIRST_TEXTS, found.kept)
+        found = ExampleTexts(tuple(self.task.judged(judge.model, texts)))
+        self.journal.add_example_texts(found.texts)
         model = self.task.build(label_texts)
-        with_them = self.fine_tune(model, "", "with example texts", TEXTS, found.kept)
+        with_them = self.with_texts(model, "", "with example texts", TEXTS, found.kept, control)
         if not self.splits.validation:
             return replace(found, used=True), with_them
         gain, standard_error = self.validation_gain(with_them, control)
@@ -180,6 +186,7 @@ class Finish:
         label_texts: Sequence[dict[str, str]],
         templates: Templates,
         example_texts: ExampleTexts,
+        control: Trained | None,
         searched: Trained,
     ) -> list[Trained]:
         """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
@@ -190,7 +197,7 @@ class Finish:
         head = templated(label_texts, templates.texts)
         slots = [f"finalist-{hex_digest(text.encode())[:8]}" for text in finalists]
         return [
-            self.fine_tune(self.task.build(head), text, f'with "{text}"', slot, example_texts.trained_on)
+            self.with_texts(self.task.build(head), text, f'with "{text}"', slot, example_texts.trained_on, control)
             for text, slot in zip(finalists, slots, strict=True)
         ]
 
@@ -249,7 +256,8 @@ class Finish:
         """The product's recipe and plain fine-tuning on parts of the training rows, for want of others."""
         head = templated(contest.label_texts, contest.templates.texts)
         texts = contest.example_texts.trained_on
-        recipes = {"gpta": Recipe(partial(self.task.build, head), product.prefix, texts)}
+        control = partial(self.task.build, contest.label_texts)
+        recipes = {"gpta": Recipe(partial(self.task.build, head), product.prefix, texts, control)}
         if self.plan.compares_with_plain:
             recipes["plain"] = Recipe(self.task.build_plain)
         found = cross_validated(self.fine_tuner, recipes) if self.plan.cross_validates else {}

@@ -120,7 +120,7 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        few = 1 + (self.example_texts > 0) + self.config.finish.finalists
+        few = 1 + 2 * (self.example_texts > 0) + self.config.finish.finalists
         contestants = 2 + self.trains_from_card + (1 if self.online else few)
         return (1 + contestants) * weights
 
