@@ -117,6 +117,19 @@ class TestHeads:
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_average_of_two_models_lies_between_them(share: float, sentence: Path) -> None:
+    ours, theirs = (SentenceClassifier(sentence, 2, None) for _ in range(2))
+    with torch.no_grad():
+        theirs.head.weight.add_(1.0)
+        theirs.network.get_parameter("embeddings.LayerNorm.weight").mul_(3.0)
+    wanted = ours.head.weight.detach() * (1 - share) + theirs.head.weight.detach() * share
+    ours.average_with(theirs, share)
+    assert torch.allclose(ours.head.weight, wanted)
+    norm = ours.network.get_parameter("embeddings.LayerNorm.weight")
+    assert torch.allclose(norm, torch.full_like(norm, 1 + 2 * share))
+
+
 class TestProbe:
     ROWS = examples(read_rows("train"))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from audited import copy, files_with
 from commands import invoke
 from killing import outcome
@@ -33,6 +34,7 @@ from gpta_local.record.audit import Audit
 from gpta_local.record.history import History, open_existing
 from gpta_local.record.journal import Journal
 from gpta_local.record.verification import verify
+from gpta_local.report.summary import verdict
 from gpta_local.run import finish
 from gpta_local.run.fine_tuning import FineTuner
 from gpta_local.run.finish import Finish
@@ -238,7 +240,7 @@ class TestWholeRun:
     ) -> None:
         run, result = whole
         without, _ = train(configured(tmp_path, sentence, test=False))
-        assert result["arms"] and not without["arms"]
+        assert result["evaluated_on"] == "test" != without["evaluated_on"]
         for name in ("examples.jsonl", "model/model.safetensors"):
             assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
         assert asked(tmp_path / "run") == asked(run)
@@ -327,3 +329,64 @@ def test_example_texts_keep_to_the_budget_of_calls(
     history = open_existing(tmp_path / "run")
     assert [len(texts) for texts in history.texts().values()] == replies
     history.close()
+
+
+@pytest.fixture(scope="module")
+def no_rows(
+    train: Train, sentence: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], Silent]:
+    config = without_rows(tmp_path_factory.mktemp("no-rows"), sentence)
+    return config.parent / "run", *train(config)
+
+
+class TestWithoutLabelledRows:
+    def test_model_is_trained_on_example_texts_alone_and_measured_on_test_rows(
+        self, no_rows: tuple[Path, dict[str, Any], Silent]
+    ) -> None:
+        folder, result, _ = no_rows
+        assert [kind for _, kind, *_ in asked(folder)] == ["example-texts"] * 2
+        assert [line["title"] for line in lines_of(folder, "metrics.jsonl")] == [
+            "training with example texts, to judge them",
+            "training with example texts",
+        ]
+        assert result["training_rows"] == 0 and result["example_texts"]["used"]
+        assert set(result["arms"]) == {"gpta", "no_prefix", "card"}
+        assert result["arms"]["gpta"]["on_training_rows"] is None
+
+    def test_it_says_that_no_row_has_a_part_in_it(self, no_rows: tuple[Path, dict[str, Any], Silent]) -> None:
+        folder, result, _ = no_rows
+        assert any(line.startswith("No labelled row") for line in verdict(result))
+        assert verify(folder).problems == []
+        assert invoke("predict", folder, folder.parent / "test.jsonl").exit_code == 0
+
+    def test_dry_run_and_doctor_work(self, no_rows: tuple[Path, dict[str, Any], Silent]) -> None:
+        config = no_rows[0].parent / "config.yaml"
+        assert "all together" in invoke("train", config, "--dry-run").output
+        assert "no training rows" in invoke("doctor", config).output
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"card": {"description": "Comments of guests."}}, "card.labels must name the labels"),
+            ({"knowledge": {"example_texts": 0}}, "knowledge.example_texts"),
+            ({"data": {"shots": 8}}, "no data.shots"),
+        ],
+    )
+    def test_what_cannot_be_without_rows_is_one_message(
+        self, changes: dict[str, Any], message: str, sentence: Path, tmp_path: Path
+    ) -> None:
+        result = invoke("train", without_rows(tmp_path, sentence, changes))
+        assert result.exit_code == 2 and message in " ".join(result.output.split())
+
+
+def without_rows(folder: Path, sentence: Path, changes: dict[str, Any] | None = None) -> Path:
+    """A configuration without training rows, with test rows."""
+    path = configured(folder, sentence)
+    content = yaml.safe_load(path.read_text("utf-8"))
+    del content["data"]["train"]
+    content["card"]["labels"] = {"bad": "an unhappy guest", "good": "a happy one"}
+    for section, values in (changes or {}).items():
+        content[section] = content[section] | values if section != "card" else values
+    record_replies(folder / "record", [], [], EXAMPLE_TEXTS)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path

@@ -211,4 +211,8 @@ def _resolve(config: Config, path: Path) -> Config:
     downstream = config.downstream
     if downstream.backbone != DEMO_BACKBONE:
         downstream = downstream.model_copy(update={"backbone": absolute(downstream.backbone)})
-    return config.model_copy(update={"data": data, "card": card, "assistant": assistant, "downstream": downstream})
+    search = config.search
+    if data.train is None:  # nothing that prefixes or the assistant's label texts could be measured on
+        search = search.model_copy(update={"rounds": 0, "label_text_samples": 0})
+    found = {"data": data, "card": card, "assistant": assistant, "downstream": downstream, "search": search}
+    return config.model_copy(update=found)

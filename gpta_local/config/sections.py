@@ -79,7 +79,9 @@ class DataConfig(ReadingConfig):
     """Where the rows are. Formats: .jsonl, .json, .csv, .tsv, .parquet, .xlsx, all but the last also as .gz and .zst; a
     folder of such files, or one saved by `datasets`."""
 
-    train: str
+    train: str | None = None
+    """Labelled rows. None: there are none, and the model is trained on what the assistant makes up (`card.labels` names
+    the labels)."""
     validation: str | None = None
     """Rows to choose the prefix on. None: a tenth is carved from 500 training rows or more, and wherever the search
     is online; otherwise prefixes are chosen by cross-validation on the training rows."""
@@ -371,6 +373,23 @@ class Config(Section):
     def _pair_column_belongs_to_pair_task(self) -> Config:
         if self.task == "text-classification" and self.data.text_pair is not None:
             raise ValueError("data.text_pair is only for task: text-pair-classification")
+        return self
+
+    @model_validator(mode="after")
+    def _without_rows_the_assistant_makes_up_texts(self) -> Config:
+        if self.data.train is not None:
+            return self
+        without = "data.train is missing: without labelled rows"
+        if self.card.labels is None:
+            raise ValueError(
+                f"{without} card.labels must name the labels, each with its meaning. Or name a file of rows"
+            )
+        if self.task != "text-classification" or self.knowledge.example_texts == 0:
+            raise ValueError(
+                f"{without} a model is trained on example texts (knowledge.example_texts), of single texts"
+            )
+        if self.data.shots is not None or self.search.regime == "online" or self.dialogue_gradient is not None:
+            raise ValueError(f"{without} there are no data.shots, no search.regime: online and no dialogue_gradient")
         return self
 
     @model_validator(mode="after")

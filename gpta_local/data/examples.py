@@ -33,7 +33,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rows:
-    """All rows of the data files, checked. `validation` and `test` are None where no file is named.
+    """All rows of the data files, checked. `validation` and `test` are None where no file is named, and `train` is
+    empty.
 
     `notes`: what was guessed of the files; `warnings`: what is wrong with the rows; a sentence each.
     """
@@ -69,7 +70,7 @@ def read_rows(config: Config) -> Rows:
     def read(path: str) -> Table:
         return read_records(path, [*columns, label], config.data)
 
-    table = read(config.data.train)
+    table = read(config.data.train) if config.data.train else Table((), [])
     labels = read_labels(config, table.records)
     names = [label.name for label in labels]
     train = read_examples(table.records, columns, label, names)
@@ -142,14 +143,14 @@ def read_labels(config: Config, records: Sequence[Record]) -> tuple[Label, ...]:
     if given is None:
         names = names_of([label_name(record, config.data.label) for record in records])
         meanings: Mapping[str, str] = {}
-        check_label_column(names, len(records), config.data.train)
+        check_label_column(names, len(records), config.data.train or "")
     else:
         names = [tidy(name) for name in given]
         meanings = {tidy(name): text for name, text in given.items()} if isinstance(given, dict) else {}
     if len(names) < 2:
         raise DataError(
             f"only one class, {names[0]!r}" if names else "no class",
-            where=config.data.train if given is None else "card.labels",
+            where="card.labels" if given is not None or config.data.train is None else config.data.train,
             fix="A classifier needs at least two",
         )
     if len({label_key(name) for name in names}) < len(names) or not all(names):

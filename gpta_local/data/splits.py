@@ -36,7 +36,7 @@ class Splits:
     @property
     def fitted(self) -> list[Example]:
         """Training rows that a trained model is measured on, evenly spread: `FITTED_ROWS` at most."""
-        return self.train[:: -(-len(self.train) // FITTED_ROWS)]
+        return self.train[:: max(1, -(-len(self.train) // FITTED_ROWS))]
 
 
 def make_splits(
@@ -57,7 +57,7 @@ def make_splits(
     train, validation, label_names = rows.train, rows.validation, [label.name for label in rows.labels]
     counts = Counter(example.label for example in train)
     missing = [name for number, name in enumerate(label_names) if not counts[number]]
-    if missing:
+    if train and missing:
         raise DataError(
             f"no training row has the label {missing[0]!r}",
             where="data.train",
@@ -73,7 +73,7 @@ def make_splits(
                 fix=f"Set data.shots to {number} or less",
             )
         train = sample_shots(train, shots, seed)
-    warnings = [*rows.warnings, *(rare_classes(counts, label_names) if shots is None else ())]
+    warnings = [*rows.warnings, *(rare_classes(counts, label_names) if train and shots is None else ())]
     many = len(train) >= MANY_ROWS
     if validation is None and (carve_few or many):
         train, validation = carve(train, CARVED_SHARE, seed)

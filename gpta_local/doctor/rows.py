@@ -37,8 +37,15 @@ def data(case: Case) -> Iterator[Outcome]:
         yield "ok", sentence
     for sentence in splits.warnings:
         yield "warning", sentence
-    rows, label = min((count, label) for label, count in Counter(example.label for example in train).items())
-    if rows < FOLDS:
+    counts = Counter(example.label for example in train)
+    rows, label = min(((count, label) for label, count in counts.items()), default=(FOLDS, 0))
+    if not train:
+        yield (
+            "warning",
+            "no training rows: the model is trained on example texts alone",
+            "Label some rows and set data.train",
+        )
+    elif rows < FOLDS:
         few = counted(rows, "training row")
         line = f"{few} of the label {labels[label]!r} for the {FOLDS} folds that score prefixes"
         yield "warning", line, "Add rows, or raise data.shots"

@@ -190,7 +190,7 @@ CUT_ROWS, UNKNOWN_TOKENS = 0.02, 0.1
 
 def unfit_texts(tokenizer: PrefixTokenizer, texts: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """A sentence for the user if `max_length` cuts rows, or the backbone does not know their language or signs."""
-    cut, unknown = tokenizer.cut_and_unknown(texts)
+    cut, unknown = tokenizer.cut_and_unknown(texts) if texts else (0.0, 0.0)
     if cut >= CUT_ROWS:
         yield (
             f"{cut:.0%} of the training rows are longer than {tokenizer.max_length} tokens and are cut: raise "

@@ -24,7 +24,7 @@ def arm(
     evaluation: Evaluation, fitted: Evaluation | None, evaluation_seconds: float, prefix: str, training_seconds: float
 ) -> dict[str, Any]:
     """One trained model on one split: its figures, with Wilson's interval for the accuracy, and those on the
-    training rows (`fitted`; None for a cross-validation, where all are of rows of the training)."""
+    training rows (`fitted`; None where there are none, or for a cross-validation, where all are of them)."""
     n = len(evaluation.scores)
     interval = wilson_interval(round(evaluation.scores.sum()), n)
     return {
@@ -112,6 +112,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         gains = _against(against, "the same training without") if against else "are in the model."
         told = " and ".join(parts)
         lines.append(f"{told[0].upper()}{told[1:]}: {gains}")
+    if summary.get("training_rows") == 0:
+        lines.append("No labelled row has a part in this model: label some, as data.train they are worth more.")
     if "plain" in summary["differences"]:
         lines.append(f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head)')}")
     if not summary["arms"]:

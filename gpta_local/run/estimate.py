@@ -20,11 +20,13 @@ from gpta_local.dialogue_gradient.train import number_of_steps, train_adapter
 from gpta_local.knowledge.label_texts import templated
 from gpta_local.run.loop import Run
 from gpta_local.run.plan import WITH_TEXTS, Plan
-from gpta_local.schema import Ask, Request, ScoredPrefix
+from gpta_local.schema import Ask, ExampleText, Request, ScoredPrefix
 
 MEASURED_STEPS = 3
 SHORT_REPLY = 8
 """Tokens."""
+MADE_UP = "I could not come last week, so please let me know when there is another free place on a Monday."
+"""In place of example texts, where there are no rows."""
 
 
 def estimate(run: Run) -> dict[str, float]:
@@ -35,12 +37,15 @@ def estimate(run: Run) -> dict[str, float]:
     rows = min(len(splits.train), search.scoring_rows)
     heat = list(range(rows if rows <= 2 * plan.first_heat else plan.first_heat))
     scorer = task.scorer(model, splits.train)
-    scorer.losses("", heat)  # the first call also warms up
-    one_prefix = _seconds(lambda: scorer.losses("Text:", heat))
+    one_prefix = 0.0
+    if search.rounds:
+        scorer.losses("", heat)  # the first call also warms up
+        one_prefix = _seconds(lambda: scorer.losses("Text:", heat))
     heats = 1 if rows <= 2 * plan.first_heat else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
-    one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample)
-    training = plan.training(model)
+    one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample) if sample else 0.0
+    made_up = [] if splits.train else [ExampleText(task.label_names[0], MADE_UP)] * plan.example_texts
+    training = plan.training(model, texts=made_up)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
     label_texts, prefixes = label_texts_request(plan.card), prefix_request(plan.card, [])
@@ -73,14 +78,14 @@ def estimate(run: Run) -> dict[str, float]:
 
 def steps_of_all_trainings(plan: Plan) -> int:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
-    online search is one. With example texts a training takes more steps,
-    and there is one more, to judge them."""
+    online search is one. With example texts a training takes more steps, and there
+    is one more, to judge them."""
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0
     with_templates, with_texts = plan.most_templates > 0, plan.example_texts > 0
-    control = plan.measured or with_texts or not with_templates
+    control = bool(plan.splits.train) and (plan.measured or with_texts or not with_templates)
     after_texts = (2 * with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
-    of_a_part = (WITH_TEXTS if with_texts else 1) + plan.compares_with_plain
+    of_a_part = (WITH_TEXTS + 1 if with_texts else 1) + plan.compares_with_plain
     parts = plan.config.finish.folds * of_a_part if plan.cross_validates else 0
     return control + plan.trains_from_card + after_texts + plan.online + plan.trains_plainly + parts
 

@@ -61,11 +61,13 @@ class FineTuner:
     def fine_tune(
         self, model: DownstreamModel, prefix: str, name: str, slot: str, texts: Sequence[ExampleText] = ()
     ) -> Trained:
-        """All steps with one prefix.
+        """All steps with one prefix; none, where there is nothing to train on.
 
         Args:
             texts: example texts among the rows.
         """
+        if not (self.plan.splits.train or texts):
+            return Trained(model, prefix, 0.0, slot)
         training = self.training(model, slot, texts)
         self.take_steps(training, prefix, training.steps, f"training {name}", slot)
         return Trained(model, prefix, training.seconds, slot)

@@ -235,7 +235,8 @@ class Finish:
         self.observer.stage("evaluating", len(models))
         measured = {}
         for trained in models:
-            (result, seconds), (of_fitted, more) = (self.fine_tuner.measure(trained, s) for s in (split, "fitted"))
+            result, seconds = self.fine_tuner.measure(trained, split)
+            of_fitted, more = self.fine_tuner.measure(trained, "fitted") if self.splits.fitted else (None, 0.0)
             measured[trained] = result, of_fitted, seconds + more
             self.observer.advance()
         results = {name: measured[trained][0] for name, trained in arms.items()}

@@ -55,7 +55,9 @@ class Run:
         if weakness := weaker_than_default(config.privacy.leak_scan):
             observer.warn(weakness)
         model = task.build_plain()
-        for warning in unfit_texts(model.tokenizer, [row.texts for row in self.plan.splits.fitted]):
+        for warning in unfit_texts(
+            model.tokenizer, [row.texts for row in self.plan.splits.fitted or self.plan.splits.test]
+        ):
             observer.warn(warning)
         self.weights = sum(p.numel() * p.element_size() for p in model.parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
@@ -119,6 +121,7 @@ class Run:
         else:
             result |= finish.cross_validate(product, contest)
         result["cost"] = journal.cost()
+        result["training_rows"] = len(plan.splits.train)
         result["ended_by"] = ended_by or None
         result["unusable"] = ". ".join(filter(None, why_unusable([Judged(*one) for one in journal.judged()]))) or None
         result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpta_local.assistant.prompts import label_texts_request, prefix_request, reply_room
+from gpta_local.assistant.prompts import example_texts_request, label_texts_request, prefix_request, reply_room
 from gpta_local.config import Config, ReplayAssistantConfig
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
@@ -79,7 +79,7 @@ class Plan:
     @property
     def cross_validates(self) -> bool:
         """Whether the training rows are measured in parts, since there are no others."""
-        return not self.measured and self.config.finish.folds > 0
+        return bool(self.splits.train) and not self.measured and self.config.finish.folds > 0
 
     @property
     def trains_plainly(self) -> bool:
@@ -88,7 +88,8 @@ class Plan:
 
     @property
     def compares_with_plain(self) -> bool:
-        return self.config.finish.plain_control and self.task.uses_label_texts
+        wanted = self.config.finish.plain_control and bool(self.splits.train)
+        return wanted and self.task.uses_label_texts
 
     @property
     def compares_with_card(self) -> bool:
@@ -143,10 +144,13 @@ class Plan:
         return [s.text for s in ranked[:size] if s.bound(margin) > 0]
 
     def first_ask(self) -> Ask:
-        """What the assistant is asked first: for label texts, or for prefixes without a history."""
+        """What the assistant is asked first: for label texts, or for prefixes without a history; without labelled rows
+        for example texts."""
         search, budget = self.config.search, self.config.budget
         if self.task.uses_label_texts and search.label_text_samples:
             request, number, n, limits = label_texts_request(self.card), 0, search.label_text_samples, [budget.calls]
+        elif not self.splits.train:
+            request, number, n, limits = example_texts_request(self.card, self.card.labels[0]), 0, 1, [budget.calls]
         else:
             request, number, n, limits = (
                 prefix_request(self.card, []),

@@ -111,7 +111,9 @@ class ClassificationTask:
     def mixed(self, rows: Sequence[Example], texts: Sequence[ExampleText]) -> list[Example]:
         """The rows, repeated to about as many as the texts, and the texts."""
         numbers = {label.name: number for number, label in enumerate(self.labels)}
-        return [*rows] * max(1, round(len(texts) / len(rows))) + [Example((t.text,), numbers[t.label]) for t in texts]
+        return [*rows] * max(1, round(len(texts) / max(1, len(rows)))) + [
+            Example((t.text,), numbers[t.label]) for t in texts
+        ]
 
     def judged(self, model: DownstreamModel, texts: Sequence[ExampleText]) -> list[ExampleText]:
         """The texts with what a model says of them. One that has not been trained on them needs no cross-fitting; what
