@@ -204,11 +204,14 @@ class TestWholeSuite:
         found["made_up"] = [[label, text, label == "good"] for label, text, _ in found["made_up"]]
         texts = trained_on(found)
         assert len(texts) == 5 and {text.label for text in texts} == {"good"}
-        with_them = bench.with_prefix(found, "Feeling:")["loss"]
-        assert with_them == bench.fine_tune(bench.head_of(found), "Feeling:", texts=texts)["loss"]
-        assert with_them != guests["fixed_prefix"]["loss"]
+        assert bench.with_prefix(found, "Feeling:")["loss"] != guests["fixed_prefix"]["loss"]
         assert not trained_on({**found, "product_is_plain": True})
         assert not trained_on({**found, "example_texts": {"used": False}})
+
+    def test_another_prefix_is_measured_on_a_model_made_as_the_product_is(self, bench: Bench, guests: ByArm) -> None:
+        ours = guests["gpta"]
+        again = bench.with_texts(bench.head_of(ours), ours["prefix"], ours, ours["label_texts"])
+        assert again["loss"] == pytest.approx(ours["loss"], abs=1e-6)
 
     def test_example_texts_that_look_like_test_rows_are_left_out(self, guests: ByArm) -> None:
         texts = [text for _, text, _ in guests["gpta"]["made_up"]]

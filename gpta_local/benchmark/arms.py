@@ -122,17 +122,28 @@ class Bench:
 
         Args:
             found: a record of `gpta`, for the texts that its assistant made up.
-            filtered: without the texts that the model puts under another label before it is trained.
+            filtered: as a run without labelled rows has it. Otherwise trained on all texts.
         """
-        model, texts = self.task.build(self.task.own_label_texts()), made_up(found)
-        if filtered and texts:
-            texts = [text for text in self.task.judged(model, texts) if text.kept]
-        if not texts:
-            return self.measure(model, "", 0.0)
-        numbers = {name: number for number, name in enumerate(self.task.label_names)}
-        self.splits = replace(self.splits, train=[Example((text.text,), numbers[text.label]) for text in texts])
-        self.plan = replace(self.plan, splits=self.splits)
-        return self.fine_tune(model, "") | {"texts": len(texts)}
+        own, texts, seconds = self.task.own_label_texts(), made_up(found), 0.0
+        untrained = judge = self.task.build(own)
+        self.plan = replace(self.plan, splits=replace(self.splits, train=[]))
+
+        def trained(on: Sequence[ExampleText]) -> DownstreamModel:
+            nonlocal seconds
+            model = self.task.build(own)
+            if on:
+                training = self.plan.training(model, texts=on)
+                training.run("", training.steps)
+                seconds += training.seconds
+            return model
+
+        if filtered:
+            judge = trained([text for text in self.task.judged(judge, texts) if text.kept])
+            texts = [text for text in self.task.judged(judge, texts) if text.kept]
+        model = trained(texts)
+        if filtered:
+            model.average_with(untrained, OF_CONTROL)
+        return self.measure(model, "", seconds) | {"texts": len(texts)}
 
     def head_of(self, found: Record) -> DownstreamModel:
         """The model before training as the run of a record had it."""
@@ -350,7 +361,7 @@ def product_figures(plan: Plan, result: Mapping[str, Any]) -> Figures:
     measured = {name: a for name, a in result["arms"].items() if name == "gpta" or name in result["differences"]}
     beside = sum(a["evaluation_seconds"] for a in measured.values())
     judge = plan.splits.validation or not result["templates"] or result["made_up"]
-    chosen_from = {"gpta": True, "no_prefix": judge, "plain": plan.online}
+    chosen_from = {"gpta": True, "no_prefix": judge, "card": plan.judges_label_texts, "plain": plan.online}
     beside += sum(a["training_seconds"] for name, a in measured.items() if not chosen_from[name])
     figures = control_figures(result["arms"]["gpta"])
     figures["seconds"] |= {name: whole[name] for name in ("search", "assistant")} | {"total": whole["total"] - beside}
