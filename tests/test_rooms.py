@@ -25,7 +25,7 @@ FLOORS = (
     ("tasks", "privacy", "knowledge"),
     ("dialogue_gradient", "report"),
     ("run",),
-    ("benchmark", "doctor", "bundle"),
+    ("benchmark", "doctor", "bundle", "labelling", "serving"),
     ("cli",),
     ("__main__",),
 )

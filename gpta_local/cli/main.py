@@ -23,8 +23,10 @@ from gpta_local.cli.audit import audit, purge
 from gpta_local.cli.benchmark import benchmark
 from gpta_local.cli.bundle import bundle
 from gpta_local.cli.doctor import doctor
+from gpta_local.cli.labelling import check, suggest
 from gpta_local.cli.models import models
 from gpta_local.cli.options import PATH, json_option, set_option
+from gpta_local.cli.serve import serve
 from gpta_local.cli.train import train
 from gpta_local.errors import GptaError
 from gpta_local.system.network import GUARD
@@ -99,6 +101,9 @@ main.add_command(models)
 main.add_command(audit)
 main.add_command(purge)
 main.add_command(benchmark)
+main.add_command(suggest)
+main.add_command(check)
+main.add_command(serve)
 
 
 @main.command()

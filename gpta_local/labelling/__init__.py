@@ -1,0 +1,1 @@
+"""Help with labelling: which rows to label next, and which labels to look at again."""

@@ -1,0 +1,92 @@
+"""`suggest`: which unlabelled rows to label next, by uncertainty and diversity.
+
+Knows products and files of rows. Labels nothing, and knows no label of these rows.
+
+Shapes: n rows, d features, c classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from gpta_local.config import reading
+from gpta_local.data.examples import read_texts
+from gpta_local.data.readers import read_records
+from gpta_local.downstream.product import Prediction, Product, open_product
+
+ROW, LABEL, PROBABILITY = "input_row", "predicted_label", "probability"
+"""Columns that are put beside those of the input: the row's number, from 1, and what the model says of it now."""
+BATCH = 64
+LEAST_WEIGHT = 1e-6
+"""Of a row of which the model is certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """`row`: the position among the rows, from 0. `prediction`: what the model says of it now."""
+
+    row: int
+    prediction: Prediction
+
+
+def suggest_from(run: Path, data: Path, count: int, overrides: Sequence[str] = ()) -> Iterator[str]:
+    """A JSON line for each row of a file that is worth labelling: all its columns and what the model says of it.
+
+    Args:
+        overrides: how the file is written, as KEY=VALUE of data.encoding and data.format.
+    """
+    product = open_product(run)
+    columns = [column for name in ("text", "text_pair") if (column := product.record["columns"][name])]
+    table = read_records(str(data), None, reading(overrides, {"format": product.record.get("format", {})}))
+    for note in table.notes:
+        click.echo(note, err=True)
+    rows = [read_texts(record, columns) for record in table.records]
+    for found in suggest(product, rows, count):
+        label = found.prediction.label
+        said = {ROW: found.row + 1, LABEL: label, PROBABILITY: found.prediction.probabilities[label]}
+        yield json.dumps({**table.records[found.row].values, **said}, ensure_ascii=False, default=str)
+
+
+def suggest(product: Product, rows: Sequence[tuple[str, ...]], count: int) -> list[Suggestion]:
+    """At most `count` different rows that are worth labelling, the least certain first."""
+    places = {texts: number for number, texts in reversed(list(enumerate(rows)))}  # of equal rows the first
+    different = sorted(places.values())
+    model, parts = product.load(), []
+    for start in range(0, len(different), BATCH):
+        parts.append(model.logits_and_features([rows[row] for row in different[start : start + BATCH]]))
+    logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    predictions = list(product.predictions(logits))
+    chances = np.array([list(prediction.probabilities.values()) for prediction in predictions])
+    return [Suggestion(different[i], predictions[i]) for i in choose(features, chances, count)]
+
+
+def choose(features: NDArray[np.float64], chances: NDArray[np.float64], count: int) -> list[int]:
+    """Positions of rows that are both uncertain and unlike each other, the least certain first.
+
+    The features are clustered into `count` groups by k-means with the rows weighted by their uncertainty, 1 less the
+    margin between the two most probable labels; of each group the row nearest to its centre is taken. That is Zhdanov
+    (2019), *Diverse mini-batch active learning*, without the pre-selection of uncertain rows (docs/LOG.md).
+
+    Args:
+        features: (n, d).
+        chances: probabilities (n, c).
+    """
+    from sklearn.cluster import KMeans
+
+    ordered = np.sort(chances, axis=1)
+    uncertainty = 1 - (ordered[:, -1] - ordered[:, -2])  # (n,)
+    if count >= len(features):
+        chosen = list(range(len(features)))
+    else:
+        groups = KMeans(count, random_state=0, n_init=1)
+        distances = groups.fit_transform(features, sample_weight=uncertainty + LEAST_WEIGHT)  # (n, count)
+        own = np.where(groups.labels_[:, None] == np.arange(count), distances, np.inf)
+        chosen = sorted({int(row) for row in own.argmin(axis=0)})
+    return sorted(chosen, key=lambda row: -float(uncertainty[row]))

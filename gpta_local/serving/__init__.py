@@ -1,0 +1,1 @@
+"""A small HTTP server for the product, on this machine alone."""
