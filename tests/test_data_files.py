@@ -133,7 +133,7 @@ class TestDialects:
     def test_row_of_empty_fields_between_others_is_told(self, tmp_path: Path) -> None:
         lines = csv_lines()
         lines[2] = ","
-        assert refused(written(tmp_path / "train.csv", lines)).startswith("train.csv:3: all fields are empty")
+        assert refused(written(tmp_path / "train.csv", lines)).startswith("train.csv:3: 'label' is empty")
 
     def test_header_of_a_second_file_is_told(self, tmp_path: Path) -> None:
         path = written(tmp_path / "train.csv", [*csv_lines(), "\ufeff" + csv_lines()[0], *csv_lines()[1:]])
@@ -436,7 +436,7 @@ class TestPredicting:
         assert reading([], given).format.header is False
         other = reading(["data.encoding=cp1252", "data.format.header=true"], given)
         assert (other.encoding, other.format.header, other.format.delimiter) == ("cp1252", True, ";")
-        with pytest.raises(ConfigError, match=r"only data\.encoding and data\.format"):
+        with pytest.raises(ConfigError, match=r"only data\.encoding, data\.format, data\.text"):
             reading(["seed=1"], given)
 
     def test_rows_come_from_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

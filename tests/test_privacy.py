@@ -204,11 +204,11 @@ def canary_run(request: pytest.FixtureRequest, sentence: Path, tmp_path_factory:
         printed = ""
         for command in (
             ("train", canary_config(folder, server, sentence, changes), "--output", run, "--verbose"),
-            ("predict", run, folder / "test.jsonl"),
+            ("predict", run, folder / "test.jsonl", "--output", folder / "labelled.jsonl"),
             ("evaluate", run),
             ("evaluate", run, folder / "train.jsonl", "--json"),
             ("export", run, exported),
-            ("predict", exported, folder / "validation.jsonl"),
+            ("predict", exported, folder / "validation.jsonl", "--output", folder / "labelled.csv"),
             ("history", run),
         ):
             result = invoke(*command)
@@ -258,7 +258,6 @@ class TestRun:
     def test_no_canary_is_printed(self, canary_run: CanaryRun) -> None:
         for words in ("leak scan: ", "training, 200 validation, 200 test rows", "round 2 of 2", "prefixes scored"):
             assert words in canary_run.printed
-        assert canary_run.printed.count('"label"') == 400
         assert canaries_in(canary_run.printed) == []
 
     def test_no_row_is_in_the_words_of_an_error(self, canary_run: CanaryRun, tmp_path: Path) -> None:

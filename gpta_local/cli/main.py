@@ -108,20 +108,34 @@ main.add_command(serve)
 
 @main.command()
 @click.argument("run", type=PATH)
-@click.argument("data", metavar="INPUT", type=PATH)
-@click.option("--output", type=PATH, help="File to write. Default: standard output.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("--output", type=PATH, help="File to write: .jsonl, .csv or .tsv. Default: standard output.")
+@click.option("--probabilities", is_flag=True, help="Write the probability of every label.")
+@click.option("--top-k", "top", type=click.IntRange(1), metavar="K", help="Write the K most probable labels.")
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), metavar="P", help="Give no label that is less probable than P."
+)
+@click.option("--abstain", default="unsure", show_default=True, help="What is written then.")
 @set_option
-def predict(run: Path, data: Path, output: Path | None, overrides: tuple[str, ...]) -> None:
+def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: tuple[str, ...], **wanted: Any) -> None:
     """Label the rows of INPUT with the model of RUN (a run or an exported folder).
 
-    INPUT may be - for JSON lines from standard input. --set says how a file is written: data.encoding, data.format.
+    INPUT is a file, a folder, a pattern such as 'letters/*.csv', or - for JSON lines from standard input.
 
-    Writes JSON lines in the order of the rows: the label and the probability of each label.
+    Writes every row with all its columns, and beside them predicted_label and its probability: CSV for CSV, otherwise
+    JSON lines, or what the ending of --output says. A row without text gets an empty label.
+
+    \b
+    Examples:
+      gpta-local predict runs/NAME letters.csv --output labelled.csv
+      gpta-local predict runs/NAME letters.csv --threshold 0.7 --top-k 3
+      cat letters.jsonl | gpta-local predict runs/NAME - > labelled.jsonl
+      gpta-local predict runs/NAME letters.csv --set data.text=body
     """
     from gpta_local.downstream import inference
+    from gpta_local.downstream.predicting import Wanted
 
-    product, rows = inference.open_inputs(run, data, overrides)
-    inference.write_lines(inference.predictions(product, rows), output)
+    inference.predict(run, inputs, output, Wanted(**wanted), overrides)
 
 
 @main.command()
@@ -182,8 +196,20 @@ def history(run: Path, best: int) -> None:
 
 @main.command()
 @click.argument("data", type=PATH)
-def init(data: Path) -> None:
-    """Write a commented configuration for the training rows DATA to standard output."""
-    from gpta_local.data.starter import starter_config
+@click.option("--split", is_flag=True, help="First set a quarter of the rows aside for a test, into files beside DATA.")
+def init(data: Path, split: bool) -> None:
+    """Write a commented configuration for the training rows DATA to standard output.
 
-    click.echo(starter_config(data), nl=False)
+    \b
+    Examples:
+      gpta-local init letters.csv > config.yaml
+      gpta-local init letters.csv --split > config.yaml
+    """
+    from gpta_local.data.starter import divided, starter_config
+
+    if not split:
+        click.echo(starter_config(data), nl=False)
+        return
+    files = divided(data)
+    click.echo(f"rows to train on: {files['train']}; set aside for the test: {files['test']}", err=True)
+    click.echo(starter_config(files["train"], files["test"]), nl=False)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from gpta_local.config.messages import explain
-from gpta_local.config.sections import Config, DialogueGradientConfig, LocalAssistantConfig, ReadingConfig, Section
+from gpta_local.config.sections import Config, DialogueGradientConfig, InputConfig, LocalAssistantConfig, Section
 from gpta_local.errors import ConfigError
 from gpta_local.system.library import is_name
 from gpta_local.system.models import DEMO_BACKBONE
@@ -24,6 +24,11 @@ MOST_PROBLEMS = 10
 """Of a configuration, in one message."""
 ASSISTANT_PATHS = {"adapter", "api_key_file", "run", "weights"}
 """Keys of the assistants' sections that are paths, whichever the backend."""
+
+DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".gz", ".zst")
+
+"""Of files of rows; a .json file can be a configuration."""
+FROM_ROWS = "Make one from your rows: gpta-local init {} > config.yaml"
 
 S = TypeVar("S", bound=Section)
 
@@ -93,8 +98,8 @@ def dialogue_gradient(overrides: Sequence[str]) -> DialogueGradientConfig:
         raise ConfigError("\n".join(explain(error, content) for error in errors), where="--set") from exc
 
 
-def reading(overrides: Sequence[str], given: Mapping[str, Any]) -> ReadingConfig:
-    """How a file is written, from what is `given` and KEY=VALUE overrides of data.encoding and data.format.
+def reading(overrides: Sequence[str], given: Mapping[str, Any]) -> InputConfig:
+    """How a file is written and its columns, from what is `given` and KEY=VALUE overrides of keys of `data`.
 
     Raises:
         ConfigError: with every problem found.
@@ -103,9 +108,10 @@ def reading(overrides: Sequence[str], given: Mapping[str, Any]) -> ReadingConfig
     for override in overrides:
         _override(content, override)
     if others := sorted(content.keys() - {"data"}):
-        raise ConfigError(f"{others[0]!r} cannot be set here, only data.encoding and data.format", where="--set")
+        known = ", ".join(f"data.{name}" for name in InputConfig.model_fields)
+        raise ConfigError(f"{others[0]!r} cannot be set here, only {known}", where="--set")
     try:
-        return ReadingConfig.model_validate(content["data"])
+        return InputConfig.model_validate(content["data"])
     except ValidationError as exc:
         errors = [{**error, "loc": ("data", *error["loc"])} for error in exc.errors()]
         raise ConfigError("\n".join(explain(error, content) for error in errors), where="--set") from exc
@@ -142,12 +148,14 @@ class _PlainLoader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, unchecked. Raises a ConfigError if there is none."""
+    if path.name.lower().endswith(DATA_ENDINGS) and path.exists():
+        raise ConfigError("a data file, not a configuration", where=str(path), fix=FROM_ROWS.format(path))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as exc:
         raise ConfigError("no such configuration file", where=str(path)) from exc
     except IsADirectoryError as exc:
-        raise ConfigError("a folder, not a configuration file", where=str(path)) from exc
+        raise ConfigError("a folder, not a configuration file", where=str(path), fix=FROM_ROWS.format("DATA")) from exc
     except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot be read as UTF-8 text ({exc})", where=str(path)) from exc
     try:

@@ -75,6 +75,15 @@ class ReadingConfig(Section):
         return encoding
 
 
+class InputConfig(ReadingConfig):
+    """A file that a trained model reads: how it is written, and its columns where they have other names than the
+    training rows'."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
 class DataConfig(ReadingConfig):
     """Where the rows are. Formats: .jsonl, .json, .csv, .tsv, .parquet, .xlsx, all but the last also as .gz and .zst; a
     folder of such files, or one saved by `datasets`."""

@@ -7,6 +7,7 @@ file and line, never a row's text.
 from __future__ import annotations
 
 import codecs
+import glob
 import gzip
 import io
 import json
@@ -55,6 +56,43 @@ def read_records(path: str, columns: Sequence[str] | None = None, reading: Readi
     if path != STDIN and location.is_dir():
         return _read_folder(location, columns, reading)
     return _table(path, _source(location, columns, reading))
+
+
+def open_records(path: str, reading: ReadingConfig | None = None) -> Source:
+    """The rows of a file, of standard input or of a folder saved by `datasets`, all columns of plain values, one by
+    one: what has been read is not held, but for .json and .xlsx."""
+    location = Path(path)
+    if path != STDIN and location.is_dir():
+        return read_saved_folder(location, None, FORMATS)
+    return _source(location, None, reading or ReadingConfig())
+
+
+def files_of(paths: Sequence[str]) -> list[str]:
+    """The files that these paths stand for: a folder for those in it that can be read, a pattern for what it matches.
+
+    Raises:
+        DataError: a path stands for none.
+    """
+    return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(path: str) -> list[str]:
+    location = Path(path)
+    if path == STDIN or location.is_file():
+        return [path]
+    if location.is_dir():
+        inside = sorted(entry for entry in location.iterdir() if not entry.name.startswith((".", "_")))
+        if any(entry.name in SAVED_BY_DATASETS for entry in inside):
+            return [path]
+        files = [str(entry) for entry in inside if entry.is_file() and _format_of(entry) in READERS]
+        if not files:
+            raise DataError("no file in this folder can be read", where=path, fix=f"Give {FORMATS}")
+        return files
+    if location.exists():  # a pipe or a device
+        return [path]
+    if not (found := sorted(glob.glob(path, recursive=True))):  # noqa: PTH207  also of absolute paths
+        raise DataError("no such file or folder", where=path)
+    return [file for one in found if one != path for file in _files_of(one)]
 
 
 def _table(path: str, source: Source) -> Table:

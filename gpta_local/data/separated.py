@@ -100,19 +100,17 @@ def table_of(
     at = find_columns(wanted, names, f"{path}{line}{start}", NO_HEADER if header else "") if names else {}
 
     def records() -> Iterator[Record]:
-        blank = 0
+        blank: list[int] = []  # rows of empty fields, passed over unless others follow
         repeatable = header and len(names) > 1
         for number, fields in rows:
             if not fields:
                 continue
             if all(map(_is_empty, fields)):
-                blank = blank or number
+                blank.append(number)
                 continue
             where = f"{path}{line}{number}"
-            if blank:
-                raise DataError(
-                    "all fields are empty", where=f"{path}{line}{blank}", fix="Remove the row or fill it in"
-                )
+            yield from (Record(dict.fromkeys(at, ""), f"{path}{line}{before}") for before in blank)
+            blank.clear()
             if len(fields) != len(names) and (
                 len(fields) < len(names) or not all(map(_is_empty, fields[len(names) :]))
             ):

@@ -15,10 +15,11 @@ import yaml
 
 from gpta_local.config import FormatConfig, ReadingConfig
 from gpta_local.data.examples import LONG_NAME, MOST_LABELS, names_of
+from gpta_local.data.holdout import held_out, write_parts
 from gpta_local.data.labels import as_name, is_missing, label_name
 from gpta_local.data.readers import read_records
 from gpta_local.data.records import LONGEST_NAME, Table, find_columns, tidy
-from gpta_local.errors import DataError
+from gpta_local.errors import DataError, OutputError
 from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 
 LONGEST_LABEL = 200
@@ -75,9 +76,30 @@ class Column:
         return f"{self.kind}, {self.distinct} different, {self.missing:.0%} missing, {size}"
 
 
-def starter_config(path: Path) -> str:
+def divided(path: Path) -> dict[str, Path]:
+    """Write the rows to train on and those that are set aside for the test into files beside `path`: by name.
+
+    Raises:
+        DataError: no text or label column can be found, or there are too few rows.
+        OutputError: there is a file of test rows already.
+    """
+    if there := _sibling(path, "test"):
+        raise OutputError("these look like its test rows already", where=there, fix="Leave --split out")
+    table, _ = _read(path)
+    columns = _columns(table)
+    label, _ = _label_column(columns, len(table.records), str(path))
+    texts, _ = _text_columns(columns, label, str(path))
+    _labels(table, label, str(path))
+    train, test = held_out(table.records, [column.name for column in texts], label.name, str(path))
+    return write_parts(path, {"train": train, "test": test})
+
+
+def starter_config(path: Path, test: Path | None = None) -> str:
     """A configuration for the data at `path`, with siblings named validation and test if there.
     Paths stay as given, so the configuration belongs into the folder that the user is in.
+
+    Args:
+        test: rows that were set aside.
 
     Raises:
         DataError: if the file cannot be read, or no text or label column can be found.
@@ -88,6 +110,8 @@ def starter_config(path: Path) -> str:
     texts, text_doubt = _text_columns(columns, label, str(path))
     names, unlabelled = _labels(table, label, str(path))
     siblings = {split: _sibling(path, split) for split in ("validation", "test")}
+    if test:
+        siblings["test"] = str(test)
     pair = len(texts) == 2
     shots = "# shots: 8             # rows per class to train with; all rows if not given"
 
@@ -123,10 +147,10 @@ def starter_config(path: Path) -> str:
             "  # What is one input? Who wrote it, where? What does the label say? Two or three sentences",
             "  # in your own words, without any private text.",
             '  description: ""',
-            "  labels:                                # a meaning behind each helps; it may stay empty",
+            "  labels:                                # a few words behind each: they help most of all",
             *(f'    {_quoted(name)}: ""' for name in names),
             "",
-            "assistant:                               # in this process; see README for vLLM and others",
+            "assistant:                               # in this process; docs/assistants.md has others",
             "  backend: local",
             f"  model: {_quoted(EMBEDDED_ASSISTANT)}",
             "",

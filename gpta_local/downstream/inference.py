@@ -2,61 +2,96 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import numpy as np
 
-from gpta_local.config import ReadingConfig, reading
-from gpta_local.data.readers import read_records
-from gpta_local.downstream.product import (
-    Product,
-    open_product,
-)
+from gpta_local.config import DataConfig, InputConfig, ReadingConfig, reading
+from gpta_local.data.examples import read_examples
+from gpta_local.data.readers import STDIN, files_of, open_records, read_records
+from gpta_local.data.records import Record, find_columns
+from gpta_local.data.writing import LINES, SEPARATED, row_writer, written_format
+from gpta_local.downstream.predicting import Labeller, Wanted
+from gpta_local.downstream.product import Product, open_product
 from gpta_local.errors import DataError, InputError, OutputError
 from gpta_local.metrics import by_class, macro_f1, wilson_interval
 from gpta_local.system.files import owner_only
 
+INPUT_FILE = "input_file"
+"""The column that names the file of a row, where there are several."""
 
-def open_inputs(run: Path, data: Path, overrides: Sequence[str] = ()) -> tuple[Product, list[tuple[str, ...]]]:
-    """The product, and the texts of each row of the data; `overrides` say how it is written."""
-    from gpta_local.data.examples import read_texts
 
+def predict(
+    run: Path, inputs: Sequence[str], output: Path | None, wanted: Wanted, overrides: Sequence[str] = ()
+) -> None:
+    """Label the rows of files, and write them with all their columns. What is told of them goes to standard error.
+
+    Args:
+        inputs: files, folders, patterns, or - for standard input.
+        output: None or - for standard output; its ending says the format, otherwise it is that of the first input.
+        overrides: how the files are written, and their columns.
+    """
     product = open_product(run)
-    columns = _columns(product)
-    table = read_records(str(data), columns, _reading(product, overrides))
-    for note in table.notes:
-        click.echo(note, err=True)
-    return product, [read_texts(record, columns) for record in table.records]
+    how = _reading(product, overrides)
+    files = files_of(inputs)
+    output = None if output is None or str(output) == STDIN else output
+    like_input = next((kind for kind in SEPARATED if Path(files[0]).suffix.lower() == kind), LINES[0])
+    kind = like_input if output is None else written_format(output, like_input)
+    labeller = Labeller(product, _columns(product, how), wanted, flat=kind in SEPARATED)
+    with _opened(output) as file:
+        write = row_writer(file, kind)
+        for row in labeller.rows(_records_of(files, labeller.columns, how)):
+            write(row)
+    if labeller.blank:
+        rows = "1 row has" if labeller.blank == 1 else f"{labeller.blank} rows have"
+        click.echo(f"warning: {rows} no text, the first {labeller.first_blank}: no label is given", err=True)
 
 
-def predictions(product: Product, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """A JSON line for each row: its label and the probability of each label."""
-    for prediction in product.predict(rows):
-        yield json.dumps(asdict(prediction), ensure_ascii=False)
+def _records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig) -> Iterator[Record]:
+    """The rows of all files, with the file's name in front where there are several.
+
+    Raises:
+        DataError: a file has no rows, or no column of texts.
+    """
+    for path in files:
+        source = open_records(path, how)
+        for note in source.notes:
+            click.echo(f"{path}: {note}", err=True)
+        if source.columns:
+            find_columns(columns, source.columns, path)
+        record = None
+        for number, record in enumerate(source.records):
+            if not number:
+                find_columns(columns, list(record.values), record.where)
+            yield Record({INPUT_FILE: path, **record.values}, record.where) if len(files) > 1 else record
+        if record is None:
+            raise DataError("no rows", where=path)
 
 
-def write_lines(lines: Iterable[str], output: Path | None) -> None:
-    """To standard output or a device, or to a file of its owner's alone that is there only when it is whole."""
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Standard output or a device, or a file of its owner's alone that is there only when it is whole."""
     if output is None:
-        for line in lines:
-            click.echo(line)
+        yield sys.stdout
+        sys.stdout.flush()
         return
     if output.is_dir():
         raise OutputError("a directory is there", where=str(output), fix="Name a file")
     if output.exists() and not output.is_file():  # /dev/null: another file must not take its place
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        with output.open("w", encoding="utf-8", errors="replace") as file:
+            yield file
         return
     partial = output.with_name(output.name + ".partial")
     try:
         partial.unlink(missing_ok=True)  # an existing file would keep its mode
-        with owner_only(), partial.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        with owner_only(), partial.open("w", encoding="utf-8", errors="replace") as file:
+            yield file
         partial.replace(output)
     except BaseException as exc:
         partial.unlink(missing_ok=True)
@@ -68,13 +103,11 @@ def write_lines(lines: Iterable[str], output: Path | None) -> None:
 def evaluate(run: Path, data: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Rows, accuracy with its 95 % interval, macro-F1, and rows, precision and recall of each label, on a data file
     or on the test rows of the run's configuration."""
-    from gpta_local.data.examples import read_examples
-
     product = open_product(run)
-    label = product.record["columns"]["label"]
     path, how = (str(data), _reading(product, overrides)) if data else _test_of(run)
-    table = read_records(path, [*_columns(product), label], how)
-    examples = read_examples(table.records, _columns(product), label, product.labels)
+    columns, label = _columns(product, how), how.label or product.record["columns"]["label"]
+    table = read_records(path, [*columns, label], how)
+    examples = read_examples(table.records, columns, label, product.labels)
     logits = np.concatenate(list(product.logits([example.texts for example in examples])))
     predicted, targets = logits.argmax(axis=1).tolist(), [example.label for example in examples]
     interval = wilson_interval(sum(p == t for p, t in zip(predicted, targets, strict=True)), len(targets))
@@ -103,17 +136,19 @@ def as_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _columns(product: Product) -> list[str]:
+def _columns(product: Product, how: InputConfig | DataConfig) -> list[str]:
+    """The columns of texts, by the names that they have in the file."""
     columns = product.record["columns"]
-    return [columns["text"]] if columns["text_pair"] is None else [columns["text"], columns["text_pair"]]
+    pair = columns["text_pair"]
+    return [how.text or columns["text"], *([] if pair is None else [how.text_pair or pair])]
 
 
-def _reading(product: Product, overrides: Sequence[str]) -> ReadingConfig:
+def _reading(product: Product, overrides: Sequence[str]) -> InputConfig:
     """The format is that of the training rows, unless something else is said; the encoding can be another."""
     return reading(overrides, {"format": product.record.get("format", {})})
 
 
-def _test_of(run: Path) -> tuple[str, ReadingConfig]:
+def _test_of(run: Path) -> tuple[str, DataConfig]:
     from gpta_local.config import load
 
     if not (run / "config.yaml").is_file():

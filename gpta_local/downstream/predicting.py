@@ -1,0 +1,95 @@
+"""Rows as they stand in a file → the same rows with a label each, in constant memory.
+
+Knows what is written of a prediction; neither files nor how a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from gpta_local.data.examples import read_texts
+from gpta_local.data.records import Record
+from gpta_local.downstream.product import Prediction, Product
+from gpta_local.errors import InputError
+
+LABEL, PROBABILITY, PROBABILITIES, TOP = "predicted_label", "probability", "probabilities", "top"
+"""The columns that are put beside those of the input."""
+WINDOW = 512
+"""Rows that are held at once."""
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is written of a row besides its most probable label and the probability of that.
+
+    `top`: the most probable labels, so many. `threshold`: a label that is less probable gives way to `abstain`.
+    """
+
+    probabilities: bool = False
+    top: int | None = None
+    threshold: float | None = None
+    abstain: str = "unsure"
+
+
+@dataclass(slots=True)
+class Labeller:
+    """Puts labels beside rows. A row without text gets an empty one; `blank` counts these.
+
+    Args:
+        flat: for tables: a column for each probability instead of a mapping.
+    """
+
+    product: Product
+    columns: Sequence[str]
+    wanted: Wanted
+    flat: bool
+    blank: int = 0
+    first_blank: str = ""
+
+    def __post_init__(self) -> None:
+        if self.wanted.threshold is not None and self.wanted.abstain in self.product.labels:
+            fix = "Give another word for rows without a clear label"
+            raise InputError(f"{self.wanted.abstain!r} is a label of the model", where="--abstain", fix=fix)
+
+    def rows(self, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+        model, records = self.product.load(), iter(records)
+        while window := list(islice(records, WINDOW)):
+            texts = [self._texts(record) for record in window]
+            there = sorted((n for n, row in enumerate(texts) if row), key=lambda n: sum(map(len, texts[n] or ())))
+            found: dict[int, Prediction] = {}  # those of about one length together: little padding
+            for start in range(0, len(there), BATCH):
+                numbers = there[start : start + BATCH]
+                logits = model.logits([texts[n] or () for n in numbers])
+                found.update(zip(numbers, self.product.predictions(logits), strict=True))
+            for number, record in enumerate(window):
+                yield {**record.values, **self._shown(found.get(number))}
+
+    def _texts(self, record: Record) -> tuple[str, ...] | None:
+        values = [record.values.get(column) for column in self.columns]
+        if any(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+            self.first_blank = self.first_blank or record.where
+            self.blank += 1
+            return None
+        return read_texts(record, self.columns)
+
+    def _shown(self, prediction: Prediction | None) -> dict[str, Any]:
+        """The columns of a prediction; of a row without text they are there and empty."""
+        wanted, labels = self.wanted, self.product.labels
+        chances = prediction.probabilities if prediction else {}
+        ranked = sorted(chances.items(), key=lambda item: -item[1])
+        best, probability = ranked[0] if ranked else ("", None)
+        if wanted.threshold is not None and probability is not None and probability < wanted.threshold:
+            best = wanted.abstain
+        shown: dict[str, Any] = {LABEL: best, PROBABILITY: probability}
+        if self.flat:
+            for place in range(min(wanted.top or 0, len(labels))):
+                label, chance = ranked[place] if ranked else ("", None)
+                shown |= {f"{TOP}_{place + 1}": label, f"{TOP}_{place + 1}_{PROBABILITY}": chance}
+            return shown | {f"{PROBABILITY}_{name}": chances.get(name) for name in labels if wanted.probabilities}
+        if wanted.top:
+            shown[TOP] = [{"label": label, PROBABILITY: p} for label, p in ranked[: wanted.top]]
+        return shown | ({PROBABILITIES: chances} if wanted.probabilities else {})
