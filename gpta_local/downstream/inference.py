@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +72,12 @@ def _records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig
             yield Record({INPUT_FILE: path, **record.values}, record.where) if len(files) > 1 else record
         if record is None:
             raise DataError("no rows", where=path)
+
+
+def write_lines(lines: Iterable[str], output: Path | None) -> None:
+    """To a file as `predict` writes it, or to standard output."""
+    with _opened(output) as file:
+        file.writelines(line + "\n" for line in lines)
 
 
 @contextmanager
