@@ -68,6 +68,7 @@ class ClassFigures:
     rows: int
     precision: float
     recall: float
+    f1: float
 
 
 def macro_f1(predictions: Sequence[int], targets: Sequence[int], classes: int) -> float:
@@ -80,7 +81,68 @@ def macro_f1(predictions: Sequence[int], targets: Sequence[int], classes: int) -
 def by_class(predictions: Sequence[int], targets: Sequence[int], classes: int) -> list[ClassFigures]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    precision, recall, _, rows = precision_recall_fscore_support(
+    precision, recall, f1, rows = precision_recall_fscore_support(
         targets, predictions, labels=range(classes), zero_division=0
     )
-    return [ClassFigures(int(n), float(p), float(r)) for n, p, r in zip(rows, precision, recall, strict=True)]
+    shares = zip(rows, precision, recall, f1, strict=True)
+    return [ClassFigures(int(n), float(p), float(r), float(f)) for n, p, r, f in shares]
+
+
+# ── how sure a classifier is ────────────────────────────────────────────────────────────────────
+
+BINS = 10
+WIDEST = 3.0
+"""The logarithm of a temperature is looked for from minus to plus this."""
+
+
+def softmax(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities (n, c) out of logits (n, c) divided by a temperature."""
+    scaled = logits / temperature
+    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    """The temperature by which logits (n, c) are divided so that the targets (n,) are most probable (Guo et al. 2017).
+    Its logarithm has a standard normal prior: a few rows that are all right do not make the model sure of everything.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    rows = np.arange(len(targets))
+
+    def loss(logarithm: float) -> float:
+        scaled = log_softmax(logits / np.exp(logarithm), axis=1)
+        return float(-scaled[rows, targets].sum() + logarithm**2 / 2)
+
+    found = minimize_scalar(loss, bounds=(-WIDEST, WIDEST), method="bounded")
+    return float(np.exp(found.x))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Rows of which the most probable label is about as probable: how many, its mean probability, and the share that it
+    is right for."""
+
+    rows: int
+    probability: float
+    accuracy: float
+
+
+def reliability(probabilities: NDArray[np.float64], targets: NDArray[np.int64]) -> list[Bin]:
+    """Rows in `BINS` bins of equal width by the probability (n, c) of the most probable label; empty ones left out."""
+    highest, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    places = np.minimum((highest * BINS).astype(int), BINS - 1)
+    return [
+        Bin(int(inside.sum()), float(highest[inside].mean()), float(right[inside].mean()))
+        for place in np.unique(places)
+        for inside in [places == place]
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """The expected calibration error (Naeini et al. 2015): the mean distance of probability and accuracy, each bin with
+    the weight of its rows. 0 is best."""
+    rows = sum(of.rows for of in bins)
+    return sum(of.rows * abs(of.probability - of.accuracy) for of in bins) / rows

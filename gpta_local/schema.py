@@ -230,3 +230,14 @@ class Templates:
     texts: tuple[str, ...]
     gain: float | None = None
     standard_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRow:
+    """What the product says of a row that it is measured on: which row (`data.examples.Example.digest`), its label, the
+    most probable one, and how probable that is."""
+
+    row: str
+    label: str
+    predicted: str
+    probability: float

@@ -26,7 +26,7 @@ def test_gain_on_validation_rows_is_above_zero_where_ours_has_the_lower_loss() -
 
     def measure(trained: Trained, split: str) -> tuple[Evaluation, float]:
         assert split == "validation"
-        return Evaluation(np.zeros(2), losses[trained.slot], np.zeros(2, dtype=np.int64), {}), 0.0
+        return Evaluation(np.zeros(2), losses[trained.slot], np.zeros((2, 2)), np.zeros(2, dtype=np.int64), {}), 0.0
 
     ours, theirs = (Trained(cast(Any, None), "", 0.0, slot) for slot in ("ours", "theirs"))
     finish = cast(Finish, SimpleNamespace(fine_tuner=SimpleNamespace(measure=measure)))

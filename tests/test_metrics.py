@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gpta_local.metrics import ClassFigures, by_class, macro_f1, paired_bootstrap, paired_mean, wilson_interval
+from gpta_local.metrics import (
+    Bin,
+    ClassFigures,
+    by_class,
+    calibration_error,
+    fit_temperature,
+    macro_f1,
+    paired_bootstrap,
+    paired_mean,
+    reliability,
+    softmax,
+    wilson_interval,
+)
 
 
 class TestWilson:
@@ -70,7 +82,37 @@ def test_class_that_is_neither_there_nor_predicted_counts_as_zero() -> None:
     assert macro_f1([0, 1, 2], [0, 1, 2], 3) == 1.0
     assert macro_f1([0, 0], [0, 0], 2) == 0.5
     assert by_class([0, 0, 1], [0, 1, 1], 3) == [
-        ClassFigures(rows=1, precision=0.5, recall=1.0),
-        ClassFigures(rows=2, precision=1.0, recall=0.5),
-        ClassFigures(rows=0, precision=0.0, recall=0.0),
+        ClassFigures(rows=1, precision=0.5, recall=1.0, f1=pytest.approx(2 / 3)),
+        ClassFigures(rows=2, precision=1.0, recall=0.5, f1=pytest.approx(2 / 3)),
+        ClassFigures(rows=0, precision=0.0, recall=0.0, f1=0.0),
     ]
+
+
+class TestCalibration:
+    def drawn(self, sharper: float, rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+        """Logits that are `sharper` times what the labels were drawn by."""
+        rng = np.random.default_rng(0)
+        logits = rng.normal(size=(rows, 4)) * 2
+        chances = softmax(logits)
+        targets = (chances.cumsum(1) < rng.random((rows, 1))).sum(1)
+        return logits * sharper, targets
+
+    @pytest.mark.parametrize("sharper", [0.5, 1.0, 3.0])
+    def test_temperature_undoes_what_made_the_model_too_sure(self, sharper: float) -> None:
+        logits, targets = self.drawn(sharper)
+        assert fit_temperature(logits, targets) == pytest.approx(sharper, rel=0.05)
+
+    def test_calibration_error_of_calibrated_probabilities_is_small(self) -> None:
+        logits, targets = self.drawn(3.0)
+        before, after = (calibration_error(reliability(softmax(logits, t), targets)) for t in (1.0, 3.0))
+        assert after < 0.01 < 0.1 < before
+
+    def test_few_rows_that_are_all_right_do_not_make_it_sure_of_everything(self) -> None:
+        logits, targets = np.eye(3) * 2.0, np.arange(3)
+        assert 0.2 < fit_temperature(logits, targets) < 1
+
+    def test_bins_hold_each_row_once_and_their_weighted_distance_is_the_error(self) -> None:
+        probabilities = np.array([[0.62, 0.38], [0.64, 0.36], [0.0, 1.0]])
+        bins = reliability(probabilities, np.array([0, 1, 1]))
+        assert bins == [Bin(2, pytest.approx(0.63), 0.5), Bin(1, 1.0, 1.0)]
+        assert calibration_error(bins) == pytest.approx(2 / 3 * 0.13)

@@ -112,7 +112,7 @@ class TestWhatIsGone:
         for path in (adapter / "dialogues.jsonl", adapter / "adapter_model.safetensors", copied / "adapters/002.log"):
             path.write_text("Vorlax", encoding="utf-8")
         done = purge.purge(copied)
-        assert done.deleted == ["adapters/001/dialogues.jsonl", "adapters/002.log"]
+        assert done.deleted == ["adapters/001/dialogues.jsonl", "adapters/002.log", "report.html", "report.md"]
         assert [path.name for path in (copied / "adapters").rglob("*")] == ["001", "adapter_model.safetensors"]
         assert any(line.startswith("adapters: ") for line in done.left)
 

@@ -14,8 +14,9 @@ from gpta_local.tasks.base import Evaluation
 
 def evaluation(scores: list[float]) -> Evaluation:
     array = np.array(scores, dtype=np.float64)
-    predicted = np.zeros(len(scores), dtype=np.int64)
-    return Evaluation(array, 1 - array, predicted, {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1})
+    logits, targets = np.tile([0.0, 1.0], (len(array), 1)), array.astype(np.int64)  # 1 is always said
+    figures = {"accuracy": float(array.mean()), "macro_f1": 0.5, "loss": 0.1}
+    return Evaluation(array, 1 - array, logits, targets, figures)
 
 
 GAIN = {"value": 0.05, "low": 0.01, "high": 0.09, "verdict": "gain"}

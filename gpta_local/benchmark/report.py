@@ -97,7 +97,7 @@ def _blocks(suite: Suite, done: Records, verdicts: Sequence[GoalVerdict]) -> Ite
             "set where that figure is least or most.",
             ("goal", "reached?", "measured"),
             [(v.goal, words[v.reached], v.measured or NONE) for v in verdicts],
-            wide=2,
+            words=(2,),
         )
     yield "## Arms and sets"
     yield from _arms_and_sets(suite, done)
@@ -121,7 +121,7 @@ def _arms_and_sets(suite: Suite, records: Records) -> Iterator[Block]:
     rows = [(arm, CONTROLS[arm]) for arm in CONTROLS if arm in arms]
     rows.append((GPTA, "`gpta-local train` with the configuration of the set"))
     rows += [(name, f"the same with {_settings(overrides)}") for name, overrides in file.variants.items()]
-    yield as_table("The arms.", ("arm", "what it is"), rows, wide=1)
+    yield as_table("The arms.", ("arm", "what it is"), rows, words=(1,))
     yield (
         "Label texts are phrases for each label, from which the head starts: its name, its meaning if the card of the "
         "configuration gives one, and what the assistant adds. Templates are prefixes before them."
@@ -294,7 +294,7 @@ def _prefixes(file: SuiteFile, records: Records) -> Iterator[Block]:
     if rows:
         yield "## Prefixes"
         caption = "Samples in which a prefix was put in front of the inputs, and up to three of them."
-        yield as_table(caption, ("arm", "set", "shots", "used", "such as"), rows, wide=4)
+        yield as_table(caption, ("arm", "set", "shots", "used", "such as"), rows, words=(4,))
 
 
 # ── curves and transfer ─────────────────────────────────────────────────────────────────────────

@@ -41,7 +41,7 @@ def evaluation(probabilities: Probabilities, rows: Sequence[Example]) -> Evaluat
     losses = -np.log(probabilities[np.arange(len(targets)), targets].clip(min=1e-12))
     f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), probabilities.shape[1])
     summary = {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
-    return Evaluation(scores, losses, predictions, summary)
+    return Evaluation(scores, losses, np.log(probabilities.clip(min=1e-12)), targets, summary)
 
 
 class Rival:

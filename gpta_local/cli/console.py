@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -28,7 +29,7 @@ from rich.progress import (
 from rich.table import Table
 
 from gpta_local.observer import Observer
-from gpta_local.report.summary import verdict
+from gpta_local.report.summary import arms_shown, verdict
 from gpta_local.schema import (
     DialogueGradientStep,
     ExampleText,
@@ -186,24 +187,13 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     """The verdict and the table of arms, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
     if result["arms"]:
-        names = {
-            "gpta": "GPTA",
-            "no_prefix": "same label texts, nothing else",
-            "plain": "plain fine-tuning",
-        }
         table = Table(box=None, pad_edge=False, show_edge=False)
         table.add_column(f"{result['evaluated_on']} rows", no_wrap=True)
         for title in ("accuracy", "95 % interval", "macro-F1"):
             table.add_column(title, justify="right", no_wrap=True)
-        if result.get("product_is_plain"):
-            names |= {"gpta": "plain fine-tuning", "no_prefix": "training from the label texts"}
-        for name, figures in result["arms"].items():
-            if name != "gpta" and name not in result["differences"]:
-                continue  # it is the product itself
+        for name, figures in arms_shown(result).items():
             low, high = figures["interval"]
-            table.add_row(
-                names[name], f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}"
-            )
+            table.add_row(name, f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}")
         console.print(table)
         console.print()
     for line in verdict(result):
@@ -211,6 +201,39 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
     console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
     console.print(f"audit head: {result['audit_head']}", style="dim")
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """A line for each run, then the settings in which they differ."""
+    console = Console(highlight=False, soft_wrap=True)
+    names = [Path(of["run"]).name for of in found["runs"]]
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column(f"{found['rows']} shared test rows", no_wrap=True)
+    for title in ("accuracy", "95 % interval", "against the first", "95 % interval", "seconds", "completions"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, of in zip(names, found["runs"], strict=True):
+        low, high = of["interval"]
+        against, within = "", ""
+        if difference := of["difference"]:
+            against = f"{100 * difference['value']:+.1f} points"
+            within = f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+        table.add_row(
+            escape(name),
+            f"{of['accuracy']:.3f}",
+            f"{low:.3f} – {high:.3f}",
+            against,
+            within,
+            f"{of['seconds']:.0f}",
+            str(of["completions"]),
+        )
+    console.print(table)
+    console.print()
+    for name, of in zip(names[1:], found["runs"][1:], strict=True):
+        console.print(f"[bold]{escape(name)} against {escape(names[0])}: {of['difference']['verdict']}[/bold]")
+    if found["settings"]:
+        console.print("\nsettings that differ")
+        lines = [(key, "  |  ".join(map(str, values))) for key, values in found["settings"].items()]
+        console.print(_grid(lines))
 
 
 def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:

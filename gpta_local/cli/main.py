@@ -26,6 +26,7 @@ from gpta_local.cli.doctor import doctor
 from gpta_local.cli.labelling import check, suggest
 from gpta_local.cli.models import models
 from gpta_local.cli.options import PATH, json_option, set_option
+from gpta_local.cli.report import compare, report
 from gpta_local.cli.serve import serve
 from gpta_local.cli.train import train
 from gpta_local.errors import GptaError
@@ -104,6 +105,8 @@ main.add_command(benchmark)
 main.add_command(suggest)
 main.add_command(check)
 main.add_command(serve)
+main.add_command(report)
+main.add_command(compare)
 
 
 @main.command()

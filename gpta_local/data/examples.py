@@ -6,6 +6,7 @@ Messages name file and line, never a row's text.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ class Example:
 
     texts: tuple[str, ...]
     label: int
+
+    @property
+    def digest(self) -> str:
+        """By which the same row is known again in another run: 64 bits of the SHA-256 of its texts, in hexadecimal."""
+        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"Example(<{len(self.texts)} text(s)>, label={self.label})"

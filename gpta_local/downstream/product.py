@@ -22,6 +22,7 @@ from gpta_local.config import DataConfig
 from gpta_local.downstream.loaded import LoadedProduct, LoadedSentences, LoadedSequences
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
+from gpta_local.metrics import softmax
 from gpta_local.record.folder import check_folder, writing
 from gpta_local.system.files import as_umask_says, whole_or_nothing
 from gpta_local.system.manifests import verify_manifest, write_manifest
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 PRODUCT_FILE = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
+CARD_FILE = "README.md"
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
 
 
@@ -59,6 +61,11 @@ class Product:
     def labels(self) -> list[str]:
         return list(self.record["labels"])
 
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided before they become probabilities; 1 where there was nothing to fit it on."""
+        return float(self.record.get("temperature") or 1.0)
+
     def sentence_transformer(self) -> SentenceTransformer:
         """The product as sentence-transformers loads it; `encode` gives logits.
 
@@ -81,8 +88,7 @@ class Product:
 
     def predictions(self, logits: NDArray[np.float64]) -> Iterator[Prediction]:
         """What logits (b, c) say: the one place where they become probabilities."""
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        for row in shifted / shifted.sum(axis=1, keepdims=True):
+        for row in softmax(logits, self.temperature):
             probabilities = {name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)}
             yield Prediction(self.labels[int(row.argmax())], probabilities)
 
@@ -107,21 +113,46 @@ class Product:
             return LoadedSequences(model, load_tokenizer(self.folder))
 
 
+def library_of(model: DownstreamModel) -> str:
+    """The stock library that loads what is saved of a model."""
+    return "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers"
+
+
 def write_product(
-    folder: Path, model: DownstreamModel, prefix: str, task: str, labels: Sequence[str], columns: DataConfig
+    folder: Path,
+    model: DownstreamModel,
+    prefix: str,
+    task: str,
+    labels: Sequence[str],
+    columns: DataConfig,
+    *,
+    temperature: float | None = None,
+    card: str = "",
 ) -> None:
     """Write the product folder: first beside it, then moved into place.
+
+    Args:
+        temperature: by which `predict` divides logits; None where there was nothing to fit it on.
+        card: the text of its README.md, which `SHA256SUMS` does not list: who hands the product on writes in it.
 
     Raises:
         ModelError: if the saved tokenizer does not put the prefix in as training did.
         OSError, SafetensorError: it cannot be written.
     """
     with whole_or_nothing(folder) as partial:
-        _write(partial, model, prefix, task, labels, columns)
+        _write(partial, model, prefix, task, labels, columns, temperature)
+        if card:
+            (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _write(
-    partial: Path, model: DownstreamModel, prefix: str, task: str, labels: Sequence[str], columns: DataConfig
+    partial: Path,
+    model: DownstreamModel,
+    prefix: str,
+    task: str,
+    labels: Sequence[str],
+    columns: DataConfig,
+    temperature: float | None,
 ) -> None:
     model.save(partial, prefix, labels)
     (partial / "prefix.txt").write_text(prefix + "\n", encoding="utf-8")
@@ -130,7 +161,8 @@ def _write(
         "task": task,
         "labels": list(labels),
         "prefix": prefix,
-        "library": "sentence-transformers" if isinstance(model, SentenceClassifier) else "transformers",
+        "temperature": temperature,
+        "library": library_of(model),
         "columns": {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label},
         "format": columns.format.model_dump(),
     }

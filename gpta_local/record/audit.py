@@ -26,7 +26,7 @@ from gpta_local.config import Config, EndpointConfig, LocalAssistantConfig
 from gpta_local.errors import InputError, OutputError
 from gpta_local.record import entries
 from gpta_local.record.entries import GENESIS, LOG, FileDigest, Files, HistoryDigest, TextDigest, canonical, hex_digest
-from gpta_local.record.folder import EXAMPLES_FILE, METRICS_FILE
+from gpta_local.record.folder import EXAMPLES_FILE, METRICS_FILE, PREDICTIONS_FILE
 from gpta_local.record.history import History, as_json
 from gpta_local.record.tables import NUMBERS, RESULTS
 from gpta_local.schema import Completion, Request, Sampling
@@ -42,7 +42,7 @@ PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers", "safetensors", "trl", "peft", "accelerate"),
     *("datasets", "numpy", "openai"),
 )
-FIGURE_FILES = (METRICS_FILE, EXAMPLES_FILE, "dialogue_gradient.png", "dialogue_gradient.svg")
+FIGURE_FILES = (METRICS_FILE, EXAMPLES_FILE, PREDICTIONS_FILE, "dialogue_gradient.png", "dialogue_gradient.svg")
 
 
 class Audit:

@@ -29,9 +29,14 @@ HISTORY_FILE = "history.sqlite"
 LOCK_FILE = "run.lock"
 METRICS_FILE = "metrics.jsonl"
 EXAMPLES_FILE = "examples.jsonl"
+PREDICTIONS_FILE = "predictions.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTERS_FOLDER = "adapters"
 MODEL_FOLDER = "model"
+REPORT_FILE = "report.html"
+ROWS_REPORT_FILE = "report-with-rows.html"
+"""Private: it holds texts of rows. Beside each of the two lies the same as Markdown."""
+REPORTS = "report*"
 DRAFT = ".summary.json"
 """The summary as long as the audit log has no end, whose hash belongs into it."""
 SUMMARY_FILE = "summary.json"
@@ -111,18 +116,19 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The keys in which two configurations differ; the order of the labels, which numbers them, counts."""
-    first, second = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    first, second = flat(one.model_dump(mode="json")), flat(other.model_dump(mode="json"))
     keys = {key for key in {*first, *second} if first.get(key) != second.get(key)}
     if list(one.card.labels or ()) != list(other.card.labels or ()):
         keys.add("card.labels")
     return sorted(keys)
 
 
-def _flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted keys and their values."""
+    found: dict[str, Any] = {}
     for key, value in section.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {above + key: value}
-    return flat
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {above + key: value}
+    return found
 
 
 def as_text(summary: Mapping[str, Any]) -> str:

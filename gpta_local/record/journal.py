@@ -32,6 +32,7 @@ from gpta_local.schema import (
     DatasetCard,
     DialogueGradientStep,
     ExampleText,
+    MeasuredRow,
     Regime,
     Round,
     ScoredPrefix,
@@ -178,12 +179,21 @@ class Journal(History):
         lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
         write_whole(self.folder / run_folder.EXAMPLES_FILE, "".join(lines))
 
-    def add_losses(self, title: str, prefix: str, losses: Sequence[float]) -> None:
-        """A line of `metrics.jsonl`, once for each title."""
+    def add_predictions(self, rows: Sequence[MeasuredRow]) -> None:
+        """`predictions.jsonl`: what the product says of each row that it is measured on."""
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        write_whole(self.folder / run_folder.PREDICTIONS_FILE, "".join(lines))
+
+    def add_losses(self, title: str, training: str, prefix: str, losses: Sequence[float]) -> None:
+        """A line of `metrics.jsonl`, once for each title.
+
+        Args:
+            training: of which these are steps; a search has steps in each round.
+        """
         if title in self._titles:
             return
         self._titles.add(title)
-        line = {"title": title, "prefix": prefix, "losses": [round(loss, 6) for loss in losses]}
+        line = {"title": title, "training": training, "prefix": prefix, "losses": [round(loss, 6) for loss in losses]}
         with (self.folder / run_folder.METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()

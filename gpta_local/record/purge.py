@@ -29,6 +29,8 @@ from gpta_local.record.folder import (
     HISTORY_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    REPORTS,
     SUMMARY_FILE,
     as_text,
 )
@@ -78,7 +80,7 @@ def purge(run: Path) -> Purge:
         rewritten = [path for path in metrics if _rewrite(path, _clean_metrics(path, prefix))]
         if summary and _rewrite(run / SUMMARY_FILE, as_text(summary)):
             rewritten.append(run / SUMMARY_FILE)
-        patterns = (f"{ADAPTERS_FOLDER}/**/{DIALOGUES_FILE}", f"{ADAPTERS_FOLDER}/*.log", DRAFT, EXAMPLES_FILE)
+        patterns = (f"{ADAPTERS_FOLDER}/**/{DIALOGUES_FILE}", f"{ADAPTERS_FOLDER}/*.log", DRAFT, EXAMPLES_FILE, REPORTS)
         said = sorted(path for pattern in patterns for path in run.glob(pattern))
         for path in said:
             path.unlink()
@@ -152,6 +154,7 @@ def _left(run: Path, prefix: str) -> list[str]:
         CONFIG_FILE: "the configuration with your description",
         HISTORY_FILE: "gains, counts, times; the card with your description",
         METRICS_FILE: "losses of training",
+        PREDICTIONS_FILE: "labels of the rows that the model was measured on; digests of these rows",
         ADAPTERS_FOLDER: "adapters of the assistant; trained on the texts, they may say some of their words",
         CHECKPOINTS_FOLDER: "weights of the training that was stopped",
         LOG: "the audit log: digests, versions, counts",

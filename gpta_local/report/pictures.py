@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#777777", "#1b6ca8")
+COLOURS = ("#777777", "#2b7bba")
 """Of what is compared with, and of ours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`name`: of its file beside the Markdown."""
+    """`name`: of its file, where it has one. `description`: what it shows, for those who do not see it."""
 
     caption: str
     name: str
     svg: str
+    description: str = ""
 
 
 def as_svg(figure: Figure, name: str) -> str:

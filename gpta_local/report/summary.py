@@ -5,12 +5,21 @@ nothing. Its dictionary is `summary.json`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gpta_local import __version__
-from gpta_local.metrics import Interval, paired_bootstrap, wilson_interval
+from gpta_local.metrics import (
+    Interval,
+    by_class,
+    calibration_error,
+    paired_bootstrap,
+    reliability,
+    softmax,
+    wilson_interval,
+)
 from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection, Templates
 
 if TYPE_CHECKING:
@@ -21,10 +30,16 @@ CROSS_VALIDATED = "training, cross-validated"
 
 
 def arm(
-    evaluation: Evaluation, fitted: Evaluation | None, evaluation_seconds: float, prefix: str, training_seconds: float
+    evaluation: Evaluation,
+    fitted: Evaluation | None,
+    evaluation_seconds: float,
+    prefix: str,
+    training: str,
+    training_seconds: float,
 ) -> dict[str, Any]:
     """One trained model on one split: its figures, with Wilson's interval for the accuracy, and those on the
-    training rows (`fitted`; None where there are none, or for a cross-validation, where all are of them)."""
+    training rows (`fitted`; None where there are none, or for a cross-validation, where all are of them).
+    `training`: its name in `metrics.jsonl`."""
     n = len(evaluation.scores)
     interval = wilson_interval(round(evaluation.scores.sum()), n)
     return {
@@ -32,10 +47,47 @@ def arm(
         "interval": [interval.low, interval.high],
         "rows": n,
         "prefix": prefix,
+        "training": training,
         "on_training_rows": fitted.summary if fitted else None,
         "training_seconds": training_seconds,
         "evaluation_seconds": evaluation_seconds,
     }
+
+
+def of_product(
+    evaluation: Evaluation,
+    names: Sequence[str],
+    temperature: float | None,
+    fitted: Evaluation | None,
+    fitted_on: str,
+) -> dict[str, Any]:
+    """The product on the rows that it is measured on: each class, what is taken for what, and how sure it is.
+
+    Args:
+        temperature: fitted on the rows of `fitted`; None without any.
+        fitted_on: the name of these rows.
+    """
+    targets, predicted = evaluation.targets, evaluation.logits.argmax(axis=1)
+    taken = Counter(zip(targets.tolist(), predicted.tolist(), strict=True))
+    figures = by_class(predicted.tolist(), targets.tolist(), len(names))
+    return {
+        "classes": {name: asdict(of) for name, of in zip(names, figures, strict=True)},
+        "confusion": {
+            name: {other: taken[i, j] for j, other in enumerate(names) if taken[i, j]} for i, name in enumerate(names)
+        },
+        "calibration": {
+            "temperature": temperature,
+            "fitted_on": fitted_on if fitted else "",
+            "rows": len(fitted.scores) if fitted else 0,
+            "before": _sureness(evaluation, 1.0),
+            "after": None if temperature is None else _sureness(evaluation, temperature),
+        },
+    }
+
+
+def _sureness(evaluation: Evaluation, temperature: float) -> dict[str, Any]:
+    bins = reliability(softmax(evaluation.logits, temperature), evaluation.targets)
+    return {"error": calibration_error(bins), "bins": [asdict(of) for of in bins]}
 
 
 def difference(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
@@ -93,6 +145,50 @@ def _contestant(gain: ScoredPrefix) -> dict[str, Any]:
 def _finite(standard_error: float | None) -> float | None:
     """JSON has no infinity, which is the error of a gain on a single row."""
     return standard_error if standard_error is not None and math.isfinite(standard_error) else None
+
+
+def arms_shown(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of each trained model by its name for the user, the product first. A control that is the product
+    itself is left out."""
+    names = {
+        "gpta": "GPTA",
+        "no_prefix": "same label texts, nothing else",
+        "card": "label texts of the card alone",
+        "plain": "plain fine-tuning",
+    }
+    if summary.get("product_is_plain"):
+        names |= {"gpta": "plain fine-tuning", "no_prefix": "training from the label texts"}
+    return {
+        names[arm]: figures
+        for arm, figures in summary["arms"].items()
+        if arm == "gpta" or arm in summary["differences"]
+    }
+
+
+def confusions(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[int, str, str]]:
+    """(rows, label, what it is taken for) of each confusion, the most frequent first."""
+    found = [(n, name, other) for name, row in counts.items() for other, n in row.items() if other != name]
+    return sorted(found, key=lambda one: -one[0])
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
+    ours = summary["arms"].get("gpta")
+    if ours is None:
+        return "What was gained is not measured: there are no test rows."
+    low, high = ours["interval"]
+    right = (
+        f"Of {ours['rows']:,} {summary['evaluated_on']} rows the model labels {100 * ours['accuracy']:.1f} % right "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    )
+    if summary.get("product_is_plain"):
+        return f"{right}; it is the plain fine-tuning, since nothing else was clearly better."
+    if plain := summary["differences"].get("plain"):
+        words = {"gain": "a gain over", "loss": "a loss against", "no clear difference": "no clear difference from"}
+        value, low, high = (100 * plain[end] for end in ("value", "low", "high"))
+        points = f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+        return f"{right}: {words[plain['verdict']]} plain fine-tuning, {points}."
+    return f"{right}."
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:

@@ -106,8 +106,8 @@ def _together(
         whole = np.concatenate([of(evaluation) for evaluation, _ in found])
         return whole[places.argsort()]
 
-    scores, losses, predicted = joined(lambda e: e.scores), joined(lambda e: e.losses), joined(lambda e: e.predicted)
-    f1 = macro_f1(predicted.tolist(), targets, classes)
+    scores, losses, logits = joined(lambda e: e.scores), joined(lambda e: e.losses), joined(lambda e: e.logits)
+    f1 = macro_f1(logits.argmax(axis=1).tolist(), targets, classes)
     summary = {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
     training, evaluating = np.sum([seconds for _, seconds in found], axis=0).tolist()
-    return CrossValidated(Evaluation(scores, losses, predicted, summary), training, evaluating)
+    return CrossValidated(Evaluation(scores, losses, logits, np.array(targets), summary), training, evaluating)

@@ -31,7 +31,7 @@ OF_CONTROL = 0.3
 where these help and keeps most of what they would spoil (docs/LOG.md)."""
 OWN = "own-label-texts"
 """The slot of the training that starts from the card's label texts alone."""
-ROW_BY_ROW = ("scores", "losses", "predicted")
+ROW_BY_ROW = ("scores", "losses", "logits", "targets")
 """The parts of an evaluation that are arrays."""
 
 
@@ -114,7 +114,7 @@ class FineTuner:
             with self.interrupt.held():
                 training.run(prefix, left, on_step)
         losses = training.losses[first:until]
-        self.journal.add_losses(title, prefix, losses)
+        self.journal.add_losses(title, slot, prefix, losses)
         return sum(losses) / len(losses)
 
     def take_share(self, training: Training, entry: Round) -> None:

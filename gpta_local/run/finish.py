@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+from gpta_local.data.examples import Example
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
-from gpta_local.metrics import paired_mean
+from gpta_local.metrics import fit_temperature, paired_mean, softmax
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
@@ -24,10 +25,12 @@ from gpta_local.run.plan import Plan
 from gpta_local.schema import (
     ExampleText,
     ExampleTexts,
+    MeasuredRow,
     ScoredPrefix,
     Selection,
     Templates,
 )
+from gpta_local.tasks.base import Evaluation
 
 LEAST_AGREEMENT = 0.2
 """Kappa of example texts with a model of the rows below which they are left out: "slight" agreement by Landis and Koch
@@ -240,11 +243,15 @@ class Finish:
             measured[trained] = result, of_fitted, seconds + more
             self.observer.advance()
         results = {name: measured[trained][0] for name, trained in arms.items()}
+        fitted = self.fine_tuner.measure(product, "validation")[0] if self.splits.validation else None
+        rows = getattr(self.splits, split)
         return {
             "product_is_plain": product is controls.plain,
+            "product": self.of_product(results["gpta"], rows, fitted, "validation"),
             "evaluated_on": split,
             "arms": {
-                name: summary.arm(*measured[trained], trained.prefix, trained.seconds) for name, trained in arms.items()
+                name: summary.arm(*measured[trained], trained.prefix, trained.slot, trained.seconds)
+                for name, trained in arms.items()
             },
             "differences": {
                 name: summary.difference(results["gpta"], results[name])
@@ -252,6 +259,20 @@ class Finish:
                 if arms[name] is not arms["gpta"]
             },
         }
+
+    def of_product(
+        self, measured: Evaluation, rows: Sequence[Example], fitted: Evaluation | None, fitted_on: str
+    ) -> dict[str, Any]:
+        """Class by class, and how sure it is. What the product says of each row goes on record.
+
+        Args:
+            fitted: what it says of the rows that its temperature is fitted on; None without any: on the rows that it
+                was trained on a model is surer than elsewhere.
+        """
+        names = self.task.label_names
+        temperature = fit_temperature(fitted.logits, fitted.targets) if fitted else None
+        self.journal.add_predictions(measured_rows(rows, measured, names, temperature or 1.0))
+        return summary.of_product(measured, names, temperature, fitted, fitted_on)
 
     def cross_validate(self, product: Trained, contest: Contest) -> dict[str, Any]:
         """The product's recipe and plain fine-tuning on parts of the training rows, for want of others."""
@@ -262,11 +283,18 @@ class Finish:
         if self.plan.compares_with_plain:
             recipes["plain"] = Recipe(self.task.build_plain)
         found = cross_validated(self.fine_tuner, recipes) if self.plan.cross_validates else {}
+        of_product = None
+        if found:
+            evaluation = found["gpta"].evaluation
+            of_product = self.of_product(evaluation, self.splits.train, evaluation, summary.CROSS_VALIDATED)
         return {
             "product_is_plain": False,
+            "product": of_product,
             "evaluated_on": summary.CROSS_VALIDATED if found else "",
             "arms": {
-                name: summary.arm(of.evaluation, None, of.evaluation_seconds, recipes[name].prefix, of.training_seconds)
+                name: summary.arm(
+                    of.evaluation, None, of.evaluation_seconds, recipes[name].prefix, "", of.training_seconds
+                )
                 for name, of in found.items()
             },
             "differences": {
@@ -275,3 +303,13 @@ class Finish:
                 if name != "gpta"
             },
         }
+
+
+def measured_rows(
+    examples: Sequence[Example], evaluation: Evaluation, names: Sequence[str], temperature: float
+) -> list[MeasuredRow]:
+    """Row by row: which it is, its label, the most probable label, and how probable that is."""
+    return [
+        MeasuredRow(example.digest, names[example.label], names[int(chances.argmax())], round(float(chances.max()), 6))
+        for example, chances in zip(examples, softmax(evaluation.logits, temperature), strict=True)
+    ]

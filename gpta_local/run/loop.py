@@ -7,16 +7,18 @@ done twice: each of the steps that ask, score, teach, train and measure looks th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from gpta_local.assistant import open_assistant
 from gpta_local.config import Config
+from gpta_local.data.facts import facts
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import AdapterTrials
-from gpta_local.downstream.product import write_product
-from gpta_local.downstream.tokenization import unfit_texts
+from gpta_local.downstream.product import library_of, write_product
+from gpta_local.downstream.tokenization import PrefixTokenizer, unfit_texts
 from gpta_local.knowledge.unusable import Judged
 from gpta_local.knowledge.unusable import why as why_unusable
 from gpta_local.observer import Observer
@@ -25,6 +27,8 @@ from gpta_local.record import folder as run_folder
 from gpta_local.record.folder import make_folder
 from gpta_local.record.journal import Journal, opened
 from gpta_local.report import summary
+from gpta_local.report.card import model_card
+from gpta_local.report.run_report import write_report
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
 from gpta_local.run.finish import Finish
 from gpta_local.run.plan import Plan
@@ -48,16 +52,14 @@ class Run:
         self.plan = Plan(config, task, task.splits(), task.card())
         for note in self.plan.splits.notes:
             self.observer.note(note)
-        for warning in self.plan.splits.warnings:
-            observer.warn(warning)
         self.leak_scan = scan_of(config, task.texts(), self.plan.card)
         observer.note(f"leak scan: {self.leak_scan}")
         if weakness := weaker_than_default(config.privacy.leak_scan):
             observer.warn(weakness)
         model = task.build_plain()
-        for warning in unfit_texts(
-            model.tokenizer, [row.texts for row in self.plan.splits.fitted or self.plan.splits.test]
-        ):
+        known = [row.texts for row in self.plan.splits.fitted or self.plan.splits.test]
+        self.warnings = [*self.plan.splits.warnings, *unfit_texts(model.tokenizer, known)]
+        for warning in self.warnings:
             observer.warn(warning)
         self.weights = sum(p.numel() * p.element_size() for p in model.parameters())  # bytes
         self.assistant = open_assistant(config.assistant)
@@ -83,7 +85,9 @@ class Run:
         if state == "nothing":
             make_folder(folder, self.plan.room(self.weights))
         with explained(folder), run_folder.locked(folder), self.opened(folder) as journal:
-            return journal.sum_up() if journal.ended else self.outer_loop(journal)
+            result = journal.sum_up() if journal.ended else self.outer_loop(journal)
+            write_report(folder)
+        return result
 
     def outer_loop(self, journal: Journal) -> dict[str, Any]:
         plan = self.plan
@@ -122,21 +126,41 @@ class Run:
             result |= finish.cross_validate(product, contest)
         result["cost"] = journal.cost()
         result["training_rows"] = len(plan.splits.train)
+        result["data"] = self.data_facts(product.model.tokenizer)
         result["ended_by"] = ended_by or None
         result["unusable"] = ". ".join(filter(None, why_unusable([Judged(*one) for one in journal.judged()]))) or None
         result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}
-        self.write(journal, product)
+        self.write(journal, product, result)
         return journal.end(result)
+
+    def data_facts(self, tokenizer: PrefixTokenizer) -> dict[str, Any]:
+        splits = self.plan.splits
+        cut, unknown = tokenizer.cut_and_unknown([row.texts for row in splits.fitted or splits.test])
+        return {
+            "splits": facts(splits, self.plan.task.label_names),
+            "tokens": {"most": tokenizer.max_length, "cut": cut, "unknown": unknown},
+            "warnings": self.warnings,
+        }
 
     def opened(self, folder: Path) -> AbstractContextManager[Journal]:
         plan = self.plan
         return opened(folder, plan.config, plan.card, plan.regime, self.observer)
 
-    def write(self, journal: Journal, product: Trained) -> None:
+    def write(self, journal: Journal, product: Trained, result: Mapping[str, Any]) -> None:
         """The product, before the summary that says it is whole."""
         folder, steps, task = journal.folder, journal.steps(), self.plan.task
         run_folder.clear_product(folder)
         place, columns = folder / run_folder.MODEL_FOLDER, self.plan.config.data
-        write_product(place, product.model, product.prefix, task.name, task.label_names, columns)
+        temperature = result["product"] and result["product"]["calibration"]["temperature"]
+        write_product(
+            place,
+            product.model,
+            product.prefix,
+            task.name,
+            task.label_names,
+            columns,
+            temperature=temperature,
+            card=model_card(result, library_of(product.model), Path(self.plan.config.downstream.backbone).name),
+        )
         if steps:
             plot_dialogue_gradient(journal.proposal_figures(), [step for _, step, _ in steps], folder)

@@ -23,12 +23,13 @@ from gpta_local.schema import DatasetCard, ExampleText, ScoredLabelTexts
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Per-row results on a split of n rows. `scores` (n,) is the task's metric before the mean
-    (for accuracy 0 or 1): higher is better. `losses` (n,) in nats. `predicted` (n,): numbers of labels. `summary` holds
-    the figures."""
+    (for accuracy 0 or 1): higher is better. `losses` (n,) in nats. `logits` (n, c), and `targets` (n,), the numbers of
+    the right labels. `summary` holds the figures."""
 
     scores: NDArray[np.float64]
     losses: Losses
-    predicted: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    targets: NDArray[np.int64]
     summary: dict[str, float]
 
 

@@ -186,7 +186,7 @@ class ClassificationTask:
         scores = (predictions == targets).cpu().double().numpy()
         f1 = metrics.macro_f1(predictions.tolist(), targets.tolist(), len(self.labels))
         summary = {"accuracy": float(scores.mean()), "macro_f1": f1, "loss": float(losses.mean())}
-        return Evaluation(scores, losses, predictions.cpu().numpy(), summary)
+        return Evaluation(scores, losses, logits.cpu().double().numpy(), targets.cpu().numpy(), summary)
 
     def logits(self, model: DownstreamModel, rows: Sequence[EncodedRow]) -> Tensor:
         """Logits (n, c) as the shipped model gives them."""
