@@ -204,36 +204,31 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """A line for each run, then the settings in which they differ."""
+    """A line for each run, what each took, then the settings in which they differ."""
     console = Console(highlight=False, soft_wrap=True)
+    title = f"{found['rows']} shared test rows"
     names = [Path(of["run"]).name for of in found["runs"]]
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    table.add_column(f"{found['rows']} shared test rows", no_wrap=True)
-    for title in ("accuracy", "95 % interval", "against the first", "95 % interval", "seconds", "completions"):
-        table.add_column(title, justify="right", no_wrap=True)
+    width = max(len(title), *map(len, names))
+    console.print(f"{title:<{width}}  accuracy  95 % interval  less the first, points")
     for name, of in zip(names, found["runs"], strict=True):
         low, high = of["interval"]
-        against, within = "", ""
+        line = escape(f"{name:<{width}}  {of['accuracy']:8.3f}  {low:.3f} – {high:.3f}")
         if difference := of["difference"]:
-            against = f"{100 * difference['value']:+.1f} points"
-            within = f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
-        table.add_row(
-            escape(name),
-            f"{of['accuracy']:.3f}",
-            f"{low:.3f} – {high:.3f}",
-            against,
-            within,
-            f"{of['seconds']:.0f}",
-            str(of["completions"]),
-        )
-    console.print(table)
-    console.print()
-    for name, of in zip(names[1:], found["runs"][1:], strict=True):
-        console.print(f"[bold]{escape(name)} against {escape(names[0])}: {of['difference']['verdict']}[/bold]")
-    if found["settings"]:
-        console.print("\nsettings that differ")
-        lines = [(key, "  |  ".join(map(str, values))) for key, values in found["settings"].items()]
-        console.print(_grid(lines))
+            value, least, most = (100 * difference[end] for end in ("value", "low", "high"))
+            line += f"  {value:+.1f} ({least:+.1f} to {most:+.1f}): [bold]{difference['verdict']}[/bold]"
+        console.print(line)
+    costs = [(name, _cost(of)) for name, of in zip(names, found["runs"], strict=True)]
+    settings = [(key, "  |  ".join(map(str, values))) for key, values in found["settings"].items()]
+    for heading, lines in (("cost", costs), ("settings that differ", settings)):
+        if lines:
+            console.print(f"\n{heading}")
+            console.print(_grid(lines))
+
+
+def _cost(of: Mapping[str, Any]) -> str:
+    tokens = [of[kind] for kind in ("prompt_tokens", "completion_tokens")]
+    counted = "" if None in tokens else f", {sum(tokens):,} tokens"
+    return f"{of['seconds']:,.0f} s, {of['completions']:,} completions{counted}"
 
 
 def show_proposals(results: Sequence[ProposalQuality], adapters: Sequence[str]) -> None:
