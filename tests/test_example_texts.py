@@ -246,7 +246,7 @@ class TestWholeRun:
         assert asked(tmp_path / "run") == asked(run)
 
 
-@pytest.mark.parametrize(("gain", "used"), [(0.05, True), (-0.05, False)])
+@pytest.mark.parametrize(("gain", "used"), [(-0.05, True), (-0.15, False)])
 def test_validation_rows_decide_whether_they_are_used(
     gain: float, used: bool, train: Train, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

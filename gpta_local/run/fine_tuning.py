@@ -26,7 +26,7 @@ SEARCH = "search"
 """The slot of the training that goes on while an online search does."""
 FIRST_TEXTS, TEXTS = "first-example-texts", "example-texts"
 """The slots of the two trainings with example texts among the rows: of the second judge, and of a contestant."""
-OF_CONTROL = 0.3
+OF_CONTROL = 0.4
 """Share of the model of the rows alone in the average with one that was trained on example texts too. It costs nothing
 where these help and keeps most of what they would spoil (docs/LOG.md)."""
 OWN = "own-label-texts"

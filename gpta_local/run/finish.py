@@ -128,8 +128,8 @@ class Finish:
         self, label_texts: Sequence[dict[str, str]], texts: Sequence[ExampleText], control: Trained
     ) -> tuple[ExampleTexts, Trained]:
         """The texts with their verdicts, and the model to go on with: one that was trained on those that it would label
-        as asked, unless that raises the loss of the validation rows. The first judge is the control; what it keeps
-        trains a second one, which knows more."""
+        as asked, unless that clearly raises the loss of the validation rows. The first judge is the control; what it
+        keeps trains a second one, which knows more."""
         found = ExampleTexts(tuple(self.task.judged(control.model, texts)))
         agreement = found.agreement(len(self.task.label_names))
         if agreement < LEAST_AGREEMENT:
@@ -148,11 +148,11 @@ class Finish:
         if not self.splits.validation:
             return replace(found, used=True), with_them
         gain, standard_error = self.validation_gain(with_them, control)
-        found = replace(found, used=gain > 0, gain=gain, standard_error=standard_error)
+        found = replace(found, used=gain >= -standard_error, gain=gain, standard_error=standard_error)
         if not found.used:
             self.observer.note(
-                f"no example texts: training on {len(found.kept)} of them raises the loss of the validation rows, "
-                f"by {-gain:.3f} ± {standard_error:.3f} nats"
+                f"no example texts: training on {len(found.kept)} of them clearly raises the loss of the validation "
+                f"rows, by {-gain:.3f} ± {standard_error:.3f} nats"
             )
         return found, with_them if found.used else control
 
