@@ -227,11 +227,14 @@ class TestWholeRun:
         self, whole: tuple[Path, dict[str, Any]], tmp_path: Path, interrupted: bool
     ) -> None:
         run = copy(whole[0], tmp_path)
-        assert set(files_with(run, LINES)) == {"examples.jsonl", "history.sqlite"}
+        assert set(files_with(run, LINES)) == {"examples.jsonl", "history.sqlite", "report.html", "report.md"}
         if interrupted:  # before the history was purged and the log told of it
             (run / "examples.jsonl").unlink()
         done = purge.purge(run)
-        assert done.deleted == ["examples.jsonl"] and not (run / "examples.jsonl").exists()
+        assert (
+            sorted(done.deleted) == ["examples.jsonl", "report.html", "report.md"]
+            and not (run / "examples.jsonl").exists()
+        )
         assert files_with(run, LINES) == [] and verify(run).problems == []
         assert not any("examples" in line for line in done.left)
 
