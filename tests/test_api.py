@@ -44,6 +44,12 @@ def test_result_has_the_figures_of_the_summary(result: Result) -> None:
     assert "plain fine-tuning" in result.verdict
 
 
+def test_notebook_shows_the_verdict_and_the_table(result: Result) -> None:
+    html = result._repr_html_()
+    assert "<table>" in html and "plain fine-tuning" in html and f"{100 * (result.accuracy or 0):.1f} %" in html
+    assert "<html" not in html and "<script" not in html and "<svg" not in html
+
+
 def test_result_labels_texts(result: Result) -> None:
     predictions = result.predict(TEXTS)
     assert predictions == predict(result.folder, TEXTS) == predict(result.model, TEXTS)

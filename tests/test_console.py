@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -14,12 +15,13 @@ from samples import record_replies, scored
 
 from gpta_local.cli import console
 from gpta_local.record.history import open_existing
-from gpta_local.schema import Round
+from gpta_local.schema import ExampleText, Round
 
 
 @pytest.fixture
 def quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(console, "QUICK_SECONDS", 0.0)
 
 
 def test_what_is_waited_for_is_told_where_there_is_no_terminal(
@@ -74,7 +76,7 @@ def test_output_that_nobody_reads_ends_the_command_as_it_ends_others(command: st
 
 
 def test_plain_model_that_is_the_product_has_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    figures = {"accuracy": 0.75, "macro_f1": 0.75, "interval": [0.5, 0.9]}
+    figures = {"rows": 40, "accuracy": 0.75, "macro_f1": 0.75, "interval": [0.5, 0.9]}
     better = {"value": 0.1, "low": 0.01, "high": 0.2, "verdict": "gain"}
     result = {
         "prefix": "",
@@ -90,5 +92,61 @@ def test_plain_model_that_is_the_product_has_one_line(capsys: pytest.CaptureFixt
     }
     console.show_result(result, "runs/one")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:3]] == ["plain fine-tuning", "training from the label texts"]
+    assert lines[0].split("  ")[0] == "40 test rows"
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["training from the label texts", "plain fine-tuning"]
     assert lines[3] == ""
+
+
+FOUND = {
+    "prefix": "What this message asks for, in the words of the department that has to answer it:",
+    "product_is_plain": False,
+    "evaluated_on": "training, cross-validated",
+    "seconds": {"total": 100.0},
+    "cost": {"completions": 40},
+    "audit_head": "0" * 64,
+    "arms": {
+        name: {"rows": 48, "accuracy": 0.75, "macro_f1": 0.75, "interval": [0.5, 0.9]}
+        for name in ("gpta", "no_prefix", "card", "plain")
+    },
+    "differences": {
+        name: {"value": value, "low": 0.01, "high": 0.2, "verdict": "gain"}
+        for name, value in (("no_prefix", 0.1), ("card", 0.11), ("plain", 0.12))
+    },
+    "templates": ["one", "two"],
+    "example_texts": {"usable": 201, "kept": 98, "used": True},
+}
+
+
+def test_result_shows_what_a_buyer_compares_and_the_model_last(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_result(FOUND, "runs/one")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:4]] == [
+        "48 training rows, cross-validated",
+        "plain fine-tuning",
+        "your label names and meanings alone",
+        "this model",
+    ]
+    assert "All that the assistant wrote gains +11.0 points" in "\n".join(lines)
+
+
+def test_no_line_breaks_a_word_on_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", "80"), ("TERM", "xterm"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    meanings = {"appointments": "booking, moving or cancelling a visit", "technical_support": "trouble with the login"}
+    text = "I cannot find the letter that you said you had sent to my employer three weeks ago, can you send it again?"
+    with console.TerminalObserver(4) as observer:
+        observer.note("clinic: text-classification, 7 labels; 56 training, 70 validation, 315 test rows; and so on, on")
+        observer.warn("none of 8 replies had usable label texts; the head starts from the words of the card alone")
+        observer.label_texts([meanings, meanings, meanings], 2, 8, 8)
+        observer.example_texts([ExampleText("appointments", text), ExampleText("technical_support", text)], 32)
+        observer.stage('training with "What this message asks for, in the words of the department that answers it:"', 3)
+        observer.advance()
+    console.show_result(FOUND, "runs/one")
+    printed = capsys.readouterr()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", line) for line in (printed.err + printed.out).splitlines()]
+    shown = [line for line in lines if not re.fullmatch("[0-9a-f]{64}", line.removeprefix("audit head: "))]
+    assert max(map(len, shown)) <= 80
+    words = set(" ".join(shown).split())
+    assert set(text.split()) <= words and {"cross-validated", "cancelling", "department"} <= words

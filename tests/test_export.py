@@ -20,6 +20,7 @@ from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.product import (
     PRODUCT_FILE,
     copy_product,
+    loading_code,
     open_product,
     write_product,
 )
@@ -113,6 +114,15 @@ class TestProduct:
         names = ["bad", "good"]
         expected = [names[i] for i in spliced_logits(model, SINGLES, PREFIX).argmax(1)]
         assert [answer["label"] for answer in answers] == expected
+
+    @pytest.mark.parametrize("kind", ["product", "plain_product"])
+    def test_code_that_export_prints_gives_the_labels_of_training(
+        self, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        folder, model = request.getfixturevalue(kind)
+        names: dict[str, Any] = {"texts": [row[0] for row in SINGLES]}
+        exec(loading_code(open_product(folder).record["library"], folder), names)
+        assert names["labels"] == [["bad", "good"][i] for i in spliced_logits(model, SINGLES, PREFIX).argmax(1)]
 
     def test_prefix_changes_the_logits(self, plain_product: tuple[Path, DownstreamModel]) -> None:
         folder, model = plain_product

@@ -86,7 +86,14 @@ def test_what_all_parts_are_worth_together_is_told(prefix: str, words: str) -> N
 
 def test_parts_without_a_control_claim_no_gain() -> None:
     (first,) = summary.verdict(result(templates=["a"], differences={}))
-    assert "gains" not in first and "are in the model" in first
+    assert "gains" not in first and first.startswith("In the model: the best prefix before the label texts")
+
+
+def test_what_the_assistant_adds_to_the_words_of_the_card_is_told() -> None:
+    card = {"value": -0.03, "low": -0.05, "high": -0.01, "verdict": "loss"}
+    lines = summary.verdict(result(differences={"no_prefix": GAIN, "card": card, "plain": GAIN}))
+    assert lines[1].startswith("All that the assistant wrote loses -3.0 points") and "your label names" in lines[1]
+    assert len(summary.verdict(result(differences={"no_prefix": GAIN, "card": GAIN, "plain": GAIN}))) == 2, "the same"
 
 
 def test_validation_figures_are_marked_as_too_good() -> None:

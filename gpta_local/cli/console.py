@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,10 +27,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from gpta_local.observer import Observer
-from gpta_local.report.summary import arms_shown, verdict
+from gpta_local.report.summary import CROSS_VALIDATED, arms_shown, verdict
 from gpta_local.schema import (
     DialogueGradientStep,
     ExampleText,
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from gpta_local.doctor.findings import Finding
 
 HEARTBEAT_SECONDS = 30.0
-SHOWN_PREFIXES = 5
+SHOWN_PREFIXES = 2
 """Prefixes of a round in its table; all of them with --verbose."""
+QUICK_SECONDS = 5.0
+"""A stage that takes less is not told of where there is no terminal."""
 SHOWN_TEXTS = 3
 """Phrases for a label."""
 
@@ -55,6 +58,23 @@ class Console(RichConsole):
     def on_broken_pipe(self) -> None:
         """Rich would end the program here, with a status of its own."""
         raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
+
+    def say(self, markup: str) -> None:
+        """Lines that break between words on a terminal, and are whole elsewhere: others search and count them."""
+        self.print(markup, soft_wrap=not self.is_terminal)
+
+    def columns(self, rows: Sequence[tuple[str, str]], indent: int = 2) -> None:
+        """Two columns; on a terminal the second breaks between words, below itself."""
+        if not self.is_terminal:
+            width = max(len(name) for name, _ in rows)
+            self.say("\n".join(escape(f"{' ' * indent}{name:<{width}}  {text}") for name, text in rows))
+            return
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for name, text in rows:
+            table.add_row(escape(name), escape(text))
+        self.print(Padding(table, (0, 0, 0, indent)))
 
 
 class TerminalObserver(Observer):
@@ -67,12 +87,12 @@ class TerminalObserver(Observer):
     """
 
     def __init__(self, rounds: int, *, verbose: bool = False, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
-        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self._warnings = Console(stderr=True, highlight=False)
         self._rounds, self._verbose = rounds, verbose
         self._stage = ("", 0, 0, 0.0)  # title, steps, done, start
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -108,14 +128,15 @@ class TerminalObserver(Observer):
         self._stage = (title, steps, done + 1, start)
         if self._task is not None:
             self._progress.advance(self._task)
-        if done + 1 == steps and not self.console.is_terminal:
-            self._print(f"{title}: done in {time.monotonic() - start:.1f} s")
+        took = time.monotonic() - start
+        if done + 1 == steps and took >= QUICK_SECONDS and not self.console.is_terminal:
+            self._print(f"{title}: done in {took:.1f} s")
 
     def note(self, text: str) -> None:
         self._print(text)
 
     def warn(self, text: str) -> None:
-        self._warnings.print(f"[yellow]warning:[/yellow] {escape(text)}")
+        self._warnings.say(f"[yellow]warning:[/yellow] {escape(text)}")
 
     def label_texts(self, chosen: Sequence[Mapping[str, str]], joined: int, usable: int, asked: int) -> None:
         if not asked:
@@ -128,7 +149,7 @@ class TerminalObserver(Observer):
             f"label texts: {asked} replies; of {usable} usable sets {kept} the card's own. The head starts from"
         )
         shown = chosen if self._verbose else chosen[:SHOWN_TEXTS]
-        self.console.print(_grid([(name, " · ".join(texts[name] for texts in shown)) for name in chosen[0]]))
+        self.console.columns([(name, " · ".join(texts[name] for texts in shown)) for name in chosen[0]])
 
     def example_texts(self, texts: Sequence[ExampleText], asked: int) -> None:
         if not texts:
@@ -136,7 +157,7 @@ class TerminalObserver(Observer):
             return
         self._print(f"example texts: {len(texts)} usable of {asked} asked for, such as")
         shown = texts if self._verbose else list({text.label: text for text in reversed(texts)}.values())[::-1]
-        self.console.print(_grid([(text.label, text.text) for text in shown]))
+        self.console.columns([(text.label, text.text) for text in shown])
 
     def round(self, entry: Round) -> None:
         scored = [s for s in entry.scored if s.text]
@@ -148,7 +169,7 @@ class TerminalObserver(Observer):
             self.warn(f"round {entry.number} brought no new prefix")
         if scored:
             shown = scored if self._verbose else scored[:SHOWN_PREFIXES]
-            self.console.print(_gains([(s, s.text) for s in shown], entry.chosen))
+            self.console.say(_gains([(s, s.text) for s in shown], entry.chosen))
         if entry.training_loss is not None:
             self._print(f"  trained with {_name(entry.chosen.text)}, mean loss {entry.training_loss:.3f}")
 
@@ -169,7 +190,7 @@ class TerminalObserver(Observer):
     def selection(self, selection: Selection) -> None:
         self._print(f"choice of the prefix, on {selection.rows} rows:")
         named = zip(selection.gains, selection.names, strict=True)
-        self.console.print(_gains(named, selection.gains[selection.chosen]))
+        self.console.say(_gains(named, selection.gains[selection.chosen]))
 
     def _tell_what_is_waited_for(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS / 10):
@@ -180,27 +201,37 @@ class TerminalObserver(Observer):
                 self._print(f"{title}: {done} of {steps} after {now - start:.0f} s")
 
     def _print(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.say(escape(text))
 
 
 def show_result(result: Mapping[str, Any], folder: str) -> None:
     """The verdict and the table of arms, on standard output."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     if result["arms"]:
         table = Table(box=None, pad_edge=False, show_edge=False)
-        table.add_column(f"{result['evaluated_on']} rows", no_wrap=True)
+        table.add_column(f"{result['arms']['gpta']['rows']} {_rows(result['evaluated_on'])}", no_wrap=True)
         for title in ("accuracy", "95 % interval", "macro-F1"):
             table.add_column(title, justify="right", no_wrap=True)
-        for name, figures in arms_shown(result).items():
+        for name, figures in reversed(_compared(result).items()):  # the model itself comes last
             low, high = figures["interval"]
             table.add_row(name, f"{figures['accuracy']:.3f}", f"{low:.3f} – {high:.3f}", f"{figures['macro_f1']:.3f}")
         console.print(table)
         console.print()
     for line in verdict(result):
-        console.print(f"[bold]{escape(line)}[/bold]")
+        console.say(f"[bold]{escape(line)}[/bold]")
     seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
-    console.print(f"\n{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model", style="dim")
-    console.print(f"audit head: {result['audit_head']}", style="dim")
+    console.say(f"\n[dim]{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model[/dim]")
+    console.print(f"[dim]audit head: {result['audit_head']}[/dim]", soft_wrap=True)  # to be copied in one piece
+
+
+def _compared(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The model and what one would have without it; the controls between them are in the report."""
+    arms = {name: arm for name, arm in result["arms"].items() if name != "no_prefix" or "card" not in result["arms"]}
+    return arms_shown({**result, "arms": arms})
+
+
+def _rows(evaluated_on: str) -> str:
+    return "training rows, cross-validated" if evaluated_on == CROSS_VALIDATED else f"{evaluated_on} rows"
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
@@ -222,7 +253,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     for heading, lines in (("cost", costs), ("settings that differ", settings)):
         if lines:
             console.print(f"\n{heading}")
-            console.print(_grid(lines))
+            console.columns(lines)
 
 
 def _cost(of: Mapping[str, Any]) -> str:
@@ -286,11 +317,6 @@ def _gains(named: Iterable[tuple[ScoredPrefix, str]], chosen: ScoredPrefix) -> s
         line = escape(f"  {s.gain:+.3f}{error}  {name}")
         lines.append(f"[green]{line}  ← chosen[/green]" if s is chosen else line)
     return "\n".join(lines)
-
-
-def _grid(rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(escape(f"  {name:<{width}}  {text}") for name, text in rows)
 
 
 def _name(prefix: str) -> str:

@@ -19,6 +19,11 @@ def doctor(config: Path | None, overrides: tuple[str, ...], as_json: bool) -> No
 
     Looks at versions, devices, disk, model folders, the endpoint and what it leaves open, data and file
     modes. Without CONFIG, at the machine only. Exit code 1 if there is an error; warnings do not count.
+
+    \b
+    Examples:
+      gpta-local doctor
+      gpta-local doctor config.yaml --json
     """
     if overrides and config is None:
         raise click.UsageError("--set changes a configuration: give CONFIG too.")

@@ -91,7 +91,16 @@ def _ending(exc: BaseException, resume_command: str | None) -> tuple[str, int]:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gpta-local")
 def main() -> None:
-    """A better small model out of a large one that never sees your data."""
+    """A better small text classifier out of a language model that never sees your data.
+
+    \b
+    From a file of labelled rows to labels for others:
+      gpta-local init letters.csv > config.yaml     then write what texts and labels mean
+      gpta-local doctor config.yaml
+      gpta-local train config.yaml
+      gpta-local evaluate runs/NAME other.csv
+      gpta-local predict runs/NAME new.csv --output labelled.csv
+    """
 
 
 main.add_command(train)
@@ -147,7 +156,13 @@ def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: 
 @json_option
 @set_option
 def evaluate(run: Path, data: Path | None, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Evaluate the model of RUN on DATA (default: the test rows of the run's configuration)."""
+    """Evaluate the model of RUN on DATA, a file with labels (default: the test rows of the run's configuration).
+
+    \b
+    Examples:
+      gpta-local evaluate runs/NAME
+      gpta-local evaluate runs/NAME other.csv --json --set data.label=office
+    """
     from gpta_local.downstream import inference
 
     figures = inference.evaluate(run, data, overrides)
@@ -158,19 +173,18 @@ def evaluate(run: Path, data: Path | None, as_json: bool, overrides: tuple[str, 
 @click.argument("run", type=PATH)
 @click.argument("directory", metavar="DIR", type=PATH)
 def export(run: Path, directory: Path) -> None:
-    """Copy the model of RUN to DIR: stock libraries load it, the prefix is inside."""
-    from gpta_local.downstream.product import (
-        copy_product,
-        open_product,
-    )
+    """Copy the model of RUN to DIR: stock libraries load it, the prefix is inside.
+
+    \b
+    Example:
+      gpta-local export runs/NAME letters-model
+    """
+    from gpta_local.downstream.product import copy_product, loading_code, open_product
 
     product = open_product(run)
     copy_product(product, directory)
-    loader = {
-        "sentence-transformers": f'SentenceTransformer("{directory}").encode(texts), logits in the order of gpta.json',
-        "transformers": f'pipeline("text-classification", "{directory}", truncation=True)(texts)',
-    }[product.record["library"]]
-    click.echo(f"{directory}: {len(product.labels)} labels, prefix {product.record['prefix']!r}\nload with: {loader}")
+    click.echo(f"{directory}: {len(product.labels)} labels, prefix {product.record['prefix']!r}")
+    click.echo(loading_code(product.record["library"], directory))
 
 
 @main.command()
@@ -195,6 +209,19 @@ def history(run: Path, best: int) -> None:
         )
     for entry in sorted(record.scored(), key=lambda s: s.gain, reverse=True)[:best]:
         click.echo(f"{entry.gain:+.3f} ± {entry.standard_error:.3f} ({entry.rows} rows)  {entry.text}")
+
+
+@main.command()
+def schema() -> None:
+    """Write the JSON Schema of configurations to standard output, for editors.
+
+    \b
+    Example:
+      gpta-local schema > gpta-local.schema.json
+    """
+    from gpta_local.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 @main.command()

@@ -41,6 +41,13 @@ def train(
 
     With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
     newest below runs/ of this configuration. Where there is none, one begins.
+
+    \b
+    Examples:
+      gpta-local train config.yaml
+      gpta-local train config.yaml --dry-run
+      gpta-local train config.yaml --set data.shots=8 --output runs/eight
+      gpta-local train config.yaml --resume
     """
     from gpta_local.config import load
 

@@ -1,5 +1,6 @@
 """The configuration: its sections, how it is loaded, and what is said of mistakes."""
 
+from gpta_local.config.json_schema import SCHEMA_FILE, json_schema
 from gpta_local.config.loading import check, dialogue_gradient, dump, load, load_config, read_yaml, reading
 from gpta_local.config.sections import (
     AssistantConfig,
@@ -20,6 +21,7 @@ from gpta_local.config.sections import (
 )
 
 __all__ = [
+    "SCHEMA_FILE",
     "AssistantConfig",
     "Config",
     "DataConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "check",
     "dialogue_gradient",
     "dump",
+    "json_schema",
     "load",
     "load_config",
     "read_yaml",

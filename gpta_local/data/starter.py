@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gpta_local.config import FormatConfig, ReadingConfig
+from gpta_local.config import SCHEMA_FILE, FormatConfig, ReadingConfig
 from gpta_local.data.examples import LONG_NAME, MOST_LABELS, names_of
 from gpta_local.data.holdout import held_out, write_parts
 from gpta_local.data.labels import as_name, is_missing, label_name
@@ -122,6 +122,8 @@ def starter_config(path: Path, test: Path | None = None) -> str:
     return "\n".join(
         [
             "# Made by `gpta-local init`. Fill in card.description, then: gpta-local train THIS_FILE",
+            f"# For an editor that completes and checks keys: gpta-local schema > {SCHEMA_FILE}",
+            f"# yaml-language-server: $schema={SCHEMA_FILE}",
             *(f"# {_comment(note)}" for note in table.notes),
             f"task: text{'-pair' if pair else ''}-classification",
             "",

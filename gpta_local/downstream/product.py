@@ -201,6 +201,22 @@ def open_product(run_or_folder: Path) -> Product:
     )
 
 
+def loading_code(library: str, folder: Path | str) -> str:
+    """Python that gives labels without gpta-local. `pipeline` does not know a folder of sentence-transformers: it would
+    put a random head on its encoder."""
+    if library == "transformers":
+        return (
+            "from transformers import pipeline\n"
+            f'classify = pipeline("text-classification", "{folder}", truncation=True)\n'
+            'labels = [answer["label"] for answer in classify(texts)]'
+        )
+    return (
+        "from sentence_transformers import SentenceTransformer\n"
+        f'model = SentenceTransformer("{folder}")\n'
+        "labels = [model[0].auto_model.config.id2label[n] for n in model.encode(texts).argmax(axis=1)]"
+    )
+
+
 def copy_product(product: Product, target: Path) -> None:
     """Copy the product to a new folder, whole or not at all, to be handed on: the umask says who may read it."""
     check_folder(target)

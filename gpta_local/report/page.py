@@ -71,6 +71,11 @@ def as_page(blocks: Sequence[Block], title: str) -> str:
     return f'<!doctype html>\n<html lang="en">\n{page}\n</html>\n'
 
 
+def as_fragment(blocks: Iterable[str]) -> str:
+    """Blocks by themselves, for a page that there is already."""
+    return "".join(map(_element, blocks))
+
+
 def as_markdown(blocks: Iterable[Block]) -> str:
     """A picture becomes its caption and its description."""
     words = (block if isinstance(block, str) else f"{block.caption} {block.description}".rstrip() for block in blocks)

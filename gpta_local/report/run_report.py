@@ -5,12 +5,13 @@ and, but for `with_rows`, no data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gpta_local.record.folder import EXAMPLES_FILE, PREDICTIONS_FILE, REPORT_FILE, ROWS_REPORT_FILE
 from gpta_local.report import charts
-from gpta_local.report.page import Block, as_markdown, as_page, as_table, plain
+from gpta_local.report.page import Block, as_fragment, as_markdown, as_page, as_table, plain
 from gpta_local.report.pictures import Picture
 from gpta_local.report.record import RunRecord, read_record
 from gpta_local.report.rows import mistakes
@@ -67,6 +68,12 @@ def _blocks(record: RunRecord, title: str, wrong: list[dict[str, str]] | None) -
     yield from _provenance(record)
 
 
+def beginning(summary: Mapping[str, Any]) -> str:
+    """The first lines and the first table of the report as HTML, for a notebook."""
+    tables = (block for block in _compared(summary) if isinstance(block, str) and "|" in block)
+    return as_fragment([plain(headline(summary)), *islice(tables, 1)])
+
+
 # ── what was found ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -77,10 +84,9 @@ def _compared(summary: Mapping[str, Any]) -> Iterator[Block]:
     if arms := arms_shown(summary):
         differences = [None, *summary["differences"].values()]
         yield as_table(
-            f"The model and its controls on the same {summary['evaluated_on']} rows. GPTA is the model that this run "
-            "ships. A difference is that of its accuracy less the control's, in points; intervals are of 95 %, over "
-            "the "
-            "rows: another training set would change more.",
+            f"The model and its controls on the same {summary['evaluated_on']} rows; the first is the one that this "
+            "run ships. A difference is that of its accuracy less the control's, in points; intervals are of 95 %, "
+            "over the rows: another training set would change more.",
             ("model", "accuracy, %", "interval", "macro-F1, %", "difference", "its interval"),
             [
                 (name, _percent(arm["accuracy"]), _range(*arm["interval"]), _percent(arm["macro_f1"]), *_points(of))

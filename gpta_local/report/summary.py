@@ -151,9 +151,9 @@ def arms_shown(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The figures of each trained model by its name for the user, the product first. A control that is the product
     itself is left out."""
     names = {
-        "gpta": "GPTA",
+        "gpta": "this model",
         "no_prefix": "same label texts, nothing else",
-        "card": "label texts of the card alone",
+        "card": "your label names and meanings alone",
         "plain": "plain fine-tuning",
     }
     if summary.get("product_is_plain"):
@@ -205,13 +205,18 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     elif not parts:
         lines.append("No prefix and no example texts: none was clearly better than none. The model is shipped without.")
     else:
-        gains = _against(against, "the same training without") if against else "are in the model."
         told = " and ".join(parts)
-        lines.append(f"{told[0].upper()}{told[1:]}: {gains}")
+        if against:
+            lines.append(f"{told[0].upper()}{told[1:]}: {_against(against, 'the same training without')}")
+        else:
+            lines.append(f"In the model: {told}.")
     if summary.get("training_rows") == 0:
         lines.append("No labelled row has a part in this model: label some, as data.train they are worth more.")
+    card = summary["differences"].get("card")
+    if card and card != against and not summary.get("product_is_plain"):
+        lines.append(f"All that the assistant wrote {_against(card, 'your label names and meanings alone')}")
     if "plain" in summary["differences"]:
-        lines.append(f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning (random head)')}")
+        lines.append(f"The whole {_against(summary['differences']['plain'], 'plain fine-tuning')}")
     if not summary["arms"]:
         lines.append("There is no data.test and no data.validation: what was gained is not measured.")
     elif summary["evaluated_on"] == CROSS_VALIDATED:
@@ -231,7 +236,8 @@ def _parts(summary: Mapping[str, Any]) -> list[str]:
     if texts["used"]:
         parts.append(f"{texts['kept']} example texts of {texts['usable']} among the rows")
     if templates:
-        parts.append(f"the best {templates} prefixes before the label texts")
+        best = f"the best {templates} prefixes" if templates > 1 else "the best prefix"
+        parts.append(f"{best} before the label texts")
     if prefix:
         parts.append(f'the prefix "{prefix}" in front of the inputs')
     return parts

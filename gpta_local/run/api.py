@@ -56,6 +56,12 @@ class Result:
     summary: dict[str, Any]
     """All of `summary.json`."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the beginning of the report."""
+        from gpta_local.report.run_report import beginning
+
+        return beginning(self.summary)
+
     @property
     def model(self) -> Path:
         """The folder of the product, which stock libraries load."""
