@@ -28,6 +28,7 @@ from samples import (
 
 from gpta_local.assistant.prompts import EXAMPLE_TEXTS as WORKED_EXAMPLE
 from gpta_local.config import load
+from gpta_local.errors import ConfigError
 from gpta_local.knowledge.example_texts import ExampleTextReader
 from gpta_local.record import purge
 from gpta_local.record.audit import Audit
@@ -312,6 +313,34 @@ def test_without_rounds_no_prefix_is_asked_for(regime: str, train: Train, senten
     assert result["prefix"] == "" and result["templates"] == [] and result["ended_by"] is None
     assert verify(tmp_path / "run").problems == []
     assert invoke("predict", tmp_path / "run", tmp_path / "test.jsonl").exit_code == 0
+
+
+def test_own_prefixes_are_scored_in_the_first_round_and_shown_in_the_next(
+    train: Train, sentence: Path, tmp_path: Path
+) -> None:
+    changes = {"search": {"rounds": 2, "proposals": 1, "own_prefixes": ["Of a guest:"]}}
+    _, observer = train(configured(tmp_path, sentence, changes))
+    first, *later = ({scored.text for scored in entry.scored} for entry in observer.rounds)
+    assert "Of a guest:" in first and len(first) == 3, "no prefix and the assistant's besides"
+    assert not any("Of a guest:" in texts for texts in later)
+    requests = [messages for _, kind, messages, _ in asked(tmp_path / "run") if kind == "prefix"]
+    assert ["Of a guest:" in messages for messages in requests] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"own_prefixes": ["word " * 40]}, "search.own_prefixes, 1: the prefix cannot be used: 40 tokens"),
+        ({"own_prefixes": ["Guest:", "- Mood:"]}, "not plain text"),
+        ({"own_prefixes": ["Guest:"], "rounds": 0}, "search.rounds must be 1 or more"),
+    ],
+)
+def test_own_prefix_that_cannot_be_used_is_one_message(
+    search: dict[str, Any], message: str, sentence: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Run(load(configured(tmp_path, sentence, {"search": search})), Silent())
+    assert message in str(caught.value)
 
 
 def test_pairs_of_texts_are_asked_neither_label_texts_nor_example_texts(

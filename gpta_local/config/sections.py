@@ -236,6 +236,8 @@ class SearchConfig(Section):
     rounds: int = Field(default=4, ge=0, le=1000)
     proposals: int = Field(default=8, ge=1, le=4096)
     """Prefixes asked of the assistant per round."""
+    own_prefixes: list[str] = Field(default=[], max_length=64)
+    """Prefixes of your own, scored in the first round beside those of the assistant, which is shown them later."""
     label_text_samples: int = Field(default=8, ge=0, le=256)
     """Completions asked for the label texts. 0: the head starts from the card's own label names and
     meanings."""
@@ -248,6 +250,12 @@ class SearchConfig(Section):
     regime: Literal["auto", "low-resource", "online"] = "auto"
     """low-resource: search first, then train. online: search and train in turns. auto: online
     from 500 training rows."""
+
+    @model_validator(mode="after")
+    def _own_prefixes_are_scored_in_a_round(self) -> SearchConfig:
+        if self.own_prefixes and not self.rounds:
+            raise ValueError("search.own_prefixes are scored in the first round: search.rounds must be 1 or more")
+        return self
 
 
 class DialogueGradientConfig(Section):

@@ -5,15 +5,23 @@ Knows what will be trained and measured; not where what is found is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpta_local.assistant.prompts import example_texts_request, label_texts_request, prefix_request, reply_room
+from gpta_local.assistant.prompts import (
+    UnusableReply,
+    example_texts_request,
+    label_texts_request,
+    prefix_request,
+    reply_room,
+)
 from gpta_local.config import Config, ReplayAssistantConfig
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.training import Training, total_steps
+from gpta_local.errors import ConfigError
 from gpta_local.knowledge import prefixes
+from gpta_local.knowledge.label_texts import Leak
 from gpta_local.schema import Ask, DatasetCard, ExampleText, Regime, Request, Sampling, ScoredPrefix
 from gpta_local.system.catalogue import read_catalogue
 from gpta_local.tasks.base import Task
@@ -142,6 +150,33 @@ class Plan:
         size = self.config.finish.finalists if self.splits.validation else 1
         ranked = prefixes.ranked(scored, margin)
         return [s.text for s in ranked[:size] if s.bound(margin) > 0]
+
+    def prefix_reader(self, model: DownstreamModel, leak: Leak) -> Callable[[str], str]:
+        """What reads a reply into a prefix that this card and model can have.
+
+        Args:
+            leak: what it finds something in cannot be used.
+        """
+
+        def tokens(text: str) -> int:
+            return len(model.tokenizer.prefix_ids(text))
+
+        return prefixes.PrefixReader(self.card, tokens, self.config.search.max_prefix_tokens, leak).read
+
+    def check_own_prefixes(self, model: DownstreamModel, leak: Leak) -> None:
+        """
+        Raises:
+            ConfigError: one of `search.own_prefixes` cannot be used.
+        """
+        read = self.prefix_reader(model, leak)
+        for number, text in enumerate(self.config.search.own_prefixes, start=1):
+            try:
+                usable = read(text) == text
+            except UnusableReply as exc:
+                raise ConfigError(f"the prefix cannot be used: {exc}", where=f"search.own_prefixes, {number}") from exc
+            if not usable:
+                fix = "Write it without quotes, list marks and spaces around it"
+                raise ConfigError("the prefix is not plain text", where=f"search.own_prefixes, {number}", fix=fix)
 
     def first_ask(self) -> Ask:
         """What the assistant is asked first: for label texts, or for prefixes without a history; without labelled rows

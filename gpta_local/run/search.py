@@ -7,7 +7,7 @@ and what to do with proposals; not rows, which are numbers here, nor how a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -178,9 +178,9 @@ class Search:
         in_turns = [next(replies[who]) for _, who in turns]
         candidates = prefixes.clean(
             in_turns,
-            [scored.text for scored in known],
+            [*(scored.text for scored in known), *self.own_prefixes(number)],
             embed=lambda texts: model.embed(texts).cpu().numpy(),
-            read=self.prefix_reader(model),
+            read=self.plan.prefix_reader(model, self.leak_scan.find),
         )
         self.explain(f"round {number}", in_turns, candidates.verdicts)
         verdicts = []
@@ -239,7 +239,7 @@ class Search:
         if self.plan.online:
             best_shown = [proposals.best_shown.text] if proposals.best_shown else []
             known = [current, *best_shown, *self.plan.finalists(self.journal.comparable(self.plan.regime))]
-        runners = [text for text in dict.fromkeys([*known, *proposals.prefixes]) if text]
+        runners = [text for text in dict.fromkeys([*known, *self.own_prefixes(number), *proposals.prefixes]) if text]
         self.observer.stage(f"round {number}: scoring prefixes", len(runners))
         return prefixes.race(
             runners,
@@ -307,16 +307,12 @@ class Search:
             [] if self.plan.online else self.journal.scored(),
             self.plan.task.scorer(model, self.plan.splits.train).losses,
             rows if len(rows) <= 2 * first_heat else rows[:first_heat],
-            read=self.prefix_reader(model),
+            read=self.plan.prefix_reader(model, self.leak_scan.find),
         )
 
-    def prefix_reader(self, model: DownstreamModel) -> Callable[[str], str]:
-        def tokens(text: str) -> int:
-            return len(model.tokenizer.prefix_ids(text))
-
-        return prefixes.PrefixReader(
-            self.plan.card, tokens, self.config.search.max_prefix_tokens, self.leak_scan.find
-        ).read
+    def own_prefixes(self, number: int) -> list[str]:
+        """Those of the user, where they have their turn."""
+        return self.config.search.own_prefixes if number == 1 else []
 
     # ── budgets ─────────────────────────────────────────────────────────────────────────────────
 
