@@ -23,6 +23,7 @@ from gpta_local.cli.audit import audit, purge
 from gpta_local.cli.benchmark import benchmark
 from gpta_local.cli.bundle import bundle
 from gpta_local.cli.doctor import doctor
+from gpta_local.cli.export import export
 from gpta_local.cli.labelling import check, suggest
 from gpta_local.cli.models import models
 from gpta_local.cli.options import PATH, json_option, set_option
@@ -111,6 +112,7 @@ main.add_command(models)
 main.add_command(audit)
 main.add_command(purge)
 main.add_command(benchmark)
+main.add_command(export)
 main.add_command(suggest)
 main.add_command(check)
 main.add_command(serve)
@@ -167,24 +169,6 @@ def evaluate(run: Path, data: Path | None, as_json: bool, overrides: tuple[str, 
 
     figures = inference.evaluate(run, data, overrides)
     click.echo(json.dumps(figures, indent=2, ensure_ascii=False) if as_json else inference.as_table(figures))
-
-
-@main.command()
-@click.argument("run", type=PATH)
-@click.argument("directory", metavar="DIR", type=PATH)
-def export(run: Path, directory: Path) -> None:
-    """Copy the model of RUN to DIR: stock libraries load it, the prefix is inside.
-
-    \b
-    Example:
-      gpta-local export runs/NAME letters-model
-    """
-    from gpta_local.downstream.product import copy_product, loading_code, open_product
-
-    product = open_product(run)
-    copy_product(product, directory)
-    click.echo(f"{directory}: {len(product.labels)} labels, prefix {product.record['prefix']!r}")
-    click.echo(loading_code(product.record["library"], directory))
 
 
 @main.command()

@@ -16,33 +16,43 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
     from torch import Tensor, nn
+
+Array = NDArray[np.float64]
+Rows = Sequence[tuple[str, ...]]
+"""Rows of one or two texts each."""
 
 
 class LoadedProduct(ABC):
-    """A stock model that is ready. One thread at a time."""
+    """A model that is ready. One thread at a time."""
 
+    @abstractmethod
+    def logits(self, rows: Rows) -> Array:
+        """Logits (b, c) of a batch of rows in their order."""
+
+
+class LoadedTorch(LoadedProduct):
     model: nn.Module
     tokenizer: Any
     """A `transformers.PreTrainedTokenizerFast`."""
 
     @abstractmethod
-    def inputs(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
         """The model's arguments, each (b, s), prefix and special tokens inside."""
 
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits (b, c)."""
 
-    def logits(self, rows: Sequence[tuple[str, ...]]) -> NDArray[np.float64]:
-        """Logits (b, c) of a batch of rows in their order."""
+    def logits(self, rows: Rows) -> Array:
         import torch
 
         with torch.inference_mode():
-            logits: NDArray[np.float64] = self.forward(self.inputs(rows)).double().cpu().numpy()
+            logits: Array = self.forward(self.inputs(rows)).double().cpu().numpy()
         return logits
 
-    def logits_and_features(self, rows: Sequence[tuple[str, ...]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def logits_and_features(self, rows: Rows) -> tuple[Array, Array]:
         """Logits (b, c), and what the last layer reads (b, d)."""
         from torch import nn
 
@@ -56,32 +66,51 @@ class LoadedProduct(ABC):
         return logits, seen[-1].double().cpu().numpy()
 
 
-class LoadedSentences(LoadedProduct):
+class LoadedSentences(LoadedTorch):
     def __init__(self, model: SentenceTransformer) -> None:
         self.model: Any = model.eval()
         self.tokenizer = model.tokenizer
 
-    def inputs(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
-        texts = [row[0] if len(row) == 1 else row for row in rows]
-        return {
-            name: value.to(self.model.device)
-            for name, value in self.model.preprocess(texts).items()
-            if hasattr(value, "to")  # "modality" is a word
-        }
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
+        found = self.model.preprocess([row[0] if len(row) == 1 else row for row in rows])
+        return {name: value.to(self.model.device) for name, value in found.items() if hasattr(value, "to")}
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = self.model(dict(inputs))["sentence_embedding"]
         return logits
 
 
-class LoadedSequences(LoadedProduct):
+class LoadedSequences(LoadedTorch):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
 
-    def inputs(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
+    def inputs(self, rows: Rows) -> dict[str, Tensor]:
         columns = [list(column) for column in zip(*rows, strict=True)]
         return dict(self.tokenizer(*columns, truncation=True, padding=True, return_tensors="pt"))
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = self.model(**inputs).logits
         return logits
+
+
+class LoadedOnnx(LoadedProduct):
+    """A graph in ONNX Runtime, with the `tokenizers` library: no torch.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+    """
+
+    def __init__(self, session: Any, tokenizer: Tokenizer) -> None:
+        self.session, self.tokenizer = session, tokenizer
+
+    def logits(self, rows: Rows) -> Array:
+        encoded = self.tokenizer.encode_batch([row[0] if len(row) == 1 else row for row in rows])
+        given = {
+            "input_ids": [row.ids for row in encoded],
+            "attention_mask": [row.attention_mask for row in encoded],
+            "token_type_ids": [row.type_ids for row in encoded],
+        }
+        names = [wanted.name for wanted in self.session.get_inputs()]
+        (logits,) = self.session.run(["logits"], {name: np.array(given[name], dtype=np.int64) for name in names})
+        found: Array = logits.astype(np.float64)
+        return found

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from gpta_local import __version__
 from gpta_local.config import DataConfig
-from gpta_local.downstream.loaded import LoadedProduct, LoadedSentences, LoadedSequences
+from gpta_local.downstream.loaded import LoadedOnnx, LoadedProduct, LoadedSentences, LoadedSequences, Rows
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.metrics import softmax
 from gpta_local.record.folder import check_folder, writing
+from gpta_local.system.extras import extra_module
 from gpta_local.system.files import as_umask_says, whole_or_nothing
 from gpta_local.system.manifests import verify_manifest, write_manifest
 from gpta_local.system.models import load_pretrained, load_sentence_transformer, load_tokenizer
@@ -35,11 +37,8 @@ if TYPE_CHECKING:
 PRODUCT_FILE = "gpta.json"
 """What a stock library does not need but `predict` and `evaluate` do: labels, columns, prefix."""
 CARD_FILE = "README.md"
+GRAPH_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
 PROBES = ("a", "The quick brown fox jumps over the lazy dog.", "Ünïcödé, 12,5 % -- and (punctuation)!", "word " * 400)
-
-
-Rows = Sequence[tuple[str, ...]]
-"""Rows of one or two texts each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,11 @@ class Product:
         """
         if self.record["library"] == "sentence-transformers":
             return LoadedSentences(self.sentence_transformer())
+        if self.record["library"] == "onnx":
+            runtime = extra_module("onnxruntime", "onnx")
+            with _loading(self.folder):
+                session = runtime.InferenceSession(str(self.folder / GRAPH_FILE), providers=["CPUExecutionProvider"])
+                return LoadedOnnx(session, Tokenizer.from_file(str(self.folder / TOKENIZER_FILE)))
         from transformers import AutoModelForSequenceClassification
 
         with _loading(self.folder):
@@ -201,6 +205,20 @@ def open_product(run_or_folder: Path) -> Product:
     )
 
 
+ONNX_CODE = """import json
+import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+tokenizer, session = Tokenizer.from_file("{0}/tokenizer.json"), InferenceSession("{0}/model.onnx")
+rows = tokenizer.encode_batch(texts)
+arrays = dict(input_ids=[row.ids for row in rows], attention_mask=[row.attention_mask for row in rows],
+              token_type_ids=[row.type_ids for row in rows])
+inputs = dict((wanted.name, np.array(arrays[wanted.name])) for wanted in session.get_inputs())
+logits, probabilities = session.run(["logits", "probabilities"], inputs)
+names = json.load(open("{0}/gpta.json"))["labels"]
+labels = [names[best] for best in logits.argmax(axis=1)]"""
+
+
 def loading_code(library: str, folder: Path | str) -> str:
     """Python that gives labels without gpta-local. `pipeline` does not know a folder of sentence-transformers: it would
     put a random head on its encoder."""
@@ -210,6 +228,8 @@ def loading_code(library: str, folder: Path | str) -> str:
             f'classify = pipeline("text-classification", "{folder}", truncation=True)\n'
             'labels = [answer["label"] for answer in classify(texts)]'
         )
+    if library == "onnx":
+        return ONNX_CODE.format(folder)
     return (
         "from sentence_transformers import SentenceTransformer\n"
         f'model = SentenceTransformer("{folder}")\n'

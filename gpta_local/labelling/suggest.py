@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from gpta_local.config import reading
 from gpta_local.data.examples import read_texts
 from gpta_local.data.readers import read_records
+from gpta_local.downstream.loaded import LoadedTorch
 from gpta_local.downstream.product import Prediction, Product, open_product
+from gpta_local.errors import ModelError
 
 ROW, LABEL, PROBABILITY = "input_row", "predicted_label", "probability"
 """Columns that are put beside those of the input: the row's number, from 1, and what the model says of it now."""
@@ -59,6 +61,8 @@ def suggest(product: Product, rows: Sequence[tuple[str, ...]], count: int) -> li
     places = {texts: number for number, texts in reversed(list(enumerate(rows)))}  # of equal rows the first
     different = sorted(places.values())
     model, parts = product.load(), []
+    if not isinstance(model, LoadedTorch):
+        raise ModelError("an ONNX folder gives no embeddings", where=str(product.folder), fix="Give the run")
     for start in range(0, len(different), BATCH):
         parts.append(model.logits_and_features([rows[row] for row in different[start : start + BATCH]]))
     logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gpta_local import __version__
-from gpta_local.downstream.product import Product, Rows
+from gpta_local.downstream.loaded import Rows
+from gpta_local.downstream.product import Product
 from gpta_local.serving.batching import Batcher, Full
 from gpta_local.system.extras import extra_module
 

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from gpta_local.downstream.product import Prediction, Rows
+from gpta_local.downstream.loaded import Rows
+from gpta_local.downstream.product import Prediction
 
 BATCH = 64
 """Rows of one batch; a request with more makes several."""
