@@ -51,6 +51,18 @@ class TestSuggest:
         chances = [line["probability"] for line in lines]
         assert chances == sorted(chances), "the least certain first"
 
+    def test_table_gives_a_table_and_rows_without_text_are_left_out(self, product: Product, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("id,text\n1,so good\n2,\n3,so bad\n", encoding="utf-8")
+        result = invoke("suggest", product.folder, tmp_path / "rows.csv", "--output", tmp_path / "out.csv")
+        assert result.exit_code == 0, result.output
+        header, *lines = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+        assert header == "id,text,input_row,predicted_label,probability"
+        assert {tuple(line.split(",")[:3]) for line in lines} == {("1", "so good", "1"), ("3", "so bad", "3")}
+
+    def test_rows_without_any_text_are_told(self, product: Product, tmp_path: Path) -> None:
+        rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": " "}])
+        assert_refused(invoke("suggest", product.folder, rows), "no row has text")
+
     def test_plain_encoder_and_pairs(self, bert: Path, tmp_path: Path) -> None:
         product = untrained(tmp_path, bert, pair=True)
         rows = [{key: row[key] for key in ("text", "text_pair")} for row in pair_rows()]

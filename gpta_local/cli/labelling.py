@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=PATH)
-@click.argument("data", metavar="UNLABELLED", type=PATH)
+@click.argument("inputs", metavar="UNLABELLED...", nargs=-1, required=True)
 @click.option("-n", "count", type=click.IntRange(1), default=50, show_default=True, help="Rows to choose.")
-@click.option("--output", type=PATH, help="File to write. Default: standard output.")
+@click.option("--output", type=PATH, help="File to write: .jsonl, .csv or .tsv. Default: standard output.")
 @set_option
-def suggest(run: Path, data: Path, count: int, output: Path | None, overrides: tuple[str, ...]) -> None:
+def suggest(run: Path, inputs: tuple[str, ...], count: int, output: Path | None, overrides: tuple[str, ...]) -> None:
     """Choose the rows of UNLABELLED that are worth labelling next for the model of RUN.
 
-    They are rows that the model is unsure of, and unlike each other; the least certain comes first. Writes JSON lines:
-    the columns of the row, its number in the file, and what the model guesses.
+    They are rows that the model is unsure of, and unlike each other; the least certain comes first. Each is written
+    with all its columns, and beside them input_row (its number), predicted_label and its probability: CSV for CSV,
+    otherwise JSON lines, or what the ending of --output says.
+
+    \b
+    Example:
+      gpta-local suggest runs/NAME unlabelled.csv -n 50 --output to-label.csv
     """
-    from gpta_local.downstream import inference
     from gpta_local.labelling.suggest import suggest_from
 
-    inference.write_lines(suggest_from(run, data, count, overrides), output)
+    suggest_from(run, inputs, output, count, overrides)
 
 
 @click.command()

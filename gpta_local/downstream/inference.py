@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,22 +38,27 @@ def predict(
         overrides: how the files are written, and their columns.
     """
     product = open_product(run)
-    how = _reading(product, overrides)
+    how = reading_of(product, overrides)
     files = files_of(inputs)
-    output = None if output is None or str(output) == STDIN else output
-    like_input = next((kind for kind in SEPARATED if Path(files[0]).suffix.lower() == kind), LINES[0])
-    kind = like_input if output is None else written_format(output, like_input)
-    labeller = Labeller(product, _columns(product, how), wanted, flat=kind in SEPARATED)
-    with _opened(output) as file:
+    output, kind = output_like(files, output)
+    labeller = Labeller(product, columns_of(product, how), wanted, flat=kind in SEPARATED)
+    with opened(output) as file:
         write = row_writer(file, kind)
-        for row in labeller.rows(_records_of(files, labeller.columns, how)):
+        for row in labeller.rows(records_of(files, labeller.columns, how)):
             write(row)
     if labeller.blank:
         rows = "1 row has" if labeller.blank == 1 else f"{labeller.blank} rows have"
         click.echo(f"warning: {rows} no text, the first {labeller.first_blank}: no label is given", err=True)
 
 
-def _records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig) -> Iterator[Record]:
+def output_like(files: Sequence[str], output: Path | None) -> tuple[Path | None, str]:
+    """Where rows are written, None for standard output, and in which format: as its ending says, or the first input."""
+    output = None if output is None or str(output) == STDIN else output
+    like_input = next((kind for kind in SEPARATED if Path(files[0]).suffix.lower() == kind), LINES[0])
+    return output, like_input if output is None else written_format(output, like_input)
+
+
+def records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig) -> Iterator[Record]:
     """The rows of all files, with the file's name in front where there are several.
 
     Raises:
@@ -74,14 +79,8 @@ def _records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig
             raise DataError("no rows", where=path)
 
 
-def write_lines(lines: Iterable[str], output: Path | None) -> None:
-    """To a file as `predict` writes it, or to standard output."""
-    with _opened(output) as file:
-        file.writelines(line + "\n" for line in lines)
-
-
 @contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
+def opened(output: Path | None) -> Iterator[TextIO]:
     """Standard output or a device, or a file of its owner's alone that is there only when it is whole."""
     if output is None:
         yield sys.stdout
@@ -110,8 +109,8 @@ def evaluate(run: Path, data: Path | None = None, overrides: Sequence[str] = ())
     """Rows, accuracy with its 95 % interval, macro-F1, and rows, precision and recall of each label, on a data file
     or on the test rows of the run's configuration."""
     product = open_product(run)
-    path, how = (str(data), _reading(product, overrides)) if data else _test_of(run)
-    columns, label = _columns(product, how), how.label or product.record["columns"]["label"]
+    path, how = (str(data), reading_of(product, overrides)) if data else _test_of(run)
+    columns, label = columns_of(product, how), how.label or product.record["columns"]["label"]
     table = read_records(path, [*columns, label], how)
     examples = read_examples(table.records, columns, label, product.labels)
     logits = np.concatenate(list(product.logits([example.texts for example in examples])))
@@ -142,14 +141,14 @@ def as_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _columns(product: Product, how: InputConfig | DataConfig) -> list[str]:
+def columns_of(product: Product, how: InputConfig | DataConfig) -> list[str]:
     """The columns of texts, by the names that they have in the file."""
     columns = product.record["columns"]
     pair = columns["text_pair"]
     return [how.text or columns["text"], *([] if pair is None else [how.text_pair or pair])]
 
 
-def _reading(product: Product, overrides: Sequence[str]) -> InputConfig:
+def reading_of(product: Product, overrides: Sequence[str]) -> InputConfig:
     """The format is that of the training rows, unless something else is said; the encoding can be another."""
     return reading(overrides, {"format": product.record.get("format", {})})
 

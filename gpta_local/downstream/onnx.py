@@ -65,7 +65,7 @@ def export_onnx(product: Product, target: Path, *, int8: bool = False) -> Parity
         tokenizer = _write_tokenizer(product.folder, partial, loaded)
         rows = made_up_rows(tokenizer, pair=product.record["columns"]["text_pair"] is not None)
         with _exporting(product.folder):
-            _write_graph(partial / GRAPH_FILE, loaded, rows[:2], float(product.record.get("temperature") or 1.0))
+            _write_graph(partial / GRAPH_FILE, loaded, rows[:2], product.temperature)
             if int8:
                 _quantise(partial / GRAPH_FILE)
         record = product.record | {"library": "onnx", "int8": int8}

@@ -35,6 +35,14 @@ class Wanted:
     abstain: str = "unsure"
 
 
+def texts_of(record: Record, columns: Sequence[str]) -> tuple[str, ...] | None:
+    """The row's texts, checked; None if one is empty."""
+    values = [record.values.get(column) for column in columns]
+    if any(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+        return None
+    return read_texts(record, columns)
+
+
 @dataclass(slots=True)
 class Labeller:
     """Puts labels beside rows. A row without text gets an empty one; `blank` counts these.
@@ -69,12 +77,11 @@ class Labeller:
                 yield {**record.values, **self._shown(found.get(number))}
 
     def _texts(self, record: Record) -> tuple[str, ...] | None:
-        values = [record.values.get(column) for column in self.columns]
-        if any(value is None or (isinstance(value, str) and not value.strip()) for value in values):
+        texts = texts_of(record, self.columns)
+        if texts is None:
             self.first_blank = self.first_blank or record.where
             self.blank += 1
-            return None
-        return read_texts(record, self.columns)
+        return texts
 
     def _shown(self, prediction: Prediction | None) -> dict[str, Any]:
         """The columns of a prediction; of a row without text they are there and empty."""

@@ -7,24 +7,23 @@ Shapes: n rows, d features, c classes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.config import reading
-from gpta_local.data.examples import read_texts
-from gpta_local.data.readers import read_records
+from gpta_local.data.readers import files_of
+from gpta_local.data.writing import row_writer
+from gpta_local.downstream.inference import columns_of, opened, output_like, reading_of, records_of
 from gpta_local.downstream.loaded import LoadedTorch
+from gpta_local.downstream.predicting import LABEL, PROBABILITY, texts_of
 from gpta_local.downstream.product import Prediction, Product, open_product
-from gpta_local.errors import ModelError
+from gpta_local.errors import DataError, ModelError
 
-ROW, LABEL, PROBABILITY = "input_row", "predicted_label", "probability"
-"""Columns that are put beside those of the input: the row's number, from 1, and what the model says of it now."""
+ROW = "input_row"
+"""The column of the row's number among all that were read, from 1."""
 BATCH = 64
 LEAST_WEIGHT = 1e-6
 """Of a row of which the model is certain."""
@@ -38,22 +37,30 @@ class Suggestion:
     prediction: Prediction
 
 
-def suggest_from(run: Path, data: Path, count: int, overrides: Sequence[str] = ()) -> Iterator[str]:
-    """A JSON line for each row of a file that is worth labelling: all its columns and what the model says of it.
+def suggest_from(
+    run: Path, inputs: Sequence[str], output: Path | None, count: int, overrides: Sequence[str] = ()
+) -> None:
+    """Write the rows of files that are worth labelling, with all their columns and what the model says of them.
 
     Args:
-        overrides: how the file is written, as KEY=VALUE of data.encoding and data.format.
+        inputs, output, overrides: as for `predict`. Rows without text are left out.
     """
     product = open_product(run)
-    columns = [column for name in ("text", "text_pair") if (column := product.record["columns"][name])]
-    table = read_records(str(data), None, reading(overrides, {"format": product.record.get("format", {})}))
-    for note in table.notes:
-        click.echo(note, err=True)
-    rows = [read_texts(record, columns) for record in table.records]
-    for found in suggest(product, rows, count):
-        label = found.prediction.label
-        said = {ROW: found.row + 1, LABEL: label, PROBABILITY: found.prediction.probabilities[label]}
-        yield json.dumps({**table.records[found.row].values, **said}, ensure_ascii=False, default=str)
+    how, files = reading_of(product, overrides), files_of(inputs)
+    output, kind = output_like(files, output)
+    columns = columns_of(product, how)
+    numbered = enumerate(records_of(files, columns, how), start=1)
+    rows = [(number, record, texts) for number, record in numbered if (texts := texts_of(record, columns))]
+    if not rows:
+        raise DataError("no row has text", where=files[0])
+    found = suggest(product, [texts for _, _, texts in rows], count)
+    with opened(output) as file:
+        write = row_writer(file, kind)
+        for suggestion in found:
+            number, record, _ = rows[suggestion.row]
+            label = suggestion.prediction.label
+            said = {ROW: number, LABEL: label, PROBABILITY: suggestion.prediction.probabilities[label]}
+            write({**record.values, **said})
 
 
 def suggest(product: Product, rows: Sequence[tuple[str, ...]], count: int) -> list[Suggestion]:
