@@ -85,6 +85,12 @@ class TestTabs:
         path = written(tmp_path / "train.tsv", ["text\tlabel", "a\tx", '"\ty', '"\tx', 'b "c\ty'])
         assert texts_of(task_of(path)) == ["a", '"', '"', 'b "c']
 
+    def test_rows_that_marks_may_or_may_not_hold_together_are_refused(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "train.tsv", ["text\tlabel", "a\tx", "b\tx", '"\ty', '"\tz'])
+        assert "then there are 4 rows, else 5" in refused(path)
+        task = task_of(path, {"format": {"quoting": "none"}}, {"labels": ["x", "y", "z"]})
+        assert texts_of(task) == ["a", "b", '"', '"']
+
     def test_quoting_can_be_set(self, tmp_path: Path) -> None:
         path = written(tmp_path / "train.tsv", ["text\tlabel", '"a"\tx', '"b"\ty'])
         assert texts_of(task_of(path)) == ['"a"', '"b"']

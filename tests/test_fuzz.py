@@ -193,14 +193,13 @@ pieces_of_rows = st.text(st.sampled_from("ab \"'\n\r,;|\té漢"), min_size=1, ma
 
 @st.composite
 def dialects(draw: Any) -> tuple[str, bytes, list[tuple[str, str]]]:
-    """A file of separated values as some program writes it: its name, its bytes, and the rows that it holds. No quote
-    marks where they are characters: in a file of a few rows of signs it cannot be told what they are."""
+    """A file of separated values as some program writes it: its name, its bytes, and the rows that it holds."""
     delimiter, quoting = draw(st.sampled_from(",;\t|")), draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     rows = draw(st.lists(st.tuples(pieces_of_rows, st.sampled_from(["x", "y", "z z"])), min_size=1, max_size=8))
     name = "rows.tsv" if delimiter == "\t" and draw(st.booleans()) else "rows.csv"
     plain = delimiter == "\t" and draw(st.booleans())  # as GLUE's: quote marks are characters
     if plain:
-        rows = [(" ".join(text.replace('"', "").split()), label) for text, label in rows]
+        rows = [(" ".join(text.split()), label) for text, label in rows]
     rows = [(f"a{text}" if not text.strip() else text, label) for text, label in rows]
     ids, empty = draw(st.booleans()), draw(st.integers(0, 3))
     file = io.StringIO(newline="")
@@ -234,7 +233,8 @@ def test_rows_of_any_dialect_are_all_there_or_an_error_says_why(
             check_message(exc)
             return
     assert [record.values["label"] for record in records] == [label for _, label in rows]
-    assert [record.values["text"] for record in records] == [text for text, _ in rows]
+    for record, (text, _) in zip(records, rows, strict=True):  # of `"a"` it cannot always be told what the marks are
+        assert record.values["text"] in (text, text[1:-1].replace('""', '"'))
 
 
 @pytest.fixture(scope="module")

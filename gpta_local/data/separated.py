@@ -180,7 +180,10 @@ def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> t
     """Whether quote marks wrap fields, and whether there are any.
 
     They do where no mark stands bare and a field needs its own (marks inside are doubled) or the header has some; and
-    where the rows have as many fields as the header only if marks wrap, or go over lines that are no rows.
+    where the rows have as many fields as the header only if marks wrap.
+
+    Raises:
+        DataError: the file can be read in either way, with other rows.
     """
     width = written = 0
     fits, bare, needed, in_header, marks = True, False, False, False, False
@@ -205,7 +208,14 @@ def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> t
         counts = [len(fields) for _, fields in _guarded(lines, delimiter, path, 0) if fields]
     except DataError:
         return False, marks
-    return set(counts) == {width} and not (fits and len(counts) == written), marks
+    wraps = set(counts) == {width}
+    if wraps and fits and not in_header and len(counts) != written:
+        raise DataError(
+            f"it cannot be told whether quote marks wrap fields: then there are {len(counts)} rows, else {written}",
+            where=path,
+            fix="Set data.format.quoting: wrapped if they do, or none if they are plain characters",
+        )
+    return wraps and (in_header or not fits), marks
 
 
 def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offset: int) -> Iterator[Row]:
