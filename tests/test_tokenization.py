@@ -208,3 +208,22 @@ def test_share_of_rows_that_are_cut_and_of_unknown_tokens_is_told(bert: Path) ->
     assert list(unfit_texts(tokenizer, [short] * 4)) == []
     assert "25% of the training rows are longer than 16 tokens" in next(unfit_texts(tokenizer, [short] * 3 + [long]))
     assert "does not know 100% of the training rows' tokens" in next(unfit_texts(tokenizer, [foreign]))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("My parcel has not arrived yet, and the number that you sent me yesterday does not work.", False),
+        ("Meine Bestellung ist noch nicht angekommen, und die Nummer, die Sie geschickt haben, ist falsch.", True),
+        ("Мой заказ ещё не пришёл, а номер посылки, который вы мне прислали, не работает.", True),
+    ],
+)
+def test_language_that_the_backbone_hardly_knows_is_told(backbone: Path, text: str, told: bool) -> None:
+    tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(backbone), 128)
+    warnings = list(unfit_texts(tokenizer, [(text,)] * 30))
+    assert ["hardly knows their language" in warning for warning in warnings] == [True] * told
+
+
+def test_few_words_say_nothing_of_the_language(backbone: Path) -> None:
+    tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(backbone), 128)
+    assert list(unfit_texts(tokenizer, [("Meine Bestellung ist noch nicht angekommen",)])) == []

@@ -8,6 +8,8 @@ tokenizer, is what an exported model carries, so training and export cannot diff
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,16 @@ class PrefixTokenizer:
         unknown = sum(encoding.ids.count(self.tokenizer.unk_token_id) for row in rows for encoding in row)
         cut = sum(length + special > self.max_length for length in lengths)
         return cut / len(rows), unknown / max(1, sum(lengths))
+
+    def words_in_pieces(self, texts: Sequence[tuple[str, ...]]) -> float:
+        """The share of the words of four letters or more that are no token of their own; 0.0 where there are too few to
+        tell. Scripts without spaces are left out."""
+        found = Counter(word for row in texts for text in row for word in WORD.findall(text))
+        if found.total() < LEAST_WORDS:
+            return 0.0
+        encodings = self._following().encode_batch(list(found), add_special_tokens=False)
+        pieces = sum(count for count, encoding in zip(found.values(), encodings, strict=True) if len(encoding.ids) > 1)
+        return pieces / found.total()
 
     def prefix_ids(self, prefix: str) -> list[int]:
         """Token ids of the prefix alone."""
@@ -184,8 +196,12 @@ class PrefixTokenizer:
         )
 
 
-CUT_ROWS, UNKNOWN_TOKENS = 0.02, 0.1
-"""Shares from which on a person is told."""
+WORD = re.compile(r"[^\W\d_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4,}")
+"""Four letters or more; none of Thai, Lao, Burmese, Khmer, kana, ideographs and Hangul, whose words are otherwise."""
+LEAST_WORDS = 100
+CUT_ROWS, UNKNOWN_TOKENS, WORDS_IN_PIECES = 0.02, 0.1, 0.6
+"""Shares from which on a person is told. Of words in pieces English sets have 0.00 to 0.14 with an English backbone,
+German, French or Russian texts 0.8 to 1.0."""
 
 
 def unfit_texts(tokenizer: PrefixTokenizer, texts: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -198,3 +214,8 @@ def unfit_texts(tokenizer: PrefixTokenizer, texts: Sequence[tuple[str, ...]]) ->
         )
     if unknown >= UNKNOWN_TOKENS:
         yield f"the backbone does not know {unknown:.0%} of the training rows' tokens: take one for their language"
+    elif (pieces := tokenizer.words_in_pieces(texts)) >= WORDS_IN_PIECES:
+        yield (
+            f"the backbone cuts {pieces:.0%} of the training rows' words into pieces, so it hardly knows their "
+            "language: take one for it"
+        )
