@@ -351,7 +351,11 @@ FAULTS = {
     ),
     "unknown charset": (Reply(500, "oops", {"content-type": "text/html; charset=none"}), "fails (500): oops", "log"),
     "terminal codes": (Reply(500, "\x1b[2Jgone\x07"), "the server fails (500): [2Jgone", "server's log"),
-    "429 until tomorrow": (Reply(429, "", {"retry-after": "86400"}), "further requests for 24 h", "--resume"),
+    "429 until tomorrow": (
+        Reply(429, "", {"retry-after": "86400"}),
+        "further requests for 24 h",
+        "Come back after that",
+    ),
     "connection reset": (Raw(reset), *BROKEN),
     "hang-up": (Raw(hang_up), *BROKEN),
     "half a body": (Raw(half_a_body), *BROKEN),

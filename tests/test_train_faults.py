@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ from gpta_local.record.verification import verify
 pytestmark = pytest.mark.usefixtures("near_prefixes_count")
 
 PREFIXES = ["What a guest says:", "Review:", "About the food:", "The service was", "In short,", "One evening:"]
+LABEL_TEXTS_FIRST = {"rounds": 1, "proposals": 2, "label_text_samples": 2}
 LONGEST = 20.0
 """Seconds that a run may take; those that go well take one or two."""
 
@@ -190,9 +192,44 @@ def test_label_texts_that_fail_leave_the_cards_own(train: Train) -> None:
 
 
 def test_fault_before_any_prefix_is_known_ends_the_run(train: Train) -> None:
-    run = train(after(1, always(error(401, "expired"))), search={"rounds": 1, "proposals": 2, "label_text_samples": 2})
+    run = train(after(1, always(error(401, "expired"))), search=LABEL_TEXTS_FIRST)
     assert_refused(run.result, "asks for a key (401)")
     assert not (run.folder / "summary.json").exists()
+
+
+def test_run_that_was_told_to_come_back_in_an_hour_goes_on_as_it_says(sentence: Path, tmp_path: Path) -> None:
+    pause = error(429, "quota exceeded")
+    replies = iter([Reply(429, pause.body, {"retry-after": "3600"})])
+    with FaultServer(after(1, lambda body: next(replies, None) or proposes(body))) as server:
+        config = configure(tmp_path, sentence, {"base_url": server.base_url}, search=LABEL_TEXTS_FIRST)
+        result = invoke("train", config, "--output", tmp_path / "run")
+        assert_refused(result, "takes no further requests for 1 h, it says (429): quota exceeded", "--resume")
+        (command,) = (line for line in result.stderr.splitlines() if "--resume" in line)
+        words = shlex.split(command.partition("gpta-local ")[2])
+        result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_example_texts_that_fail_are_not_asked_for_again_when_the_run_goes_on(
+    sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chat(body: Json) -> Reply:
+        return error(500, "oops") if "different texts" in body["messages"][-1]["content"] else proposes(body)
+
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with FaultServer(chat) as server:
+        changes = {"knowledge": {"example_texts": 8}, "search": {"rounds": 1, "proposals": 2, "label_text_samples": 0}}
+        config = configure(tmp_path, sentence, {"base_url": server.base_url, "max_retries": 0}, **changes)
+        with monkeypatch.context() as patch:
+            patch.setattr("gpta_local.run.search.Search.score", stopped)
+            assert invoke("train", config, "--output", tmp_path / "run").exit_code == 3
+        asked = sum("different texts" in chat["messages"][-1]["content"] for chat in server.chats)
+        result = invoke("train", config, "--output", tmp_path / "run", "--resume")
+        assert result.exit_code == 0, result.output
+        assert asked == sum("different texts" in chat["messages"][-1]["content"] for chat in server.chats) > 0
 
 
 def test_server_that_starts_anew_is_waited_for(sentence: Path, tmp_path: Path) -> None:

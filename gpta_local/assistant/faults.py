@@ -118,7 +118,7 @@ class ExplainedEndpoint:
         elif status in (429, 503) and pause > LONGEST_PAUSE:
             wait = f"{pause / 3600:.3g} h" if pause >= 3600 else f"{pause / 60:.0f} min"
             what = f"the server takes no further requests for {wait}, it says ({status}): {said}"
-            fix = "Come back after that: a run that has begun goes on with --resume"
+            fix = "Come back after that"
         elif status == 429:
             what = f"the server refuses further requests for now (429): {said}"
             fix = "Lower assistant.concurrency or raise assistant.max_retries"

@@ -287,9 +287,12 @@ class History:
 
     def taught(self, round_number: int) -> bool:
         """Whether the assistant was taught after a round, or the run has gone on without."""
-        taught = "EXISTS (SELECT 1 FROM dialogue_gradient_steps WHERE round >= :round)"
-        gone_on = "EXISTS (SELECT 1 FROM requests WHERE round > :round)"
-        return bool(self._only(f"SELECT {taught} OR {gone_on}", {"round": round_number}))
+        taught = "SELECT EXISTS (SELECT 1 FROM dialogue_gradient_steps WHERE round >= ?)"
+        return bool(self._only(taught, (round_number,))) or self.gone_on(round_number)
+
+    def gone_on(self, round_number: int) -> bool:
+        """Whether something was asked in a later round."""
+        return bool(self._only("SELECT EXISTS (SELECT 1 FROM requests WHERE round > ?)", (round_number,)))
 
     def comparable_groups(self, regime: Regime) -> list[list[ScoredPrefix]]:
         """Scored prefixes in groups within which gains compare: all of a low-resource run, whose θ and
