@@ -90,10 +90,10 @@ class TestRequests:
         assert re.findall(r"\d", content) == []
 
     def test_reply_in_the_asked_form_has_room(self) -> None:
-        assert reply_room(label_texts_request(CARD), CARD) > 2 * 24
-        assert reply_room(prefix_request(CARD, []), CARD) >= 48
+        assert reply_room(label_texts_request(CARD)) > 2 * 24
+        assert reply_room(prefix_request(CARD, [])) >= 48
         many = dataclasses.replace(CARD, labels=CARD.labels * 10)
-        assert reply_room(label_texts_request(many), many) - reply_room(label_texts_request(CARD), CARD) >= 18 * 20
+        assert reply_room(label_texts_request(many)) - reply_room(label_texts_request(CARD)) >= 18 * 20
 
     def test_first_request_mentions_no_history(self) -> None:
         assert TRIED not in user_message(prefix_request(CARD, []))

@@ -105,12 +105,13 @@ def test_doctor_keeps_a_card_with_private_words_to_itself(prepare: Prepare, tmp_
 def test_run_without_a_usable_reply_says_why(prepare: Prepare, tmp_path: Path, chat: Chat, cause: str) -> None:
     with FaultServer(chat) as server:
         result = invoke(*prepare(server), "--set", "knowledge.example_texts=8")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
     assert "none of 16 asked for is usable" in result.output
+    assert "No replies of the assistant could be used: 8 of 8" in result.output
     assert f"label texts: 2 of 2 replies cannot be used: {cause}" in result.output
     assert f"round 1: 4 of 4 replies cannot be used: {cause}" in result.output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert cause in summary["unusable"]
+    assert cause in summary["unusable"] and summary["replies"] == {"read": 8, "usable": 0}
     if "reasoning" in cause:
         assert "raise assistant.max_new_tokens" in summary["unusable"]
 

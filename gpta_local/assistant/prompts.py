@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from gpta_local.assistant.replies import ASIDE, NoAnswer, answer, json_answer
 from gpta_local.schema import DatasetCard, Label, Message, Request, ScoredPrefix
@@ -28,6 +30,10 @@ ASK_LABEL_TEXTS = (
 )
 TEXTS_OF_A_REPLY = 8
 """Example texts that are asked for in one request: they differ more than those of eight requests for one."""
+LABELS_OF_A_REQUEST = 20
+"""Most labels that a request shows: with their meanings and a phrase for each, so many fit into 2,048 tokens."""
+TOKENS_OF_A_PHRASE, TOKENS_AROUND = 24, 32
+"""That are enough, in any tokenizer, for a label with its phrase, and for what stands around all of them."""
 VARIED = "varied (some short, some long, some informal, some indirect, some with specific details)"
 LABELS = "Labels:"
 TRIED = "Tried before, from the least to the most helpful:"
@@ -77,6 +83,20 @@ def describe(card: DatasetCard) -> str:
     return f"Data set: {card.name}\nDescription: {card.description}\n{LABELS}\n{labels}"
 
 
+def parts_of(card: DatasetCard, most: int = LABELS_OF_A_REQUEST) -> list[DatasetCard]:
+    """The card with its labels spread evenly over as few cards as hold at most so many each."""
+    number = -(-len(card.labels) // most)
+    bounds = [len(card.labels) * part // number for part in range(number + 1)]
+    return [replace(card, labels=card.labels[a:b]) for a, b in pairwise(bounds)]
+
+
+def phrases_that_fit(max_new_tokens: int | None) -> int:
+    """Labels of one request for label texts, where replies have so many tokens at most; None: as many as they need."""
+    if max_new_tokens is None:
+        return LABELS_OF_A_REQUEST
+    return min(LABELS_OF_A_REQUEST, max(1, (max_new_tokens - TOKENS_AROUND) // TOKENS_OF_A_PHRASE))
+
+
 def label_texts_request(card: DatasetCard) -> Request:
     """Ask for a phrase for each label."""
     example = f"{describe(EXAMPLE)}\n\n{ASK_LABEL_TEXTS}"
@@ -101,8 +121,12 @@ def _ask_texts(card: DatasetCard, label: Label, count: int) -> str:
 
 
 def prefix_request(card: DatasetCard, history: Sequence[ScoredPrefix]) -> Request:
-    """Ask for one prefix, showing what was tried, worst to best. The gains are not shown: small models copy numbers."""
-    parts = [describe(card)]
+    """Ask for one prefix, showing what was tried, worst to best. The gains are not shown: small models copy numbers. Of
+    many labels some are shown, from the first to the last."""
+    shown = card.labels[:: -(-len(card.labels) // LABELS_OF_A_REQUEST)]
+    parts = [describe(replace(card, labels=shown))]
+    if others := len(card.labels) - len(shown):
+        parts[0] += f"\n({others} more)"
     if history:
         ranked = sorted(history, key=lambda scored: scored.gain)
         tried = "\n".join(f"- {scored.text or '(nothing)'}" for scored in ranked)
@@ -134,10 +158,10 @@ def named_lines(request: Request) -> list[tuple[str, str]]:
     return lines
 
 
-def reply_room(request: Request, card: DatasetCard) -> int:
+def reply_room(request: Request) -> int:
     """Tokens that are enough for a plain reply, in any tokenizer."""
-    rooms = {"prefix": 48, "label-texts": 32 + 24 * len(card.labels), "example-texts": 30 * TEXTS_OF_A_REPLY}
-    return rooms[request.kind]
+    phrases = TOKENS_AROUND + TOKENS_OF_A_PHRASE * len(request.labels)
+    return {"prefix": 48, "label-texts": phrases, "example-texts": 30 * TEXTS_OF_A_REPLY}[request.kind]
 
 
 def read_lines(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ def train(
     """Search for a prefix and train the model of CONFIG.
 
     With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
-    newest below runs/ of this configuration. Where there is none, one begins.
+    newest below runs/ of this configuration. Where there is none, one begins. Exit code 1 with a finished run: the
+    assistant replied, and no reply could be used.
 
     \b
     Examples:
@@ -55,6 +57,7 @@ def train(
     GUARD.allow(settings.privacy.allow_hosts)
     from gpta_local.cli import console
     from gpta_local.record import folder as run_folder
+    from gpta_local.report.summary import nothing_usable
     from gpta_local.system.interrupt import Interrupt
 
     stopped = None if output else run_folder.newest_stopped(settings)
@@ -80,6 +83,8 @@ def train(
                 return
             result = run.run(folder, resume=resume)
     console.show_result(result, str(folder))
+    if nothing_usable(result):
+        sys.exit(1)
 
 
 def _in_words(run: Run) -> str:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpta_local.assistant.prompts import label_texts_request, prefix_request, write_label_texts
+from gpta_local.assistant.prompts import label_texts_request, parts_of, prefix_request, write_label_texts
 from gpta_local.knowledge.prefixes import shown_history
 from gpta_local.schema import DatasetCard, Request, ScoredLabelTexts, ScoredPrefix
 
@@ -96,9 +96,13 @@ def label_text_dialogues(
     dialogues, advantages = [], []
     for winner in [scored for scored in ranked[first:] if scored.loss < ranked[first - 1].loss]:
         for loser in ranked[:first][:per_winner]:
-            reply, worse = write_label_texts(winner.texts), write_label_texts(loser.texts)
-            dialogues.append(Dialogue(label_texts_request(card), reply, 1.0, worse))
-            advantages.append(ranked[first - 1].loss - winner.loss)
+            for part in parts_of(card):
+                reply, worse = (
+                    write_label_texts({name: scored.texts[name] for name in part.label_names})
+                    for scored in (winner, loser)
+                )
+                dialogues.append(Dialogue(label_texts_request(part), reply, 1.0, worse))
+                advantages.append(ranked[first - 1].loss - winner.loss)
     return _weighted(dialogues, advantages)
 
 

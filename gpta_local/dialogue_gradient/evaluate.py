@@ -93,7 +93,7 @@ def measure(
         request = prefix_request(card, history)
         leak_scan.check(request)
         settings = config.assistant
-        room = settings.max_new_tokens or reply_room(request, card)
+        room = settings.max_new_tokens or reply_room(request)
         temperature = settings.temperature * sampling_temperature(adapter)
         return assistant.complete(request, count, Sampling(temperature, settings.top_p, room, seed))
 

@@ -115,7 +115,7 @@ def exposed_server(case: Case) -> Iterator[Outcome]:
 def requests(case: Case) -> Iterator[Outcome]:
     """Whether the longest request and its reply fit into the context, where tokenizer and context are known."""
     from gpta_local.assistant.local import SHORTEST_LINE
-    from gpta_local.assistant.prompts import label_texts_request, prefix_request, reply_room
+    from gpta_local.assistant.prompts import label_texts_request, parts_of, phrases_that_fit, prefix_request, reply_room
     from gpta_local.schema import ScoredPrefix
 
     known = _tokenizer_and_context(case)
@@ -124,8 +124,11 @@ def requests(case: Case) -> Iterator[Outcome]:
     tokenizer, context = known
     search, card = case.config.search, case.task.card()
     longest = ScoredPrefix("word " * search.max_prefix_tokens, 0.0, 0.0, 0.0, 0)
-    for request in (prefix_request(card, [longest] * search.history_shown), label_texts_request(card)):
-        room = case.config.assistant.max_new_tokens or reply_room(request, card)
+    given = case.config.assistant.max_new_tokens
+    label_texts = map(label_texts_request, parts_of(card, phrases_that_fit(given)))
+    longest_of_these = max(label_texts, key=lambda request: len(request.messages[-1].content))
+    for request in (prefix_request(card, [longest] * search.history_shown), longest_of_these):
+        room = given or reply_room(request)
         if isinstance(case.config.assistant, LocalAssistantConfig):  # its replies are cut to the room that is left
             room = SHORTEST_LINE * len(request.labels) or room
         length = _length(tokenizer, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 
 from gpta_local.assistant.prompts import UnusableReply, read_label_texts, write_label_texts
 from gpta_local.knowledge.readable import fault, scripts, words_of
@@ -16,7 +17,11 @@ Leak = Callable[[str], str]
 def read_label_text_sets(
     completions: Sequence[Completion], card: DatasetCard, leak: Leak
 ) -> tuple[list[dict[str, str]], list[Outcome]]:
-    """The usable, distinct sets of label texts, and what became of each completion."""
+    """The usable, distinct sets of label texts, and what became of each completion.
+
+    Args:
+        card: with the labels that the request was for.
+    """
     allowed = scripts(words_of(card))
     sets: list[dict[str, str]] = []
     verdicts: list[Outcome] = []
@@ -34,6 +39,21 @@ def read_label_text_sets(
         if texts not in sets:
             sets.append(texts)
     return sets, verdicts
+
+
+def joined(parts: Sequence[Sequence[Mapping[str, str]]], own: Mapping[str, str]) -> list[dict[str, str]]:
+    """Sets for all labels, from the sets for each part of them: the first of each part together, then the second …
+
+    Args:
+        own: what the card says of each label. It stands where a part has no further set, and where another label has
+            the same phrase.
+    """
+    found: list[dict[str, str]] = []
+    for together in zip_longest(*parts, fillvalue={}):
+        phrases = [(name, phrase) for texts in together for name, phrase in texts.items()]
+        first = {phrase.casefold(): name for name, phrase in reversed(phrases)}
+        found.append(dict(own) | {name: phrase for name, phrase in phrases if first[phrase.casefold()] == name})
+    return found
 
 
 def templated(label_texts: Sequence[Mapping[str, str]], templates: Sequence[str]) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.assistant.prompts import named_lines, prefix_request
+from gpta_local.assistant.prompts import named_lines, parts_of, prefix_request
 from gpta_local.config import Config, EndpointConfig, LeakScanConfig
 from gpta_local.errors import PrivacyError
 from gpta_local.privacy import personal_data
@@ -56,7 +56,8 @@ def scan_of(config: Config, texts: Iterable[str], card: DatasetCard) -> LeakScan
         PrivacyError: private words or personal data are in the card or in `assistant.extra_body`.
     """
     scan = LeakScan(config.privacy.leak_scan, texts, card.label_names)
-    scan.check(prefix_request(card, []))
+    for part in parts_of(card):
+        scan.check(prefix_request(part, []))
     if isinstance(config.assistant, EndpointConfig):
         for name, value in config.assistant.extra_body.items():
             scan.check_text(f"assistant.extra_body.{name}", json.dumps(value, ensure_ascii=False))

@@ -198,7 +198,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if why := summary.get("ended_by"):
         lines.append(f"The search ended before its last round: {why}.")
     if why := summary.get("unusable"):
-        lines.append(f"Most replies of the assistant were of no use: {why}.")
+        lines.append(f"{'No' if nothing_usable(summary) else 'Few'} replies of the assistant could be used: {why}.")
     if summary.get("product_is_plain"):
         what = "On validation rows nothing is clearly better than plain fine-tuning (random head): that is the model."
         lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
@@ -227,6 +227,12 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     elif summary["evaluated_on"] == "validation":
         lines.append("Measured on the validation rows that the choice was made on: too good. Give data.test.")
     return lines
+
+
+def nothing_usable(summary: Mapping[str, Any]) -> bool:
+    """Whether the assistant replied, and no reply could be used."""
+    replies = summary["replies"]
+    return bool(replies["read"]) and not replies["usable"]
 
 
 def _parts(summary: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from gpta_local.assistant.prompts import (
     TEXTS_OF_A_REPLY,
     example_texts_request,
     label_texts_request,
+    parts_of,
     prefix_request,
 )
 from gpta_local.dialogue_gradient.dialogues import build_dialogues
@@ -48,14 +49,14 @@ def estimate(run: Run) -> dict[str, float]:
     training = plan.training(model, texts=made_up)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
-    label_texts, prefixes = label_texts_request(plan.card), prefix_request(plan.card, [])
-    wanted = search.label_text_samples if task.uses_label_texts else 0
+    label_texts, prefixes = map(label_texts_request, plan.label_text_parts), prefix_request(plan.card, [])
 
-    def request(texts: Request, n: int, number: int) -> float:
-        return _seconds(lambda: run.assistant.complete(texts, n, plan.sampling(number, texts)))
+    def seconds(requests: Iterable[Request], n: int, number: int) -> float:
+        asks = [Ask(request, n, plan.sampling(number, request)) for request in requests]
+        return _seconds(lambda: run.assistant.complete_all(asks)) if n else 0.0
 
-    asking = request(label_texts, wanted, 0) if wanted else 0.0
-    asking += request(prefixes, search.proposals, 1) * search.rounds if search.rounds else 0.0
+    asking = seconds(label_texts, plan.label_text_samples, 0)
+    asking += seconds([prefixes], search.proposals, 1) * search.rounds if search.rounds else 0.0
     asking += _example_texts(run) if plan.example_texts else 0.0
     dialogue_gradients = _dialogue_gradients(run)
     plain = plan.trains_plainly
@@ -93,7 +94,7 @@ def steps_of_all_trainings(plan: Plan) -> int:
 def _example_texts(run: Run) -> float:
     """Seconds for the example texts of all labels, from replies that are cut short twice."""
     plan = run.plan
-    requests = [example_texts_request(plan.card, label) for label in plan.card.labels]
+    requests = [example_texts_request(part, label) for part in parts_of(plan.card) for label in part.labels]
     n = -(-plan.example_texts // TEXTS_OF_A_REPLY)
 
     def seconds(tokens: int) -> float:

@@ -129,7 +129,9 @@ class Run:
         result["training_rows"] = len(plan.splits.train)
         result["data"] = self.data_facts(product.model.tokenizer)
         result["ended_by"] = ended_by or None
-        result["unusable"] = ". ".join(filter(None, why_unusable([Judged(*one) for one in journal.judged()]))) or None
+        judged = [Judged(*one) for one in journal.judged()]
+        result["replies"] = {"read": len(judged), "usable": sum(one.outcome != "unusable" for one in judged)}
+        result["unusable"] = ". ".join(filter(None, why_unusable(judged))) or None
         result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}
         self.write(journal, product, result)
         return journal.end(result)

@@ -12,6 +12,8 @@ from gpta_local.assistant.prompts import (
     UnusableReply,
     example_texts_request,
     label_texts_request,
+    parts_of,
+    phrases_that_fit,
     prefix_request,
     reply_room,
 )
@@ -178,27 +180,35 @@ class Plan:
                 fix = "Write it without quotes, list marks and spaces around it"
                 raise ConfigError("the prefix is not plain text", where=f"search.own_prefixes, {number}", fix=fix)
 
+    @property
+    def label_text_parts(self) -> list[DatasetCard]:
+        """The card in parts of whose labels a reply with a phrase for each has room."""
+        return parts_of(self.card, phrases_that_fit(self.config.assistant.max_new_tokens))
+
+    @property
+    def label_text_samples(self) -> int:
+        """Replies that are asked for, for each of those parts."""
+        wanted = self.config.search.label_text_samples if self.task.uses_label_texts else 0
+        calls = self.config.budget.calls
+        return wanted if calls is None else min(wanted, calls // len(self.label_text_parts))
+
     def first_ask(self) -> Ask:
         """What the assistant is asked first: for label texts, or for prefixes without a history; without labelled rows
         for example texts."""
-        search, budget = self.config.search, self.config.budget
-        if self.task.uses_label_texts and search.label_text_samples:
-            request, number, n, limits = label_texts_request(self.card), 0, search.label_text_samples, [budget.calls]
+        if n := self.label_text_samples:
+            request, number = label_texts_request(self.label_text_parts[0]), 0
         elif not self.splits.train:
-            request, number, n, limits = example_texts_request(self.card, self.card.labels[0]), 0, 1, [budget.calls]
+            request, number, n = example_texts_request(parts_of(self.card)[0], self.card.labels[0]), 0, 1
         else:
-            request, number, n, limits = (
-                prefix_request(self.card, []),
-                1,
-                search.proposals,
-                [budget.calls, budget.trials],
-            )
-        return Ask(request, min(n, *(limit or n for limit in limits)), self.sampling(number, request))
+            n, budget = self.config.search.proposals, self.config.budget
+            request, number = prefix_request(self.card, []), 1
+            n = min(n, *(limit or n for limit in (budget.calls, budget.trials)))
+        return Ask(request, n, self.sampling(number, request))
 
     def sampling(self, round_number: int, request: Request) -> Sampling:
         """How a request is drawn. What is asked before the first round depends on the card alone, and its seed too: the
         same card is answered alike whatever the rows are."""
         assistant = self.config.assistant
-        room = assistant.max_new_tokens or reply_room(request, self.card)
+        room = assistant.max_new_tokens or reply_room(request)
         seed = self.config.seed * 1000 + round_number if round_number else 0
         return Sampling(assistant.temperature, assistant.top_p, room, seed)

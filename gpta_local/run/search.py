@@ -17,6 +17,7 @@ from gpta_local.assistant.prompts import (
     TEXTS_OF_A_REPLY,
     example_texts_request,
     label_texts_request,
+    parts_of,
     prefix_request,
 )
 from gpta_local.assistant.replay import ReplayAssistant
@@ -27,7 +28,7 @@ from gpta_local.downstream.model import DownstreamModel
 from gpta_local.errors import AdapterRefused, EndpointError, ModelError, ReplayExhausted, TrainingError
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.example_texts import ExampleTextReader
-from gpta_local.knowledge.label_texts import read_label_text_sets
+from gpta_local.knowledge.label_texts import joined, read_label_text_sets
 from gpta_local.knowledge.unusable import Judged
 from gpta_local.knowledge.unusable import why as why_unusable
 from gpta_local.observer import Observer
@@ -36,7 +37,17 @@ from gpta_local.record.folder import ADAPTERS_FOLDER
 from gpta_local.record.history import Outcome
 from gpta_local.record.journal import Journal
 from gpta_local.run.plan import Plan
-from gpta_local.schema import Ask, Completion, ExampleText, ProposalFigures, Request, Round, ScoredPrefix, StepVerdict
+from gpta_local.schema import (
+    Ask,
+    Completion,
+    DatasetCard,
+    ExampleText,
+    ProposalFigures,
+    Request,
+    Round,
+    ScoredPrefix,
+    StepVerdict,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +87,37 @@ class Search:
         own texts do alone."""
         if (known := self.journal.label_texts()) is not None:
             return known
-        task, card = self.plan.task, self.plan.card
-        asked = self.affordable("calls", 0, self.config.search.label_text_samples if task.uses_label_texts else 0)
-        sets: list[dict[str, str]] = []
+        task, parts, n = self.plan.task, self.plan.label_text_parts, self.plan.label_text_samples
+        asked, sets = n * len(parts), list[dict[str, str]]()
         if asked:
             self.observer.stage("asking for label texts", 1)
-            request = label_texts_request(card)
             try:
-                asking, completions = self.ask(0, request, asked, self.adapters.trusted)
+                answered = self.ask_all(0, [*map(label_texts_request, parts)], n, self.adapters.trusted)
             except (AdapterRefused, EndpointError, ModelError) as exc:
                 self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
                 asked = 0
             else:
-                sets, verdicts = read_label_text_sets(completions, card, self.leak_scan.find)
-                self.journal.judge_completions(asking, verdicts)
-                self.explain("label texts", completions, verdicts)
+                sets = self.read_label_texts(parts, answered)
         chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.journal.add_label_texts(scored, chosen)
         joined = len(chosen) - len(task.own_label_texts())
         self.observer.label_texts(chosen, joined, len(sets), asked)
         return chosen
+
+    def read_label_texts(
+        self, parts: Sequence[DatasetCard], answered: Sequence[tuple[int, list[Completion]]]
+    ) -> list[dict[str, str]]:
+        """The usable sets, from the replies to the requests for each part of the labels."""
+        sets, received, verdicts = list[list[dict[str, str]]](), list[Completion](), list[Outcome]()
+        for part, (number, completions) in zip(parts, answered, strict=True):
+            of_part, outcomes = read_label_text_sets(completions, part, self.leak_scan.find)
+            self.journal.judge_completions(number, outcomes)
+            sets.append(of_part)
+            received += completions
+            verdicts += outcomes
+        self.explain("label texts", received, verdicts)
+        return joined(sets, self.plan.task.own_label_texts()[-1])
 
     def example_texts(self) -> list[ExampleText]:
         """Texts that the assistant makes up for each label, cleaned; in the order of the labels."""
@@ -104,10 +125,11 @@ class Search:
         spent = len(self.journal.completions("label-texts"))
         most = len(card.labels) * -(-wanted // TEXTS_OF_A_REPLY)
         n = max(0, self.affordable("calls", 0, spent + most) - spent) // len(card.labels)
-        if not n:
+        failed_before = self.journal.gone_on(0) and not self.journal.completions("example-texts")
+        if not n or failed_before:
             return []
         self.observer.stage("asking for example texts", 1)
-        requests = [example_texts_request(card, label) for label in card.labels]
+        requests = [example_texts_request(part, label) for part in parts_of(card) for label in part.labels]
         try:
             answered = self.ask_all(0, requests, n, self.adapters.trusted)
         except (AdapterRefused, EndpointError, ModelError, ReplayExhausted) as exc:
