@@ -144,10 +144,16 @@ class TestWithoutLean:
         assert torch.allclose(shares, torch.full((2,), 0.5), atol=1e-4)
 
 
-def configured(folder: Path, sentence: Path, changes: dict[str, Any] | None = None, test: bool = True) -> Path:
+def configured(
+    folder: Path,
+    sentence: Path,
+    changes: dict[str, Any] | None = None,
+    test: bool = True,
+    bad: str = "an unhappy guest",
+) -> Path:
     """A configuration of a run on the sentiment rows, with its recorded assistant."""
     folder.mkdir(parents=True, exist_ok=True)
-    label_texts = label_text_reply({"bad": "an unhappy guest", "good": "a happy one"})
+    label_texts = label_text_reply({"bad": bad, "good": "a happy one"})
     record_replies(folder / "record", [label_texts], ["Guest:", "Mood:", "Said of us"], EXAMPLE_TEXTS)
     for split in ("test", "validation"):
         write_jsonl(folder / f"{split}.jsonl", sentiment_rows())
@@ -248,6 +254,24 @@ class TestWholeRun:
         for name in ("examples.jsonl", "model/model.safetensors"):
             assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
         assert asked(tmp_path / "run") == asked(run)
+
+    def test_test_rows_that_say_what_the_assistant_wrote_change_nothing(
+        self, train: Train, sentence: Path, tmp_path: Path
+    ) -> None:
+        phrase = "a guest who will not come back to this place again"
+        runs = []
+        for name, said in (
+            ("same", [LINES[0], LINES[7], phrase]),
+            ("other", ["nothing of the kind", "at all", "here"]),
+        ):
+            config = configured(tmp_path / name, sentence, bad=phrase)
+            write_jsonl(config.parent / "test.jsonl", [{"text": text, "label": "bad"} for text in said])
+            result, _ = train(config)
+            assert result["replies"]["read"] == result["replies"]["usable"]
+            runs.append(config.parent / "run")
+        for name in ("examples.jsonl", "model/model.safetensors"):
+            assert len({(run / name).read_bytes() for run in runs}) == 1
+        assert asked(runs[0]) == asked(runs[1])
 
 
 @pytest.mark.parametrize(("gain", "used"), [(-0.05, True), (-0.15, False)])

@@ -11,7 +11,7 @@ from gpta_local.record.history import Outcome
 from gpta_local.schema import Completion, DatasetCard
 
 Leak = Callable[[str], str]
-"""A text → what of a private row or a person is in it, in words for the user; "" for nothing."""
+"""A text → what of a person or, for what is sent again, of a private row is in it, in words; "" for nothing."""
 
 
 def read_label_text_sets(

@@ -114,6 +114,11 @@ class LeakScan:
                 return f"{size} words in a row of a private row"
         return personal_data.find(text)
 
+    def find_personal(self, text: str) -> str:
+        """As `find`, without looking for words of rows: of a reply that is not sent again. Its author has seen no row,
+        and what test rows happen to say must not decide what a model is made of."""
+        return personal_data.find(text) if self._config.enabled else ""
+
     def check(self, request: Request) -> None:
         """
         Raises:

@@ -21,7 +21,7 @@ from gpta_local.assistant.prompts import (
     prefix_request,
 )
 from gpta_local.assistant.replay import ReplayAssistant
-from gpta_local.dialogue_gradient.dialogues import build_dialogues
+from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, sampling_temperature
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.model import DownstreamModel
@@ -111,7 +111,7 @@ class Search:
         """The usable sets, from the replies to the requests for each part of the labels."""
         sets, received, verdicts = list[list[dict[str, str]]](), list[Completion](), list[Outcome]()
         for part, (number, completions) in zip(parts, answered, strict=True):
-            of_part, outcomes = read_label_text_sets(completions, part, self.leak_scan.find)
+            of_part, outcomes = read_label_text_sets(completions, part, self.leak_scan.find_personal)
             self.journal.judge_completions(number, outcomes)
             sets.append(of_part)
             received += completions
@@ -303,6 +303,7 @@ class Search:
             shown=self.config.search.history_shown,
             seed=self.config.seed,
         )
+        dialogues = [dialogue for dialogue in dialogues if not self.says_a_row(dialogue)]
         if not dialogues:
             self.observer.warn(
                 f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
@@ -321,6 +322,11 @@ class Search:
         found = [] if self.plan.online or reward is None else reward.found
         self.journal.add_step(number, step, "saved only" if refused else "on trial", found)
         self.observer.taught(step, refused)
+
+    def says_a_row(self, dialogue: Dialogue) -> bool:
+        """Whether label texts happen to say words of a row: they are not taught. (Prefixes that do are not kept.)"""
+        lines = f"{dialogue.reply}\n{dialogue.worse}".splitlines()
+        return dialogue.request.kind == "label-texts" and any(map(self.leak_scan.find, lines))
 
     def reward(self, number: int, model: DownstreamModel) -> prefixes.GainReward:
         """The gain of what `grpo` samples, on the rows of the round (online: of its first heat)."""
