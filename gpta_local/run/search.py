@@ -101,8 +101,8 @@ class Search:
                 sets = self.read_label_texts(parts, answered)
         chosen, scored = task.choose_label_texts(sets, self.config.search.scoring_rows)
         self.journal.add_label_texts(scored, chosen)
-        joined = len(chosen) - len(task.own_label_texts())
-        self.observer.label_texts(chosen, joined, len(sets), asked)
+        added = len(chosen) - len(task.own_label_texts())
+        self.observer.label_texts(chosen, added, len(sets), asked)
         return chosen
 
     def read_label_texts(
