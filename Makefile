@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: install setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel clean
+.PHONY: install browser setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
@@ -43,6 +43,11 @@ test: setfit vllm-env
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not vllm and not slow and not kills and not soak"
+
+# Look at the report of a run in Chromium, which the system has to bring, with axe-core.
+browser: install
+	npm install --silent --no-audit --no-fund --prefix .browser axe-core@4.14.1
+	$(BIN)/python -m pytest -m browser
 
 # Kill runs at fifty random moments and compare what they end with (half an hour), or let one go on for
 # five hundred rounds and watch its memory (some minutes).

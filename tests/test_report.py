@@ -12,6 +12,7 @@ from typing import Any
 import html5lib
 import pytest
 from audited import train
+from browser import MISSING, violations, width_of
 from commands import assert_refused, invoke
 from samples import EXAMPLE_TEXTS, SENTIMENT, label_text_reply, record_replies, write_jsonl
 
@@ -124,6 +125,18 @@ class TestPage:
 
     def test_audit_head_and_versions_are_told(self, page: str, summary: dict[str, Any]) -> None:
         assert summary["audit_head"] in page and "torch 2." in page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+class TestBrowser:
+    @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+    def test_axe_finds_nothing_wrong(self, page: str, dark: bool) -> None:
+        assert violations(page, dark=dark) == []
+
+    @pytest.mark.parametrize("screen", [400, 800, 1280])
+    def test_page_is_no_wider_than_the_screen(self, page: str, screen: int) -> None:
+        assert width_of(page, screen) <= screen
 
 
 class TestFigures:
