@@ -197,7 +197,12 @@ class TestOtherRuns:
     def test_broken_record_is_told(self, run: Path, tmp_path: Path) -> None:
         copied = Path(shutil.copytree(run, tmp_path / "run"))
         (copied / "metrics.jsonl").write_text("garbage\n", encoding="utf-8")
-        assert_refused(invoke("report", copied), "metrics.jsonl", "not lines of JSON")
+        assert_refused(invoke("report", copied), "metrics.jsonl:1", "not a line that a run writes")
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"arms": {}}', "\x00"])
+    def test_broken_summary_is_told(self, run: Path, tmp_path: Path, content: str) -> None:
+        (tmp_path / "summary.json").write_text(content, encoding="utf-8")
+        assert_refused(invoke("report", tmp_path), "summary.json")
 
     def test_purge_deletes_it_and_the_next_has_no_text_of_the_assistant(self, run: Path, tmp_path: Path) -> None:
         copied = Path(shutil.copytree(run, tmp_path / "run"))
@@ -209,6 +214,19 @@ class TestOtherRuns:
         again = (copied / "report.html").read_text(encoding="utf-8")
         assert "was purged on" in again and "jurmish" not in again and "steak was burnt" not in again
         assert invoke("audit", "verify", copied).exit_code == 0
+
+
+def test_run_of_one_file_is_calibrated_on_its_cross_validation(sentence: Path, tmp_path: Path) -> None:
+    run = train(tmp_path, sentence, {"data": {"test": None}, "finish": {"folds": 2}})
+    found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    calibration = found["product"]["calibration"]
+    assert (calibration["fitted_on"], calibration["rows"]) == ("training, cross-validated", 24)
+    assert json.loads((run / "model" / "gpta.json").read_text(encoding="utf-8"))["temperature"] > 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    html5lib.HTMLParser(strict=True).parse(page)
+    assert "fitted on the rows that it is measured on here: too good" in page
+    assert invoke("report", run, "--with-rows").exit_code == 0
+    assert any(text in (run / "report-with-rows.html").read_text(encoding="utf-8") for text in TEXTS)
 
 
 class TestBlocks:

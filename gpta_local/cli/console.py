@@ -221,6 +221,7 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
         console.say(f"[bold]{escape(line)}[/bold]")
     seconds, completions = result["seconds"]["total"], result["cost"]["completions"]
     console.say(f"\n[dim]{seconds:.0f} s, {completions} completions. Model: {escape(folder)}/model[/dim]")
+    console.say(f"[dim]report: {escape(folder)}/report.html[/dim]")
     console.print(f"[dim]audit head: {result['audit_head']}[/dim]", soft_wrap=True)  # to be copied in one piece
 
 

@@ -40,6 +40,19 @@ REPORTS = "report*"
 DRAFT = ".summary.json"
 """The summary as long as the audit log has no end, whose hash belongs into it."""
 SUMMARY_FILE = "summary.json"
+SUMMARY_KEYS = {
+    "arms",
+    "card",
+    "cost",
+    "data",
+    "differences",
+    "evaluated_on",
+    "prefix",
+    "product",
+    "seconds",
+    "selection",
+}
+"""Some of those that a summary has."""
 BEFORE_A_RUN = (LOCK_FILE, f".{CONFIG_FILE}.partial")
 """All that is in the directory of a run that was stopped before it began."""
 
@@ -106,11 +119,19 @@ def summary(folder: Path) -> dict[str, Any]:
     """What a finished run found.
 
     Raises:
-        InputError: there is no finished run.
+        InputError: there is no finished run, or its summary is broken.
     """
-    if not (folder / SUMMARY_FILE).is_file():
+    path = folder / SUMMARY_FILE
+    if not path.is_file():
         raise InputError("no finished run here", where=str(folder), fix="Give the directory of a finished run")
-    found: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise InputError("broken summary", where=str(path), fix="The file was changed; take it from a copy") from exc
+    if not isinstance(found, dict) or not found.keys() >= SUMMARY_KEYS:
+        raise InputError(
+            "not the summary of a run of this version", where=str(path), fix="Use the gpta-local that made the run"
+        )
     return found
 
 

@@ -60,15 +60,13 @@ def _blocks(summary: Mapping[str, Any], library: str, backbone: str) -> Iterator
     yield f"# {plain(card['name'])}"
     yield (
         f"Gives {what} one of {len(card['labels'])} labels. Trained from {plain(backbone)} on {rows:,} labelled rows "
-        "with "
-        f"[gpta-local](https://pypi.org/project/gpta-local/) {summary['gpta_local']}. {plain(headline(summary))}"
+        f"with gpta-local {summary['gpta_local']}. {plain(headline(summary))}"
     )
     yield "## Intended use"
     yield plain(f"Labelling of {'pairs of texts' if pair else 'texts'} of this kind: {card['description']}")
     yield (
         "It is not meant for other kinds of texts, for languages that its rows are not in, or to decide on people "
-        "without "
-        "a person who looks. A text that fits no label gets one all the same."
+        "without a person who looks. A text that fits no label gets one all the same."
     )
     yield as_table(
         "The labels.", ("label", "meaning"), [(of["name"], of["meaning"] or "–") for of in card["labels"]], words=(1,)
@@ -76,8 +74,7 @@ def _blocks(summary: Mapping[str, Any], library: str, backbone: str) -> Iterator
     yield "## Data"
     yield (
         "The rows are private, and none is in this folder. What may be said of them is the description above, which "
-        "its "
-        "owner wrote, and their numbers."
+        "its owner wrote, and their numbers."
     )
     yield as_table(
         "Rows, and their words.",
@@ -95,13 +92,13 @@ def _blocks(summary: Mapping[str, Any], library: str, backbone: str) -> Iterator
     yield f"```python\n{_loading(summary, library, pair)}\n```"
     if temperature := _temperature(summary):
         yield (
-            f"Divide the logits by {temperature:.4g} before the softmax (`temperature` in gpta.json) to get calibrated "
-            "probabilities; `gpta-local predict` does so."
+            f"Divide the logits by {temperature:.4g} before the softmax (`temperature` in gpta.json) to get "
+            "calibrated probabilities; `gpta-local predict` does so."
         )
     yield "## Licence"
     yield (
-        f"Not chosen yet: whoever hands this model on says it here and in the key `license` above. The licence of "
-        f"{plain(backbone)}, from which it was trained, holds too."
+        "Not chosen yet: whoever hands this model on says it here and, under `license`, in the header. The licence "
+        f"of {plain(backbone)}, from which it was trained, holds too."
     )
 
 
@@ -161,8 +158,8 @@ def _loading(summary: Mapping[str, Any], library: str, pair: bool) -> str:
     labels = json.dumps([label["name"] for label in summary["card"]["labels"]], ensure_ascii=False)
     inputs = '[("A text.", "Another.")]' if pair else '["A text."]'
     return (
-        f"from sentence_transformers import SentenceTransformer\n\n{folder}\nlabels = {labels}\n"
-        f"logits = SentenceTransformer(folder).encode({inputs})\nprint([labels[n] for n in logits.argmax(axis=1)])"
+        f"from sentence_transformers import SentenceTransformer\n\n{folder}\nlabels = {labels}\nlogits = "
+        f"SentenceTransformer(folder).encode({inputs})\nprint([labels[n] for n in logits.argmax(axis=1)])"
     )
 
 

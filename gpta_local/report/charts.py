@@ -43,7 +43,7 @@ def confusion(counts: Mapping[str, Mapping[str, int]]) -> str:
     from matplotlib.colors import to_rgba
 
     names = list(counts)
-    size = max(WIDTH, 1.6 + 0.36 * len(names))
+    size = max(3.0, 1.9 + 0.36 * len(names))
     figure, panel = _figure(size * 0.92, size)
     ink = to_rgba(COLOURS[1])[:3]
     cells: list[list[tuple[float, ...]]] = []

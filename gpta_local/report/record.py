@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from gpta_local.config import Config, load
 from gpta_local.errors import InputError
@@ -16,6 +16,7 @@ from gpta_local.record.entries import AnyEntry, Started, read_log
 from gpta_local.record.history import History, open_existing
 from gpta_local.schema import ExampleText, RequestKind, ScoredPrefix
 
+T = TypeVar("T")
 UNSAID = ("assistant", "card", "privacy")
 """Sections of the configuration that a report does not list: it says what matters of them elsewhere."""
 
@@ -88,8 +89,8 @@ def read_record(run: Path) -> RunRecord:
 
 def _environment(entries: list[AnyEntry], config: Config, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if started := next((entry for entry in entries if isinstance(entry, Started)), None):
-        yield "from", f"{started.time[:19]} UTC".replace("T", " ")
-        yield "to", f"{entries[-1].time[:19]} UTC".replace("T", " ")
+        yield "from", f"{started.time[:19].replace('T', ' ')} UTC"
+        yield "to", f"{entries[-1].time[:19].replace('T', ' ')} UTC"
         yield "versions", ", ".join(f"{name} {version}" for name, version in started.versions.items())
     yield "backbone", Path(config.downstream.backbone).name
     yield "search", f"{summary['regime']}, {summary['seconds']['search']:.0f} of {summary['seconds']['total']:.0f} s"
@@ -98,28 +99,28 @@ def _environment(entries: list[AnyEntry], config: Config, summary: dict[str, Any
 
 def _losses(path: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for line in json_lines(path):
-        found.setdefault(line["training"], []).extend(line["losses"])
+    for training, losses in json_lines(path, lambda line: (line["training"], line["losses"])):
+        found.setdefault(training, []).extend(losses)
     return found
 
 
 def _example_texts(path: Path) -> list[ExampleText]:
-    return [ExampleText(**line) for line in json_lines(path)]
+    return list(json_lines(path, lambda line: ExampleText(**line)))
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Of a file that a run writes if there is something to write.
+def json_lines(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """The lines of a file that a run writes if there is something to write.
 
     Raises:
-        InputError: it was changed.
+        InputError: it was changed, or is of another version.
     """
-    if not path.is_file():
-        return
-    try:
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    except ValueError as exc:
-        fix = "The file was changed; gpta-local audit verify RUN says what else was"
-        raise InputError("not lines of JSON", where=str(path), fix=fix) from exc
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield read(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
+            fix = "The file was changed, or another gpta-local made it; gpta-local audit verify RUN says which"
+            raise InputError("not a line that a run writes", where=f"{path}:{number}", fix=fix) from exc
 
 
 def _assistant(history: History) -> str:

@@ -26,7 +26,7 @@ def measured_rows(run: Path) -> list[MeasuredRow]:
         InputError: the run keeps nothing of them.
     """
     path = run / run_folder.PREDICTIONS_FILE
-    rows = [MeasuredRow(**line) for line in json_lines(path)]
+    rows = list(json_lines(path, lambda line: MeasuredRow(**line)))
     if not rows:
         what = "the run keeps no predictions: there was nothing to measure it on, or an earlier gpta-local made it"
         raise InputError(what, where=str(path), fix="Run it again, with data.test")

@@ -103,13 +103,13 @@ def _compared(summary: Mapping[str, Any]) -> Iterator[Block]:
             ("prefix", "gain", "standard error", "rows", "chosen"),
             [
                 (
-                    of["text"] or selection["against"],
+                    of["text"] or ("(no prefix), model of the search" if number else selection["against"]),
                     f"{of['gain']:+.3f}",
                     _number(of["standard_error"], 3),
                     str(of["rows"]),
-                    "yes" if of["text"] == summary["prefix"] else "no",
+                    "yes" if number == selection["chosen"] else "no",
                 )
-                for of in selection["contestants"]
+                for number, of in enumerate(selection["contestants"])
             ],
         )
 
@@ -119,8 +119,7 @@ def _classes(summary: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterato
     yield "## Class by class"
     yield as_table(
         f"Precision: how many of the {summary['evaluated_on']} rows that get the label have it. Recall: how many of "
-        "those "
-        "that have it get it. F1: their harmonic mean. In %.",
+        "those that have it get it. F1: their harmonic mean. In %.",
         ("label", "rows", "precision", "recall", "F1"),
         [
             (name, str(of["rows"]), *(_percent(of[key]) for key in ("precision", "recall", "f1")))
@@ -133,9 +132,8 @@ def _classes(summary: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterato
         yield "## What is taken for what"
         if len(classes) <= MOST_CLASSES:
             yield Picture(
-                "Rows by their label and the label that the model gives them. The darker a cell, the larger its share "
-                "of "
-                "the label's rows; on the diagonal the model is right.",
+                "Rows by their label and the label that the model gives them. The darker a cell, the larger its "
+                "share of the label's rows; on the diagonal the model is right.",
                 "confusion",
                 charts.confusion(counts),
                 f"Most often {rows[0][0]} is taken for {rows[0][1]}, {rows[0][2]} times.",
@@ -158,16 +156,15 @@ def _sureness(evaluated_on: str, calibration: Mapping[str, Any]) -> Iterator[Blo
     before, after, temperature = (calibration[key] for key in ("before", "after", "temperature"))
     yield "## How sure it is"
     error = (
-        "The expected calibration error, the mean distance between how sure the model is and how often it is right, is "
-        f"{_percent(before['error'])} points"
+        "The expected calibration error, the mean distance between how sure the model is and how often it is right, "
+        f"is {_percent(before['error'])} points"
     )
     if after:
         same = " The temperature was fitted on the rows that it is measured on here: too good."
         yield (
-            f"{error} as trained and {_percent(after['error'])} calibrated. The logits are divided by a temperature of "
-            f"{temperature:.2f}, fitted on {calibration['rows']:,} rows ({calibration['fitted_on']}); `gpta-local "
-            "predict` "
-            f"does so.{same if calibration['fitted_on'] == evaluated_on else ''}"
+            f"{error} as trained and {_percent(after['error'])} calibrated. The logits are divided by a temperature "
+            f"of {temperature:.2f}, fitted on {calibration['rows']:,} rows ({calibration['fitted_on']}); `gpta-local "
+            f"predict` does so.{same if calibration['fitted_on'] == evaluated_on else ''}"
         )
     else:
         yield f"{error}. The probabilities are not calibrated: there are no validation rows to fit a temperature on."
@@ -228,8 +225,7 @@ def _assistant(record: RunRecord) -> Iterator[Block]:
     yield "## What the assistant gave"
     yield (
         f"The assistant, {plain(record.assistant)}, was given the description, the label names and meanings and the "
-        "ranks of "
-        "its own proposals; no row."
+        "ranks of its own proposals; no row."
     )
     yield as_table(
         "What it was asked, and what that cost in tokens.",
@@ -246,9 +242,8 @@ def _assistant(record: RunRecord) -> Iterator[Block]:
     yield from _example_texts(record)
     if record.prefixes:
         yield as_table(
-            f"The best of {len(record.prefixes)} prefixes: what each gains on training rows, in nats, with its "
-            "standard "
-            "error.",
+            f"Prefixes: what each gains on training rows, in nats, with its standard error. {len(record.prefixes)} "
+            f"were scored; here are the best {min(MOST_PREFIXES, len(record.prefixes))}.",
             ("prefix", "gain", "standard error", "rows"),
             [
                 (s.text, f"{s.gain:+.3f}", _number(s.standard_error, 3), str(s.rows))
@@ -286,8 +281,7 @@ def _example_texts(record: RunRecord) -> Iterator[Block]:
     use = "The model is trained on these." if told["used"] else "The model is not trained on them."
     yield as_table(
         f"Example texts: {told['usable']} usable; a model of the rows labels {told['kept']} as was asked for.{gain} "
-        f"{use} "
-        f"Some of each label, with the probability of that label; all are in {EXAMPLES_FILE}.",
+        f"{use} Some of each label, with the probability of that label; all are in {EXAMPLES_FILE}.",
         ("label", "text", "probability", "kept"),
         [
             (text.label, _short(text.text), _number(text.probability, 2), "yes" if text.kept else "no")
@@ -335,8 +329,7 @@ def _data(record: RunRecord) -> Iterator[Block]:
     tokens = data["tokens"]
     yield (
         f"Of the {first} rows {_percent(tokens['cut'])} % are longer than {tokens['most']} tokens and are cut; the "
-        "backbone "
-        f"does not know {_percent(tokens['unknown'])} % of their tokens."
+        f"backbone does not know {_percent(tokens['unknown'])} % of their tokens."
     )
     for warning in data["warnings"]:
         yield plain(f"Warning: {record.without_paths(warning)}.")
@@ -354,8 +347,8 @@ def _provenance(record: RunRecord) -> Iterator[Block]:
         )
     if head := record.summary.get("audit_head"):
         yield (
-            f"The head of the audit log is `{head}`: `gpta-local audit verify RUN --head HEAD` checks the run "
-            "against it."
+            f"The head of the audit log is `{head}`: `gpta-local audit verify RUN --head HEAD` checks the run against "
+            "it."
         )
     if record.summary.get("product"):
         yield (

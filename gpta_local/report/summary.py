@@ -134,6 +134,7 @@ def describe_run(
             "rows": selection.rows,
             "against": selection.names[0],
             "contestants": [_contestant(gain) for gain in selection.gains],
+            "chosen": selection.chosen,
         },
     }
 

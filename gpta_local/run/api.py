@@ -67,6 +67,11 @@ class Result:
         """The folder of the product, which stock libraries load."""
         return self.folder / run_folder.MODEL_FOLDER
 
+    @property
+    def report(self) -> Path:
+        """The page that shows all of this; `report.md` beside it is the same as Markdown."""
+        return self.folder / run_folder.REPORT_FILE
+
     def predict(self, texts: Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """Label texts, or pairs of texts, in their order."""
         return predict(self.folder, texts)
