@@ -386,6 +386,8 @@ class Config(Section):
     finish: FinishConfig = FinishConfig()
     dialogue_gradient: DialogueGradientConfig | None = None
     privacy: PrivacyConfig = PrivacyConfig()
+    tracking: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    """Trackers for which a finished run is written too, into files below it."""
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")

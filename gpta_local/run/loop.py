@@ -29,6 +29,7 @@ from gpta_local.record.journal import Journal, opened
 from gpta_local.report import summary
 from gpta_local.report.card import model_card
 from gpta_local.report.run_report import write_report
+from gpta_local.report.trackers import check_trackers, track
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
 from gpta_local.run.finish import Finish
 from gpta_local.run.plan import Plan
@@ -48,6 +49,7 @@ class Run:
         self, config: Config, observer: Observer, interrupt: Interrupt | None = None, task: Task | None = None
     ) -> None:
         self.observer, self.interrupt = observer, interrupt or Interrupt()
+        check_trackers(config.tracking)
         task = task or open_task(config)
         self.plan = Plan(config, task, task.splits(), task.card())
         for note in self.plan.splits.notes:
@@ -88,6 +90,7 @@ class Run:
         with explained(folder), run_folder.locked(folder), self.opened(folder) as journal:
             result = journal.sum_up() if journal.ended else self.outer_loop(journal)
             write_report(folder)
+            track(folder, self.plan.config.tracking, self.observer.warn)
         return result
 
     def outer_loop(self, journal: Journal) -> dict[str, Any]:
