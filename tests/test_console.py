@@ -100,7 +100,7 @@ def test_plain_model_that_is_the_product_has_one_line(capsys: pytest.CaptureFixt
 FOUND = {
     "prefix": "What this message asks for, in the words of the department that has to answer it:",
     "product_is_plain": False,
-    "evaluated_on": "training, cross-validated",
+    "evaluated_on": "cross-validated training",
     "seconds": {"total": 100.0},
     "cost": {"completions": 40},
     "audit_head": "0" * 64,
@@ -121,7 +121,7 @@ def test_result_shows_what_a_buyer_compares_and_the_model_last(capsys: pytest.Ca
     console.show_result(FOUND, "runs/one")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:4]] == [
-        "48 training rows, cross-validated",
+        "48 cross-validated training rows",
         "plain fine-tuning",
         "your label names and meanings alone",
         "this model",

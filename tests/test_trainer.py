@@ -203,7 +203,7 @@ class TestWithoutValidationRows:
         assert "no_prefix" in result["differences"] and result["templates_on_validation"] is None
 
     def test_choice_is_cross_validated(self, result: dict[str, Any]) -> None:
-        assert result["selection"]["rows"] == "training, cross-validated"
+        assert result["selection"]["rows"] == "cross-validated training"
 
 
 def test_templates_that_validation_rows_speak_against_are_left_out(
@@ -233,7 +233,7 @@ def one_file(train: Train, tmp_path_factory: pytest.TempPathFactory) -> OneFile:
 class TestOneFile:
     def test_run_ends_with_a_cross_validated_accuracy_of_every_training_row(self, one_file: OneFile) -> None:
         _, result, _ = one_file
-        assert result["evaluated_on"] == "training, cross-validated"
+        assert result["evaluated_on"] == "cross-validated training"
         assert set(result["arms"]) == {"gpta", "plain"} and set(result["differences"]) == {"plain"}
         for arm in result["arms"].values():
             low, high = arm["interval"]
@@ -362,7 +362,7 @@ def test_online_search_with_one_row_of_a_class_has_no_row_to_choose_on(train: Tr
     changes = ("data.test=validation.jsonl", "search.regime=online", "data.shots=1", "data.validation=null")
     result, _ = train(tmp_path / "run", *changes, assistant=Scripted())
     assert not result["product_is_plain"]
-    assert result["selection"]["rows"] == "training, cross-validated" and "plain" in result["arms"]
+    assert result["selection"]["rows"] == "cross-validated training" and "plain" in result["arms"]
 
 
 def test_plain_encoder_checkpoint_trains_and_loads_with_stock_transformers(

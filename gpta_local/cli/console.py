@@ -30,7 +30,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from gpta_local.observer import Observer
-from gpta_local.report.summary import CROSS_VALIDATED, arms_shown, verdict
+from gpta_local.report.summary import arms_shown, verdict
 from gpta_local.schema import (
     DialogueGradientStep,
     ExampleText,
@@ -209,7 +209,7 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console = Console(highlight=False)
     if result["arms"]:
         table = Table(box=None, pad_edge=False, show_edge=False)
-        table.add_column(f"{result['arms']['gpta']['rows']} {_rows(result['evaluated_on'])}", no_wrap=True)
+        table.add_column(f"{result['arms']['gpta']['rows']} {result['evaluated_on']} rows", no_wrap=True)
         for title in ("accuracy", "95 % interval", "macro-F1"):
             table.add_column(title, justify="right", no_wrap=True)
         for name, figures in reversed(_compared(result).items()):  # the model itself comes last
@@ -229,10 +229,6 @@ def _compared(result: Mapping[str, Any]) -> dict[str, Any]:
     """The model and what one would have without it; the controls between them are in the report."""
     arms = {name: arm for name, arm in result["arms"].items() if name != "no_prefix" or "card" not in result["arms"]}
     return arms_shown({**result, "arms": arms})
-
-
-def _rows(evaluated_on: str) -> str:
-    return "training rows, cross-validated" if evaluated_on == CROSS_VALIDATED else f"{evaluated_on} rows"
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def main() -> None:
 
     \b
     From a file of labelled rows to labels for others:
-      gpta-local init letters.csv > config.yaml     then write what texts and labels mean
+      gpta-local init letters.csv > config.yaml   # then write what labels mean
       gpta-local doctor config.yaml
       gpta-local train config.yaml
       gpta-local evaluate runs/NAME other.csv

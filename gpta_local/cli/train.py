@@ -38,7 +38,7 @@ def train(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Search for a prefix and train the model of CONFIG.
+    """Train the model of CONFIG, with what the assistant writes where that helps.
 
     With --resume, a run that was stopped goes on, and ends as if it had not been; without --output it is the
     newest below runs/ of this configuration. Where there is none, one begins. Exit code 1 with a finished run: the

@@ -46,6 +46,8 @@ def predict(
         write = row_writer(file, kind)
         for row in labeller.rows(records_of(files, labeller.columns, how)):
             write(row)
+    if output is not None:
+        click.echo(f"{labeller.count} rows: {output}", err=True)
     if labeller.blank:
         rows = "1 row has" if labeller.blank == 1 else f"{labeller.blank} rows have"
         click.echo(f"warning: {rows} no text, the first {labeller.first_blank}: no label is given", err=True)

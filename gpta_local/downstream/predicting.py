@@ -45,7 +45,8 @@ def texts_of(record: Record, columns: Sequence[str]) -> tuple[str, ...] | None:
 
 @dataclass(slots=True)
 class Labeller:
-    """Puts labels beside rows. A row without text gets an empty one; `blank` counts these.
+    """Puts labels beside rows. A row without text gets an empty one; `count` and `blank` count
+    all rows and these.
 
     Args:
         flat: for tables: a column for each probability instead of a mapping.
@@ -55,6 +56,7 @@ class Labeller:
     columns: Sequence[str]
     wanted: Wanted
     flat: bool
+    count: int = 0
     blank: int = 0
     first_blank: str = ""
 
@@ -66,6 +68,7 @@ class Labeller:
     def rows(self, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
         model, records = self.product.load(), iter(records)
         while window := list(islice(records, WINDOW)):
+            self.count += len(window)
             texts = [self._texts(record) for record in window]
             there = sorted((n for n, row in enumerate(texts) if row), key=lambda n: sum(map(len, texts[n] or ())))
             found: dict[int, Prediction] = {}  # those of about one length together: little padding

@@ -25,7 +25,7 @@ from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
 
-CROSS_VALIDATED = "training, cross-validated"
+CROSS_VALIDATED = "cross-validated training"
 """In place of the name of the rows that a run is measured on."""
 
 

@@ -44,7 +44,7 @@ class Result:
     """95 %, of the accuracy."""
     macro_f1: float | None
     measured_on: str
-    """"test", "validation", "training, cross-validated", or "" for nothing."""
+    """"test", "validation", "cross-validated training", or "" for nothing."""
     against: dict[str, Difference]
     """By control: "plain" fine-tuning; "card", from the card's label names and meanings alone; "no_prefix", the same
     label texts without example texts and prefixes. Of a cross-validation: "plain" alone."""

@@ -218,7 +218,7 @@ class Finish:
         else:
             known = {scored.text: scored for scored in self.journal.scored()}
             gains = [known.get(c.prefix, ScoredPrefix(c.prefix, 0.0, 0.0, 0.0, 0)) for c in contestants[1:]]
-            rows = "training, cross-validated"
+            rows = summary.CROSS_VALIDATED
         none = ScoredPrefix(
             "", 0.0, 0.0, gains[0].loss + gains[0].gain if gains else 0.0, gains[0].rows if gains else 0
         )
