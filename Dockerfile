@@ -24,7 +24,9 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # What is converted into the image. Empty: nothing; the first run converts it, from packages that are there.
 ARG ASSISTANT=Qwen2.5-Coder-1.5B-Instruct
 
-ENV PATH=/opt/gpta-local/bin:$PATH XDG_DATA_HOME=/opt/models HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+# A user of any number can run it: what is kept between requests goes to /tmp.
+ENV PATH=/opt/gpta-local/bin:$PATH XDG_DATA_HOME=/opt/models XDG_CACHE_HOME=/tmp/cache HOME=/tmp USER=user \
+    HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
@@ -38,8 +40,8 @@ RUN python3 -m venv /opt/gpta-local \
     && grep -v '^torch==' requirements/constraints.txt > /tmp/constraints.txt \
     && pip install --no-cache-dir -c /tmp/constraints.txt ".[demo,assistant,xlsx]" \
     && if [ -n "$ASSISTANT" ]; then gpta-local models add "$ASSISTANT"; fi \
-    && useradd --create-home --uid 10001 user \
-    && mkdir -p /opt/models /work && chown -R user /opt/models /work
+    && useradd --no-create-home --uid 10001 user \
+    && mkdir -p /opt/models /work && chmod -R a+rX /opt/models && chown user /work
 
 # What is mounted here must be writable by uid 10001, or give docker run --user "$(id -u):$(id -g)".
 USER 10001

@@ -120,7 +120,8 @@ def outcome(run: Path) -> dict[str, Any]:
     found["summary"] = _without_clocks(json.loads((run / "summary.json").read_text(encoding="utf-8")))
     for path in files_below(run):
         name = path.relative_to(run).as_posix()
-        if path.name in ("step.json", "SHA256SUMS") and name.startswith("adapters/"):
+        timed = path.name in ("step.json", "SHA256SUMS") and name.startswith("adapters/")
+        if timed or name in ("report.html", "report.md"):
             found[name] = "it holds seconds"
         elif path.suffix not in (".png", ".svg") and name not in ("history.sqlite", "summary.json", "audit.jsonl"):
             found[name] = sha256(path)

@@ -126,7 +126,7 @@ class TestWholeRun:
     def test_directory_is_complete_and_for_its_owner_only(self, folder: Path, finished: Finished) -> None:
         assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(finished[0]))
         files = {"audit.jsonl", "config.yaml", "history.sqlite", "metrics.jsonl", "model", "summary.json"}
-        assert {path.name for path in folder.iterdir()} == files
+        assert {path.name for path in folder.iterdir()} == files | {"predictions.jsonl", "report.html", "report.md"}
         assert folder.stat().st_mode & 0o077 == 0
 
     def test_summary_has_the_product_and_its_controls_on_all_test_rows(self, finished: Finished) -> None:
