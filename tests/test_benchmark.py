@@ -25,7 +25,7 @@ from samples import merge, sentiment_rows
 from test_interrupt import hears_ctrl_c
 from transformers import AutoModelForCausalLM
 
-from gpta_local.benchmark import runner
+from gpta_local.benchmark import engines
 from gpta_local.benchmark.arms import (
     Bench,
     Listener,
@@ -337,15 +337,15 @@ class TestStopped:
         wait_until_gone(workers)
         with (tmp_path / "out" / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write('{"kind": "arm", "set": "gue')  # as if killed while writing
-        started: list[runner.Worker] = []
+        started: list[engines._Worker] = []
 
-        class Noted(runner.Worker):
+        class Noted(engines._Worker):
             def __init__(self, log: Path) -> None:
                 super().__init__(log)
                 started.append(self)
 
-        monkeypatch.setattr(runner, "Worker", Noted)
-        monkeypatch.setattr(runner, "JOBS_PER_PROCESS", 1)
+        monkeypatch.setattr(engines, "_Worker", Noted)
+        monkeypatch.setattr(engines, "JOBS_PER_PROCESS", 1)
         assert benchmark(small, tmp_path / "out", "--jobs", "2").exit_code == 0
         assert len(started) >= 2 and not any(worker.process.is_alive() for worker in started)
         assert figures(tmp_path / "out") == small_figures

@@ -8,26 +8,20 @@ import importlib.util
 import os
 import platform
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from multiprocessing import get_context
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import gpta_local
-from gpta_local.benchmark.trials import Job, Record, Results, Trial, warnings
-from gpta_local.benchmark.worker import Outcome, work
+from gpta_local.benchmark.engines import Engine, Processes
+from gpta_local.benchmark.trials import Job, Results, warnings
+from gpta_local.benchmark.worker import Outcome
 from gpta_local.errors import InputError, OutputError
 from gpta_local.observer import Observer
 
 RESULTS, LOG, RUNS = "results.jsonl", "libraries.log", "runs"
-ENDING_SECONDS = 20
-"""For a process that has nothing left to do."""
-JOBS_PER_PROCESS = 16
-"""Then a fresh one takes its place: a process that did SetFit's jobs for 40 minutes had grown from 0.5 to 5 GB."""
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Of a processor, from the widest to the narrowest that a matrix product uses."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
@@ -92,51 +86,20 @@ def left_to_do(jobs: Sequence[Job], results: Results, *, redo_changed: bool) -> 
     return left
 
 
-class Worker:
-    """A process that does one job after the other, and our end of the pipe to it."""
+def run(
+    left: Sequence[Job],
+    results: Results,
+    output: Path,
+    processes: int,
+    observer: Observer,
+    engine: Engine | None = None,
+) -> dict[Job, str]:
+    """Do the jobs, at most so many at a time, and append their results; why those that failed did.
 
-    def __init__(self, log: Path) -> None:
-        context = get_context("spawn")  # a fork would carry this process's threads along
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, log), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.jobs = 0
-
-    def begin(self, job: Job, given: Mapping[Trial, Record], folder: Path) -> None:
-        self.jobs += 1
-        with suppress(OSError):  # it died idle; `outcome` will say so
-            self.connection.send((job, given, folder))
-
-    def outcome(self) -> Outcome:
-        """What the job gave, once it is there."""
-        try:
-            outcome: Outcome = self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            outcome = f"its process ended ({self.process.exitcode}), perhaps for lack of memory"
-        return outcome
-
-    @property
-    def spent(self) -> bool:
-        """Whether it can take no further job."""
-        return self.jobs >= JOBS_PER_PROCESS or not self.process.is_alive()
-
-    def end(self) -> None:
-        """Let an idle one end by itself and tidy up, or kill it when it does not."""
-        self.connection.close()
-        self.process.join(ENDING_SECONDS)
-        self.kill()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-def run(left: Sequence[Job], results: Results, output: Path, processes: int, observer: Observer) -> dict[Job, str]:
-    """Do the jobs, at most so many at a time, and append their results; why those that failed did."""
-    waiting, running = list(left), dict[Worker, tuple[Job, float]]()
-    idle: list[Worker] = []
+    Args:
+        engine: what does them, which is ended after; None: processes of this machine.
+    """
+    waiting = list(left)
     beside = {"versions": versions(), "processes": processes}
     failed: dict[Job, str] = {}
     warned: set[str] = set()
@@ -161,28 +124,14 @@ def run(left: Sequence[Job], results: Results, output: Path, processes: int, obs
         observer.advance()
 
     observer.stage("trials", len(waiting))
-    try:
-        while waiting or running:
-            while len(running) < processes and (following := _next(waiting, results)):
+    with engine or Processes(processes, output / LOG) as engine:
+        while waiting or engine.running:
+            while engine.has_room and (following := _next(waiting, results)):
                 waiting.remove(following)
-                worker = idle.pop() if idle else Worker(output / LOG)
                 given = {need: results.records[need] for need in following.needs}
-                worker.begin(following, given, _folder(following, output))
-                running[worker] = (following, time.monotonic())
-            ready = set(wait([worker.connection for worker in running]))
-            for worker in [worker for worker in running if worker.connection in ready]:
-                job, started = running.pop(worker)
-                outcome, seconds = worker.outcome(), time.monotonic() - started
-                idle.append(worker)
-                record(job, outcome, seconds)
-                if worker.spent:
-                    idle.remove(worker)
-                    worker.end()
-    finally:
-        for worker in idle:
-            worker.end()
-        for worker in running:
-            worker.kill()
+                engine.begin(following, given, _folder(following, output))
+            for ended in engine.ended():
+                record(*ended)
     return failed
 
 

@@ -37,18 +37,19 @@ def work(connection: Connection, log: Path) -> None:
     os.umask(0o077)
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})  # before torch is imported
     _print_into(log)
-    GUARD.install()
     while True:
         try:
             job, given, folder = connection.recv()
         except EOFError:
             return
-        connection.send(_outcome(job, given, folder))
+        connection.send(outcome_of(job, given, folder))
 
 
-def _outcome(job: Job, given: Mapping[Trial, Record], folder: Path) -> Outcome:
+def outcome_of(job: Job, given: Mapping[Trial, Record], folder: Path) -> Outcome:
+    """Do a job in this process, without a network but what its configuration names."""
     from gpta_local.benchmark.arms import perform
 
+    GUARD.install()
     GUARD.allow_only(job.config.privacy.allow_hosts)
     started = time.process_time()
     try:

@@ -90,7 +90,9 @@ class Guard:
 
     def install(self) -> None:
         """Set the variables of `OFFLINE` and guard this process for the rest of its life: Python cannot
-        take an audit hook away."""
+        take an audit hook away. Once is enough."""
+        if self._before:
+            return
         self._before = {name: os.environ.get(name) for name in OFFLINE}
         os.environ.update(OFFLINE)
         watched, check = frozenset((*TO_AN_ADDRESS, *LOOKUPS)), self.check
