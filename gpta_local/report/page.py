@@ -27,7 +27,7 @@ p { max-width: 46rem; } h1 + p { font-size: 1.15rem; }
 table { border-collapse: separate; border-spacing: 0; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   vertical-align: top; }
-th:first-child, td:first-child { text-align: left; white-space: normal; position: sticky; left: 0;
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 5.5rem; position: sticky; left: 0;
   padding-left: 0; background: var(--paper); }
 th { border-bottom: 2px solid var(--rule); }
 [style="text-align:left"] { white-space: normal; } td[style="text-align:left"] { min-width: 6rem; }
