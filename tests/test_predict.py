@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,21 @@ def test_rows_are_held_a_window_at_a_time(model: Path, tmp_path: Path, monkeypat
     assert read == len(ROWS) == len(again)
     for row, before in zip(again, lines(whole), strict=True):
         assert row["probability"] == pytest.approx(before["probability"], abs=1e-5)
+
+
+def test_what_is_stopped_leaves_no_half_of_a_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, labelled = write_jsonl(tmp_path / "new.jsonl", ROWS), predicting.Labeller.rows
+
+    def stopped(self: Any, records: Any) -> Any:
+        for number, row in enumerate(labelled(self, records)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield row
+
+    monkeypatch.setattr(predicting.Labeller, "rows", stopped)
+    result = invoke("predict", model, data, "--output", tmp_path / "out.jsonl")
+    assert result.exit_code == 3 and "stopped" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["new.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl.gz", "rows.parquet"])

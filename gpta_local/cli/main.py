@@ -148,8 +148,10 @@ def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: 
     """
     from gpta_local.downstream import inference
     from gpta_local.downstream.predicting import Wanted
+    from gpta_local.system.interrupt import Interrupt
 
-    inference.predict(run, inputs, output, Wanted(**wanted), overrides)
+    with Interrupt():  # half a file of rows is not left behind
+        inference.predict(run, inputs, output, Wanted(**wanted), overrides)
 
 
 @main.command()
