@@ -209,10 +209,14 @@ ONNX_CODE = """import json
 import numpy as np
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
+
 tokenizer, session = Tokenizer.from_file("{0}/tokenizer.json"), InferenceSession("{0}/model.onnx")
 rows = tokenizer.encode_batch(texts)
-arrays = dict(input_ids=[row.ids for row in rows], attention_mask=[row.attention_mask for row in rows],
-              token_type_ids=[row.type_ids for row in rows])
+arrays = dict(
+    input_ids=[row.ids for row in rows],
+    attention_mask=[row.attention_mask for row in rows],
+    token_type_ids=[row.type_ids for row in rows],
+)
 inputs = dict((wanted.name, np.array(arrays[wanted.name])) for wanted in session.get_inputs())
 logits, probabilities = session.run(["logits", "probabilities"], inputs)
 names = json.load(open("{0}/gpta.json"))["labels"]
