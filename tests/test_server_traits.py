@@ -226,6 +226,49 @@ def test_remedy_of_a_refusal_helps(serve: Serve, connect: Connect, fault: str) -
     assert told == []
 
 
+FULL = {
+    "TGI": (
+        422,
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048. Given: 2000 `inputs` tokens",
+    ),
+    "TGI, inputs alone": (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 1500"),
+    "llama.cpp": (400, "the request exceeds the available context size, try increasing it"),
+    "LM Studio": (
+        400,
+        "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with "
+        "context length of only 4096 tokens",
+    ),
+    "SGLang": (400, "Input length (5000 tokens) exceeds the maximum allowed length (4091 tokens)."),
+    "Groq": (413, "Please reduce the length of the messages or completion."),
+    "Mistral": (400, "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum"),
+    "Gemini": (400, "The input token count (70000) exceeds the maximum number of tokens allowed (32768)."),
+}
+
+
+@pytest.mark.parametrize("server", FULL)
+def test_full_context_is_told_as_one_whatever_the_words(serve: Serve, connect: Connect, server: str) -> None:
+    status, words = FULL[server]
+    with pytest.raises(EndpointError, match=rf"too long for the model \({status}\).* shorten card\.description"):
+        connect(serve(always(error(status, words))).base_url).check(ASK)
+
+
+GONE = {
+    "Ollama": (404, 'model "m" not found, try pulling it first'),
+    "LM Studio": (404, "No models loaded. Please load a model in the developer page or use the 'lms load' command."),
+}
+
+
+@pytest.mark.parametrize("server", GONE)
+def test_model_that_is_not_there_is_told_as_one(serve: Serve, connect: Connect, server: str) -> None:
+    with pytest.raises(EndpointError, match=r"refuses the model 'm' \(404\)"):
+        connect(serve(always(error(*GONE[server]))).base_url).check(ASK)
+
+
+def test_server_that_is_still_loading_its_model_is_asked_again(serve: Serve, connect: Connect) -> None:
+    replies = [error(503, "Loading model")]  # llama.cpp
+    connect(serve(refusing(lambda body: replies.pop() if replies else None)).base_url, max_retries=1).check(ASK)
+
+
 def test_field_of_the_users_own_is_not_left_out_but_named(serve: Serve, connect: Connect) -> None:
     server = serve(no_field("top_k", error(400, NOT_SUPPORTED.format("top_k"), "top_k")))
     with pytest.raises(EndpointError, match=r"assistant\.extra_body\.top_k, or take it out"):

@@ -35,6 +35,13 @@ CONFIG_KEYS = {
     "max_completion_tokens": "max_new_tokens",
 }
 """Field of the request → key under `assistant` that sets it."""
+TOO_LONG = re.compile(
+    r"(?i)context.(length|window|size)|max_model_len|too (long|large)|`?inputs`? (tokens|must have)"
+    r"|(input|prompt|token) (length|count)\b.{0,40}exceed"
+    r"|exceeds.{0,40}(maximum|allowed|available).{0,20}(length|token)"
+    r"|reduce.{0,20}(length|messages|prompt)"
+)
+"""Words of a server whose context a request and its completion do not fit into."""
 LONGEST_FAULT = 20_000
 """Characters that are read of an error."""
 
@@ -109,7 +116,7 @@ class ExplainedEndpoint:
             return self._no_such_model(f"the server refuses the model {self._asked_for!r} ({status}): {said}")
         elif status in (404, 405, 501):
             return self._no_chat_api(f"there is no chat API ({status}): {said}")
-        elif status in (400, 413, 422) and re.search(r"(?i)context.(length|window|size)|max_model_len|too long", said):
+        elif status in (400, 413, 422) and TOO_LONG.search(said):
             what = f"the request and its completion are too long for the model ({status}): {said}"
             fix = "Lower assistant.max_new_tokens or search.history_shown, or shorten card.description"
             return self._error(what, fix, "model")
