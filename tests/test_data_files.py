@@ -91,6 +91,11 @@ class TestTabs:
         task = task_of(path, {"format": {"quoting": "none"}}, {"labels": ["x", "y", "z"]})
         assert texts_of(task) == ["a", "b", '"', '"']
 
+    def test_row_that_does_not_fit_says_that_quote_marks_are_read_as_characters(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "train.tsv", ["text\tlabel", 'a "b"\tx', "c\td\ty"])
+        assert "train.tsv:3: not the 2 fields of the header" in refused(path)
+        assert "if quote marks wrap them, set data.format.quoting: wrapped" in refused(path)
+
     def test_quoting_can_be_set(self, tmp_path: Path) -> None:
         path = written(tmp_path / "train.tsv", ["text\tlabel", '"a"\tx', '"b"\ty'])
         assert texts_of(task_of(path)) == ['"a"', '"b"']

@@ -71,7 +71,10 @@ def read_separated(open_file: Open, path: str, comma: str, wanted: Sequence[str]
         rows = _guarded(lines, delimiter, path, offset)
     else:
         rows = ((start, fields) for start, _, fields in _rows(lines(), delimiter, wrapped, path, offset))
-    return table_of(rows, path, wanted, form.header, tuple(notes), ":")
+    remedy = "Quote fields that hold commas or line breaks"
+    if not wrapped:
+        remedy = "Take what separates fields out of them; if quote marks wrap them, set data.format.quoting: wrapped"
+    return table_of(rows, path, wanted, form.header, tuple(notes), ":", remedy)
 
 
 def table_of(
@@ -81,12 +84,14 @@ def table_of(
     header: bool,
     notes: tuple[str, ...] = (),
     line: str = " row ",
+    remedy: str = "Name the column, or remove what is in it",
 ) -> Source:
     """Rows of fields → records. Passed over are columns without a name, if the last of them hold nothing, and rows of
     empty fields at the end.
 
     Args:
         line: what stands between the path and the number of a row.
+        remedy: for a row that has not as many fields as the header.
     """
     start, first = next(((number, fields) for number, fields in rows if not all(map(_is_empty, fields))), (1, ()))
     if header:
@@ -118,9 +123,7 @@ def table_of(
                 raise DataError(
                     f"{found} the {len(names)} fields of the header",
                     where=where,
-                    fix="Quote fields that hold commas or line breaks"
-                    if line == ":"
-                    else "Name the column, or remove what is in it",
+                    fix=remedy,
                 )
             if repeatable and fields[1:] == first[1:] and tidy(str(fields[0])) == names[0]:
                 raise DataError("the header is there again", where=where, fix="Remove the line")
