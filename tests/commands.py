@@ -12,8 +12,6 @@ from click.testing import CliRunner, Result
 from gpta_local.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-FINISHED = (0, 1)
-"""Exit codes of a run that is finished: of a random model no reply may be usable, which is 1."""
 PROGRAM = (sys.executable, "-c", "from gpta_local.cli.main import main; main()")
 
 

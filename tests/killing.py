@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commands import FINISHED
 
 from gpta_local.record.verification import verify
 from gpta_local.system.files import files_below, sha256
@@ -75,7 +74,7 @@ def finish(arguments: Sequence[object], output: Path, timeout: float = 300) -> f
     started = time.monotonic()
     process = start(arguments, output)
     process.join(timeout)
-    assert process.exitcode in FINISHED, output.read_text(encoding="utf-8")[-3000:]
+    assert process.exitcode == 0, output.read_text(encoding="utf-8")[-3000:]
     return time.monotonic() - started
 
 
@@ -86,8 +85,8 @@ def killed(arguments: Sequence[object], output: Path, *, after: float = 3600.0, 
     process.join(after)
     process.kill()
     process.join()
-    assert process.exitcode in (*FINISHED, -signal.SIGKILL), output.read_text(encoding="utf-8")[-3000:]
-    return process.exitcode == -signal.SIGKILL
+    assert process.exitcode in (0, -signal.SIGKILL), output.read_text(encoding="utf-8")[-3000:]
+    return process.exitcode != 0
 
 
 def killed_and_resumed(arguments: Sequence[object], folder: Path, rng: random.Random, seconds: float, most: int) -> int:
