@@ -190,7 +190,7 @@ def test_run_that_taught_is_in_order_before_and_after_its_purge(finished: Watche
     assert ["adapters/001/adapter_model.safetensors" in str(problem) for problem in verify(run).problems] == [True]
     weights.write_bytes(content)
     assert files_with(run, ["Write one new short text"]) == ["dialogues.jsonl", "history.sqlite"]
-    assert purge(run).deleted == ["adapters/001/dialogues.jsonl"]
+    assert purge(run).deleted == ["adapters/001/dialogues.jsonl", "report.html", "report.md"]
     assert files_with(run, ["Write one new short text"]) == []
     assert verify(run).problems == []
     check_adapter(run / "adapters" / "001", finished.folder.parents[1] / "llama")

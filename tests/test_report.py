@@ -220,7 +220,7 @@ def test_run_of_one_file_is_calibrated_on_its_cross_validation(sentence: Path, t
     run = train(tmp_path, sentence, {"data": {"test": None}, "finish": {"folds": 2}})
     found = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     calibration = found["product"]["calibration"]
-    assert (calibration["fitted_on"], calibration["rows"]) == ("training, cross-validated", 24)
+    assert (calibration["fitted_on"], calibration["rows"]) == ("cross-validated training", 24)
     assert json.loads((run / "model" / "gpta.json").read_text(encoding="utf-8"))["temperature"] > 0
     page = (run / "report.html").read_text(encoding="utf-8")
     html5lib.HTMLParser(strict=True).parse(page)
