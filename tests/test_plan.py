@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from samples import config_of, scored, sentiment_rows
 
+from gpta_local.config import LocalAssistantConfig
+from gpta_local.config.sections import KnowledgeConfig
 from gpta_local.run.plan import Plan
-from gpta_local.schema import Regime
+from gpta_local.schema import Label, Regime
 from gpta_local.tasks import open_task
 
 
@@ -52,6 +54,13 @@ def test_steps_are_those_of_the_training(tmp_path: Path, sentence: Path) -> None
     model = plan.task.build(plan.task.own_label_texts())
     assert plan.training(model).steps == plan.steps
     assert plan.training(model, times=3).steps == 3 * plan.steps
+
+
+@pytest.mark.parametrize(("labels", "texts"), [(2, 32), (20, 32), (77, 8), (30, 21)])
+def test_of_many_labels_fewer_example_texts_are_asked_for(plan: Plan, labels: int, texts: int) -> None:
+    config = plan.config.model_copy(update={"assistant": LocalAssistantConfig(), "knowledge": KnowledgeConfig()})
+    card = replace(plan.card, labels=tuple(Label(f"label {number}") for number in range(labels)))
+    assert replace(plan, config=config, card=card).example_texts == texts
 
 
 def test_nothing_is_measured_or_trained_plainly_without_other_rows(plan: Plan) -> None:

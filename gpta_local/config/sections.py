@@ -229,7 +229,8 @@ class KnowledgeConfig(Section):
 
     example_texts: int | None = Field(default=None, ge=0, le=1024)
     """Texts per label that are asked for, to be trained on beside the rows where that helps (low-resource search,
-    single texts). 0: none. None: 32, unless the catalogue says that this model's texts do not help."""
+    single texts). 0: none. None: 32, or 640 of all labels if that is fewer, unless the catalogue says
+    that this model's texts do not help."""
 
 
 class SearchConfig(Section):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpta_local.assistant.prompts import (
+    TEXTS_OF_A_REPLY,
     UnusableReply,
     example_texts_request,
     label_texts_request,
@@ -28,8 +29,9 @@ from gpta_local.schema import Ask, DatasetCard, ExampleText, Regime, Request, Sa
 from gpta_local.system.catalogue import read_catalogue
 from gpta_local.tasks.base import Task
 
-EXAMPLE_TEXTS = 32
-"""Of each label: with one plain request, four replies of eight."""
+EXAMPLE_TEXTS, OF_ALL_LABELS = 32, 640
+"""Of each label: with one plain request, four replies of eight. Of more than twenty labels fewer, down to one reply
+each, or the asking would take most of an hour on two cores."""
 WITH_TEXTS = 2
 """Times the steps of a training with example texts among the rows: there is as much again to learn (docs/LOG.md)."""
 
@@ -78,7 +80,8 @@ class Plan:
             return 0
         if wanted is None:
             known = None if isinstance(assistant, ReplayAssistantConfig) else read_catalogue().get(assistant.model)
-            return 0 if known and known.example_texts_help is False else EXAMPLE_TEXTS
+            enough = min(EXAMPLE_TEXTS, max(TEXTS_OF_A_REPLY, OF_ALL_LABELS // len(self.card.labels)))
+            return 0 if known and known.example_texts_help is False else enough
         return wanted
 
     @property
