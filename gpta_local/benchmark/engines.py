@@ -8,12 +8,13 @@ import logging
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gpta_local.benchmark.worker import Outcome, outcome_of, work
 from gpta_local.errors import InputError
@@ -30,33 +31,12 @@ TRIES_AFTER_A_DEATH = 3
 """Of a job whose worker or node has died."""
 
 
-class Engine(Protocol):
-    """Does jobs beside each other. Leaving its context ends what still runs."""
+class Engine(ABC):
+    """Does at most so many jobs beside each other. Leaving its context ends what still runs."""
 
-    @property
-    def running(self) -> int: ...
-    @property
-    def has_room(self) -> bool: ...
-    def begin(self, job: Job, given: Mapping[Trial, Record], folder: Path) -> None: ...
-    def ended(self) -> list[tuple[Job, Outcome, float]]:
-        """Wait until a job has ended; those that have, with their outcomes and seconds."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Processes:
-    """At most so many processes of this machine, each of which does one job after another.
-
-    Args:
-        log: file for what libraries print.
-    """
-
-    def __init__(self, processes: int, log: Path) -> None:
-        self._most, self._log = processes, log
-        self._idle: list[_Worker] = []
-        self._running: dict[_Worker, tuple[Job, float]] = {}
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._running: dict[Any, tuple[Job, float]] = {}  # by what does it: the job, and when it began
 
     @property
     def running(self) -> int:
@@ -65,6 +45,32 @@ class Processes:
     @property
     def has_room(self) -> bool:
         return self.running < self._most
+
+    @abstractmethod
+    def begin(self, job: Job, given: Mapping[Trial, Record], folder: Path) -> None: ...
+
+    @abstractmethod
+    def ended(self) -> list[tuple[Job, Outcome, float]]:
+        """Wait until a job has ended; those that have, with their outcomes and seconds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Processes(Engine):
+    """At most so many processes of this machine, each of which does one job after another.
+
+    Args:
+        log: file for what libraries print.
+    """
+
+    def __init__(self, processes: int, log: Path) -> None:
+        super().__init__(processes)
+        self._log = log
+        self._idle: list[_Worker] = []
 
     def begin(self, job: Job, given: Mapping[Trial, Record], folder: Path) -> None:
         worker = self._idle.pop() if self._idle else _Worker(self._log)
@@ -82,9 +88,6 @@ class Processes:
             else:
                 self._idle.append(worker)
         return found
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._idle:
@@ -144,7 +147,7 @@ def _check_that_it_answers(address: str) -> None:
         raise InputError(f"no Ray cluster answers at {address}", where="--ray-address", fix=fix) from exc
 
 
-class RayTasks:
+class RayTasks(Engine):
     """Tasks of a Ray cluster: one that is there, or one of this machine alone that ends with the benchmark.
 
     Each takes one core, and the share of a GPU that is given. A task whose worker or node dies is done again. All nodes
@@ -160,7 +163,8 @@ class RayTasks:
     """
 
     def __init__(self, address: str, most: int, gpus: float) -> None:
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        super().__init__(most)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         try:
             import ray
         except ImportError as exc:
@@ -172,18 +176,9 @@ class RayTasks:
         else:
             cluster = {"include_dashboard": False, "num_cpus": most, "_node_ip_address": "127.0.0.1"}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
-        self._ray, self._most = ray, most
+        self._ray = ray
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": TRIES_AFTER_A_DEATH}
         self._task = ray.remote(max_calls=JOBS_PER_PROCESS, **options)(outcome_of)
-        self._running: dict[Any, tuple[Job, float]] = {}
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def has_room(self) -> bool:
-        return self.running < self._most
 
     def begin(self, job: Job, given: Mapping[Trial, Record], folder: Path) -> None:
         self._running[self._task.remote(job, dict(given), folder)] = (job, time.monotonic())
@@ -199,9 +194,6 @@ class RayTasks:
                 outcome = f"its task ended {TRIES_AFTER_A_DEATH + 1} times ({type(exc).__name__})"
             found.append((job, outcome, time.monotonic() - started))
         return found
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for task in self._running:
