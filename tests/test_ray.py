@@ -75,7 +75,8 @@ def test_cluster_gives_the_figures_of_processes_though_a_node_is_killed(
     assert figures(output) == by_processes
 
 
-def test_no_cluster_at_the_address_is_one_message(folder: Path, tmp_path: Path) -> None:
-    options = ("--output", tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:1", "--quiet")
+@pytest.mark.parametrize("address", [["--ray-address", "127.0.0.1:1"], []])
+def test_no_cluster_at_the_address_is_one_message(address: list[str], folder: Path, tmp_path: Path) -> None:
+    options = ("--output", tmp_path / "out", "--engine", "ray", *address, "--quiet")
     result = invoke("benchmark", folder / "suite.yaml", *options)
-    assert result.exit_code == 2 and "no Ray cluster answers at 127.0.0.1:1" in result.output
+    assert result.exit_code == 2 and "no Ray cluster answers at " in result.output and "HOST:PORT" in result.output

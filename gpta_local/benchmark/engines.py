@@ -148,13 +148,13 @@ def _check_that_it_answers(address: str) -> None:
 
 
 class RayTasks(Engine):
-    """Tasks of a Ray cluster: one that is there, or one of this machine alone that ends with the benchmark.
+    """Tasks of a Ray cluster that is there. None is started: Ray listens on every address of its machine.
 
     Each takes one core, and the share of a GPU that is given. A task whose worker or node dies is done again. All nodes
     must have this package and see the same files under the same paths: nothing but jobs and figures travels.
 
     Args:
-        address: of the cluster's head, host:port; "" for a cluster of this machine.
+        address: of the cluster's head, host:port.
         most: tasks at a time.
         gpus: of each task, such as 0.25.
 
@@ -170,12 +170,8 @@ class RayTasks(Engine):
         except ImportError as exc:
             fix = "pip install 'gpta-local[ray]'"
             raise InputError("--engine ray needs the package ray, which is not installed", fix=fix) from exc
-        if address:
-            _check_that_it_answers(address)
-            cluster: dict[str, Any] = {"address": address}
-        else:
-            cluster = {"include_dashboard": False, "num_cpus": most, "_node_ip_address": "127.0.0.1"}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+        _check_that_it_answers(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         self._ray = ray
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": TRIES_AFTER_A_DEATH}
         self._task = ray.remote(max_calls=JOBS_PER_PROCESS, **options)(outcome_of)

@@ -21,7 +21,7 @@ from gpta_local.cli.options import PATH, quiet_option
     show_default=True,
     help="Processes of this machine, or tasks of a Ray cluster (extra ray; docs/scaling.md).",
 )
-@click.option("--ray-address", default="", help="HOST:PORT of the cluster's head. Default: a cluster of this machine.")
+@click.option("--ray-address", default="", help="HOST:PORT of the cluster's head, for --engine ray.")
 @click.option("--gpus", default=0.0, type=click.FloatRange(0), help="GPUs of each Ray task, such as 0.25.")
 @click.option("--report-only", is_flag=True, help="Write the report of what is there; measure nothing.")
 @click.option("--redo-changed", is_flag=True, help="Measure again what the suite has other settings for now.")
@@ -62,7 +62,7 @@ def benchmark(
         left = runner.left_to_do(jobs_of, results, redo_changed=redo_changed)
         with results.appending(), TerminalObserver(0, quiet=quiet) as observer:
             observer.note(f"{len(jobs_of)} trainings and runs; {len(jobs_of) - len(left)} are there")
-            if ray_address:
+            if engine == "ray":
                 GUARD.allow(filter(None, [normal_host(ray_address.rpartition(":")[0])]))
             tasks = RayTasks(ray_address, jobs, gpus) if engine == "ray" and left else None
             failures = runner.run(left, results, folder.resolve(), jobs, observer, tasks)
