@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,10 @@ class TestGGUF:
         before, after = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(folder)
         assert after(text)["input_ids"] == before(text)["input_ids"]
         assert "user:\na</s>" in after.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+
+    def test_servers_that_ask_the_folder_whether_to_sample_do_so(self, llama: Path, tmp_path: Path) -> None:
+        folder = add_gguf(write_gguf(llama, tmp_path / "a.gguf"), print)
+        assert json.loads((folder / "generation_config.json").read_text())["do_sample"] is True
 
     def test_embeddings_that_are_tied_upstream_are_saved_once_with_the_better_values(self, tmp_path: Path) -> None:
         source = tiny_llama(tmp_path / "source", tie_word_embeddings=True)

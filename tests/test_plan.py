@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from samples import config_of, scored, sentiment_rows
 
-from gpta_local.config import LocalAssistantConfig
+from gpta_local.config import LocalAssistantConfig, OpenAIAssistantConfig
 from gpta_local.config.sections import KnowledgeConfig
 from gpta_local.run.plan import Plan
 from gpta_local.schema import Label, Regime
@@ -61,6 +61,13 @@ def test_of_many_labels_fewer_example_texts_are_asked_for(plan: Plan, labels: in
     config = plan.config.model_copy(update={"assistant": LocalAssistantConfig(), "knowledge": KnowledgeConfig()})
     card = replace(plan.card, labels=tuple(Label(f"label {number}") for number in range(labels)))
     assert replace(plan, config=config, card=card).example_texts == texts
+
+
+@pytest.mark.parametrize("served", ["Qwen/Qwen2.5-Coder-0.5B-Instruct", "/models/Qwen2.5-Coder-0.5B-Instruct/"])
+def test_a_model_whose_texts_do_not_help_is_known_by_the_name_under_which_it_is_served(plan: Plan, served: str) -> None:
+    endpoint = OpenAIAssistantConfig(backend="openai", model=served, base_url="http://127.0.0.1:1/v1")
+    config = plan.config.model_copy(update={"assistant": endpoint, "knowledge": KnowledgeConfig()})
+    assert replace(plan, config=config).example_texts == 0
 
 
 def test_nothing_is_measured_or_trained_plainly_without_other_rows(plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +112,17 @@ def test_what_is_learnt_after_the_check_is_told_too(serve: Serve, connect: Conne
     assert told == []
     assistant.complete(REQUEST, 64, Sampling(top_p=0.5))
     assert len(told) == 1, "although several requests were refused"
+
+
+def test_replies_that_are_all_the_same_are_told_of_once(serve: Serve, connect: Connect) -> None:
+    told = list[str]()
+    assistant = connect(serve(always(Reply(body=completion("the same")))).base_url)
+    assistant.check(ASK, told.append)
+    assistant.complete_all([Ask(REQUEST, 3, SAMPLING), Ask(REQUEST, 4, replace(SAMPLING, temperature=0.0))])
+    assert told == [], "three may be alike by chance, and without randomness all are"
+    for _ in range(2):
+        assistant.complete(REQUEST, 4, SAMPLING)
+    assert len(told) == 1 and "gives the same reply every time" in told[0] and "do_sample" in told[0]
 
 
 # The check is the request

@@ -44,6 +44,12 @@ PAUSES_SECONDS = 60.0
 CHECK_RETRIES = 2
 """Most further tries before a run: who has just started it sees a fault soon."""
 AT_MOST = "gives at most"
+ALL_ALIKE = (
+    "gives the same reply every time, whatever seed and temperature say: it does not sample, or answers from a cache. "
+    'If it is `transformers serve`, "do_sample": true is missing in the model\'s generation_config.json'
+)
+ENOUGH = 4
+"""Replies to one request that are not all alike, if they are drawn."""
 LONGEST_NAME = 200
 """Characters that are kept of a model's name."""
 PROBE = Ask(
@@ -109,6 +115,7 @@ class OpenAIAssistant(ExplainedEndpoint):
         self._concurrency = concurrency
         self._traits: tuple[traits.Trait, ...] = ()
         self._most_choices = MAX_CHOICES
+        self._all_alike = False
         self._learning = threading.Lock()
         self._tell: Callable[[str], None] | None = None
         self._untold: list[str] = []
@@ -155,7 +162,11 @@ class OpenAIAssistant(ExplainedEndpoint):
             )
             for (number, first, _), completions in zip(missing, answered, strict=True):
                 found[number] |= dict(enumerate(completions, start=first))
-        return [[found[number][slot] for slot in range(ask.n)] for number, ask in enumerate(asks)]
+        drawn = [[found[number][slot] for slot in range(ask.n)] for number, ask in enumerate(asks)]
+        if not self._all_alike and any(map(_all_alike, asks, drawn)):
+            self._all_alike = True
+            self._learnt(ALL_ALIKE)
+        return drawn
 
     def _kept_of(self, ask: Ask) -> dict[int, Completion]:
         """The completions that the check has brought, by their numbers; each is given once."""
@@ -354,6 +365,10 @@ def _writable(text: str) -> str:
 def _count(tokens: Any) -> int | None:
     """What a server says, if it is a number."""
     return tokens if type(tokens) is int else None
+
+
+def _all_alike(ask: Ask, drawn: Sequence[Completion]) -> bool:
+    return ask.sampling.temperature > 0 and len(drawn) >= ENOUGH and len({completion.text for completion in drawn}) == 1
 
 
 def _chunk(sampling: Sampling, most: int) -> int:

@@ -26,7 +26,7 @@ from gpta_local.errors import ConfigError
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import Leak
 from gpta_local.schema import Ask, DatasetCard, ExampleText, Regime, Request, Sampling, ScoredPrefix
-from gpta_local.system.catalogue import read_catalogue
+from gpta_local.system.catalogue import known_model
 from gpta_local.tasks.base import Task
 
 EXAMPLE_TEXTS, OF_ALL_LABELS = 32, 640
@@ -79,7 +79,7 @@ class Plan:
         if self.online or not self.task.uses_label_texts:
             return 0
         if wanted is None:
-            known = None if isinstance(assistant, ReplayAssistantConfig) else read_catalogue().get(assistant.model)
+            known = None if isinstance(assistant, ReplayAssistantConfig) else known_model(assistant.model)
             enough = min(EXAMPLE_TEXTS, max(TEXTS_OF_A_REPLY, OF_ALL_LABELS // len(self.card.labels)))
             return 0 if known and known.example_texts_help is False else enough
         return wanted

@@ -110,6 +110,11 @@ def read_catalogue() -> dict[str, KnownModel]:
     return {entry.name: entry for entry in entries}
 
 
+def known_model(name: str) -> KnownModel | None:
+    """The entry of a model by its name, also where its publisher or a path stands before it, as servers call it."""
+    return read_catalogue().get(name.rstrip("/").rpartition("/")[-1])
+
+
 def recognise(folder: Path) -> KnownModel | None:
     """The entry whose files are all in `folder`, unchanged."""
     listed = (model for model in read_catalogue().values() if model.files)

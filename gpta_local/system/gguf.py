@@ -77,5 +77,6 @@ def convert(file: Path, folder: Path, *, tied: bool) -> None:
         model.tie_weights()
     ends = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     model.generation_config.eos_token_id = sorted(ends)
+    model.generation_config.do_sample = True  # or `transformers serve` would give the same reply to every seed
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
