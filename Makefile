@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+PAGE_TOOLS := .browser/installed
 
-.PHONY: install browser setfit vllm-env benchmark quickstart test test-fast kills soak fuzz lint types wheel clean
+.PHONY: install browser setfit vllm-env benchmark quickstart docs test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
@@ -37,16 +38,26 @@ quickstart: install
 benchmark: setfit
 	$(BIN)/gpta-local benchmark configs/benchmark/suite.yaml --jobs 2
 
+# Pages in build/docs; a link that leads nowhere fails.
+docs: install
+	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --quiet . build/docs
+
 # Two tests at a time, each on one core; those of one server in one process, so that it starts once.
-test: setfit vllm-env
+test: setfit vllm-env $(PAGE_TOOLS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not vllm and not slow and not kills and not soak"
 
-# Look at the report of a run in Chromium, which the system has to bring, with axe-core.
-browser: install
-	npm install --silent --no-audit --no-fund --prefix .browser axe-core@4.14.1
+# What looks at pages: axe-core in Chromium, which the system has to bring, and html-validate. Without npm or Chromium
+# the tests that need them are skipped.
+$(PAGE_TOOLS): Makefile
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --engine-strict --fetch-retries=1 --prefix $(@D) \
+		axe-core@4.14.1 html-validate@10.17.0 || echo "without axe-core and html-validate: no npm, or it failed"
+	touch $@
+
+browser: install $(PAGE_TOOLS)
 	$(BIN)/python -m pytest -m browser
 
 # Kill runs at fifty random moments and compare what they end with (half an hour), or let one go on for
@@ -64,6 +75,7 @@ fuzz: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: install
 	$(BIN)/mypy

@@ -12,7 +12,7 @@ from typing import Any
 import html5lib
 import pytest
 from audited import train
-from browser import MISSING, violations, width_of
+from browser import NO_BROWSER, NO_VALIDATOR, errors, violations, width_of
 from commands import assert_refused, invoke
 from samples import EXAMPLE_TEXTS, SENTIMENT, label_text_reply, record_replies, write_jsonl
 
@@ -128,7 +128,13 @@ class TestPage:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+@pytest.mark.skipif(bool(NO_VALIDATOR), reason=NO_VALIDATOR)
+def test_validator_finds_nothing_wrong(run: Path) -> None:
+    assert errors(run / "report.html", "standard,document,a11y") == ""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(NO_BROWSER), reason=NO_BROWSER)
 class TestBrowser:
     @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
     def test_axe_finds_nothing_wrong(self, page: str, dark: bool) -> None:
