@@ -91,6 +91,14 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What was sent to an assistant, and came back, to see whether it answers."""
+
+    ask: Ask
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExampleText:
     """A text that the assistant made up for a label, and what a model of the real rows says of it.
 

@@ -194,6 +194,8 @@ def record_replies(
 class OneByOne:
     """An assistant that answers several requests one after the other."""
 
+    checked = None
+
     def complete(self, request: Request, n: int, sampling: Sampling) -> list[Completion]:
         raise NotImplementedError
 

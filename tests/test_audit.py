@@ -177,6 +177,10 @@ class TestWhatItTells:
             changes = {"assistant": assistant, "downstream": {"backbone": str(sentence)}}
             invoke("train", write_config(tmp_path / "guests.yaml", changes), "--output", tmp_path / "run")
         assert [events[-2:] for events in seen] == [["completions", "request"]]
+        (check,), (first, *_) = of_kind(tmp_path / "run", "check"), of_kind(tmp_path / "run", "request")
+        assert check["number"] < first["number"], "what was sent before there was a log is told first"
+        assert check["text"] == first["text"] and [c["sha256"] for c in check["completions"]] == [hex_digest(b"yes")]
+        assert "sent before this log: label-texts" in invoke("audit", "show", tmp_path / "run").output
 
     def test_change_of_the_adapter_is_logged_once_with_its_digest(self, tmp_path: Path) -> None:
         audit = Audit(tmp_path / LOG)

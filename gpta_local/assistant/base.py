@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from gpta_local.schema import Ask, Completion, Request, Sampling
+from gpta_local.schema import Ask, Checked, Completion, Request, Sampling
 
 
 class Assistant(Protocol):
@@ -21,6 +21,8 @@ class Assistant(Protocol):
     """Whether `use_adapter` can be called with a folder; known after `check`."""
     adapters_refused: str
     """Why not, where it takes none."""
+    checked: Checked | None
+    """What `check` has sent; None where it sends nothing."""
 
     def check(self, ask: Ask, tell: Callable[[str], None]) -> str:
         """Verify, before any work is done, that the assistant can answer; describe it in a line.

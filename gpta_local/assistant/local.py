@@ -31,6 +31,7 @@ LINE_END = re.compile(r"\n|Ċ|<0x0A>")
 class LocalAssistant:
     """Loads the model when it is first needed, in bfloat16 where the hardware has it, in float32 elsewhere."""
 
+    checked = None
     takes_adapters = True
     adapters_refused = ""
 

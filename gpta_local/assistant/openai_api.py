@@ -15,6 +15,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from gpta_local.assistant.faults import (
 )
 from gpta_local.assistant.transport import LONGEST_ANSWER, BoundedTransport, Part, Value, map_in_threads
 from gpta_local.errors import AdapterRefused, EndpointError
-from gpta_local.schema import Ask, Completion, Message, Request, Sampling
+from gpta_local.schema import Ask, Checked, Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
     import httpx2
@@ -116,6 +117,7 @@ class OpenAIAssistant(ExplainedEndpoint):
         self._traits: tuple[traits.Trait, ...] = ()
         self._most_choices = MAX_CHOICES
         self._all_alike = False
+        self.checked: Checked | None = None
         self._learning = threading.Lock()
         self._tell: Callable[[str], None] | None = None
         self._untold: list[str] = []
@@ -132,6 +134,7 @@ class OpenAIAssistant(ExplainedEndpoint):
         retries = min(self._max_retries, CHECK_RETRIES)
         count = _chunk(ask.sampling, min(ask.n, self._most_choices))
         found = self._in_time(lambda: self._ask(ask.request, ask.sampling, first=0, n=count, retries=retries))
+        self.checked = Checked(replace(ask, n=count), tuple(found))
         answered_as = found[0].model
         if self._served and self.name not in {*self._served, answered_as, answered_as.partition("@")[0]}:
             raise self._no_such_model(f"the server answers as {answered_as!r}, not as {self.name!r}")

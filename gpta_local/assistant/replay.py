@@ -17,6 +17,7 @@ from gpta_local.schema import Ask, Completion, Request, RequestKind, Sampling
 class ReplayAssistant:
     """Answers requests of each kind with the completions that the run recorded for that kind."""
 
+    checked = None
     takes_adapters = False
     adapters_refused = "A recorded run cannot be taught: its completions are given"
 

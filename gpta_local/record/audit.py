@@ -29,7 +29,7 @@ from gpta_local.record.entries import GENESIS, LOG, FileDigest, Files, HistoryDi
 from gpta_local.record.folder import EXAMPLES_FILE, METRICS_FILE, PREDICTIONS_FILE
 from gpta_local.record.history import History, as_json
 from gpta_local.record.tables import NUMBERS, RESULTS
-from gpta_local.schema import Completion, Request, Sampling
+from gpta_local.schema import Checked, Completion, Request, Sampling
 from gpta_local.system.adapters import ADAPTER_WEIGHTS, adapter_digest
 from gpta_local.system.files import files_below, sha256
 from gpta_local.system.library import assistant_folder
@@ -149,14 +149,22 @@ class Audit:
             text=text_digest(as_json(request)),
         )
 
+    def checked(self, sent: Checked) -> None:
+        """Record what was sent before there was a log."""
+        ask = sent.ask
+        self._append(
+            "check",
+            kind=ask.request.kind,
+            asked=ask.n,
+            sampling=asdict(ask.sampling),
+            text=text_digest(as_json(ask.request)),
+            completions=_digests(sent.completions),
+        )
+
     def answered(self, request: int, completions: Sequence[Completion]) -> None:
         self.answered_requests.add(request)
         self._completions += len(completions)
-        digests = [
-            {**text_digest(c.text).model_dump(), "model": c.model, "finish_reason": c.finish_reason}
-            for c in completions
-        ]
-        self._append("completions", request=request, completions=digests)
+        self._append("completions", request=request, completions=_digests(completions))
 
     def wrote(self, folder: Path) -> None:
         """Record all files of a folder of the run: the model, or an adapter."""
@@ -223,6 +231,12 @@ class Audit:
 
 def text_digest(text: str) -> TextDigest:
     return TextDigest(sha256=hex_digest(text.encode("utf-8", "surrogatepass")), characters=len(text))
+
+
+def _digests(completions: Iterable[Completion]) -> list[dict[str, Any]]:
+    return [
+        {**text_digest(c.text).model_dump(), "model": c.model, "finish_reason": c.finish_reason} for c in completions
+    ]
 
 
 def summary_digest(summary: Mapping[str, Any]) -> str:

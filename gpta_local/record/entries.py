@@ -135,6 +135,18 @@ class Answered(Entry):
     completions: list[CompletionDigest]
 
 
+class CheckSent(Entry):
+    """Written when the log opens: before that the assistant was asked whether it answers. `text` and `completions` as
+    of a request; `asked`: how many were asked for. If the run asks the same, it uses these replies."""
+
+    event: Literal["check"]
+    kind: str
+    asked: int
+    sampling: dict[str, Any]
+    text: TextDigest
+    completions: list[CompletionDigest]
+
+
 class Written(Entry):
     event: Literal["written"]
     folder: str
@@ -176,6 +188,7 @@ AnyEntry = Annotated[
     | Data
     | Backbone
     | AssistantOpened
+    | CheckSent
     | AdapterInUse
     | Asked
     | Answered

@@ -28,6 +28,7 @@ from gpta_local.record.entries import LOG
 from gpta_local.record.history import History
 from gpta_local.schema import (
     Ask,
+    Checked,
     Completion,
     DatasetCard,
     DialogueGradientStep,
@@ -54,8 +55,12 @@ class Journal(History):
         self._audit: Audit | None = None
         self._last_asked = 0
 
-    def begin(self, card: DatasetCard, regime: Regime, observer: Observer) -> None:
-        """Put on record what runs; or, in the folder of a run that was stopped, that it goes on."""
+    def begin(self, card: DatasetCard, regime: Regime, observer: Observer, checked: Checked | None = None) -> None:
+        """Put on record what runs; or, in the folder of a run that was stopped, that it goes on.
+
+        Args:
+            checked: what the assistant was sent before.
+        """
         if self.run() is None:
             self.add_run(card, regime)
         if purged := self.purged():
@@ -68,6 +73,8 @@ class Journal(History):
         if not self.ended:
             for package in self.audit.start(self._config, self.unanswered()):
                 observer.warn(f"{package} is of another version than when the run began: results can differ in digits")
+            if checked:
+                self.audit.checked(checked)
             self._titles = run_folder.whole_metrics(self.folder)
             if requests := self.requests():
                 observer.note(f"going on with the run: {len(requests)} requests, {len(self.rounds())} rounds")
@@ -225,12 +232,17 @@ class Journal(History):
 
 
 @contextmanager
-def opened(folder: Path, config: Config, card: DatasetCard, regime: Regime, observer: Observer) -> Iterator[Journal]:
+def opened(
+    folder: Path, config: Config, card: DatasetCard, regime: Regime, observer: Observer, checked: Checked | None = None
+) -> Iterator[Journal]:
     """Begin a run in the folder, or go on with the one that was stopped there.
+
+    Args:
+        checked: what the assistant was sent before.
 
     Raises:
         InputError: that run was purged, is of another version, or its files were changed.
     """
     with closing(Journal(folder, config)) as journal:
-        journal.begin(card, regime, observer)
+        journal.begin(card, regime, observer, checked)
         yield journal

@@ -65,6 +65,9 @@ def _describe(entry: AnyEntry) -> str:
             adapter = f", adapter {entry.adapter}" if entry.adapter else ""
             size = f"{entry.text.characters} characters, {entry.text.sha256[:12]}"
             return f"{entry.request}, round {entry.round}: {entry.kind} × {entry.completions}{adapter}, {size}"
+        case entries.CheckSent():
+            size = f"{entry.text.characters} characters, {entry.text.sha256[:12]}"
+            return f"sent before this log: {entry.kind} × {entry.asked}, {size}; {len(entry.completions)} came back"
         case entries.Answered():
             characters = sum(completion.characters for completion in entry.completions)
             return f"of request {entry.request}: {len(entry.completions)}, {characters} characters"

@@ -150,7 +150,7 @@ class Run:
 
     def opened(self, folder: Path) -> AbstractContextManager[Journal]:
         plan = self.plan
-        return opened(folder, plan.config, plan.card, plan.regime, self.observer)
+        return opened(folder, plan.config, plan.card, plan.regime, self.observer, self.assistant.checked)
 
     def write(self, journal: Journal, product: Trained, result: Mapping[str, Any]) -> None:
         """The product, before the summary that says it is whole."""
