@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from commands import assert_refused, invoke
 from samples import config_of, sentiment_rows, write_jsonl
 
@@ -83,10 +83,36 @@ def test_format_that_is_not_written_is_told(model: Path, tmp_path: Path) -> None
     assert_refused(result, "rows are not written as .xlsx", ".csv, .tsv or .jsonl")
 
 
+def predict_stdin(model: Path, given: str) -> Result:
+    """As from a pipe, at which one can look before one reads."""
+    stream = io.BufferedReader(io.BytesIO(given.encode()))  # type: ignore[arg-type]
+    return CliRunner().invoke(main, ["predict", str(model), "-", "--output", "-"], input=stream)
+
+
 def test_standard_input_and_output(model: Path) -> None:
-    given = "".join(json.dumps(row) + "\n" for row in ROWS)
-    result = CliRunner().invoke(main, ["predict", str(model), "-", "--output", "-"], input=given)
+    result = predict_stdin(model, "".join(json.dumps(row) + "\n" for row in ROWS))
     assert [row["id"] for row in lines(result.stdout)] == [row["id"] for row in ROWS]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_table_from_standard_input_gives_a_table(delimiter: str, model: Path) -> None:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["id", "text", "n"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(ROWS)
+    result = predict_stdin(model, "\ufeff" + out.getvalue())
+    assert result.exit_code == 0, result.output
+    found = list(csv.DictReader(io.StringIO(result.stdout), delimiter="\t" if delimiter == "\t" else ","))
+    assert [(row["id"], row["text"]) for row in found] == [(row["id"], row["text"]) for row in ROWS]
+    assert list(found[0]) == ["id", "text", "n", "predicted_label", "probability"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("", "no rows"), ("garbage\n", "no column 'text'"), ("[1]\n", "not an object"), ("\x00\n", "no column")],
+)
+def test_standard_input_that_cannot_be_used_is_told(given: str, words: str, model: Path) -> None:
+    assert_refused(predict_stdin(model, given), words)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

@@ -134,7 +134,8 @@ main.add_command(compare)
 def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: tuple[str, ...], **wanted: Any) -> None:
     """Label the rows of INPUT with the model of RUN (a run or an exported folder).
 
-    INPUT is a file, a folder, a pattern such as 'letters/*.csv', or - for JSON lines from standard input.
+    INPUT is a file, a folder, a pattern such as 'letters/*.csv', or - for standard input: JSON lines, or a table with
+    its header.
 
     Writes every row with all its columns, and beside them predicted_label and its probability: CSV for CSV, otherwise
     JSON lines, or what the ending of --output says. A row without text gets an empty label.
@@ -144,6 +145,7 @@ def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: 
       gpta-local predict runs/NAME letters.csv --output labelled.csv
       gpta-local predict runs/NAME letters.csv --threshold 0.7 --top-k 3
       cat letters.jsonl | gpta-local predict runs/NAME - > labelled.jsonl
+      zcat letters.csv.gz | gpta-local predict runs/NAME - > labelled.csv
       gpta-local predict runs/NAME letters.csv --set data.text=body
     """
     from gpta_local.downstream import inference

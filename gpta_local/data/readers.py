@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -28,7 +29,7 @@ FORMATS = (
     "a .jsonl, .csv, .tsv or .parquet file, or .json or .xlsx, a folder of such files, or a folder saved by `datasets`"
 )
 STDIN = "-"
-"""In place of a path: JSON lines from standard input."""
+"""In place of a path: standard input, JSON lines or a table with a header."""
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before that of UTF-16, which is its beginning
@@ -65,6 +66,22 @@ def open_records(path: str, reading: ReadingConfig | None = None) -> Source:
     if path != STDIN and location.is_dir():
         return read_saved_folder(location, None, FORMATS)
     return _source(location, None, reading or ReadingConfig())
+
+
+def stdin_format() -> str:
+    """What standard input holds, by how it begins: JSON lines, or fields between commas or tabs. Nothing is taken off.
+
+    Raises:
+        DataError: there is none.
+    """
+    if sys.stdin is None:
+        raise DataError("is closed", where="standard input")
+    buffer = sys.stdin.buffer
+    begin = buffer.peek() if isinstance(buffer, io.BufferedReader) else b""
+    first, _, _ = begin.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    if not first or first[:1] in b"{[":
+        return ".jsonl"
+    return ".tsv" if b"\t" in first else ".csv"
 
 
 def files_of(paths: Sequence[str]) -> list[str]:
@@ -132,7 +149,7 @@ def _format_of(path: Path) -> str:
 
 
 def _source(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
-    kind = ".jsonl" if str(path) == STDIN else _format_of(path)
+    kind = stdin_format() if str(path) == STDIN else _format_of(path)
     if kind not in READERS:
         raise DataError(f"the format {kind!r} is not known", where=str(path), fix=f"Give {FORMATS}")
     try:
@@ -201,6 +218,10 @@ def _encoding(path: Path, reading: ReadingConfig) -> str:
 
 def _text_of(path: Path, encoding: str, newline: str = "") -> TextIO:
     return io.TextIOWrapper(_bytes_of(path), encoding=encoding, newline=newline)
+
+
+def _text_in(content: bytes, encoding: str, newline: str) -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(content), encoding=encoding, newline=newline)
 
 
 def _encoding_notes(encoding: str) -> tuple[str, ...]:
@@ -285,8 +306,11 @@ def _read_json(path: Path, columns: Sequence[str] | None, reading: ReadingConfig
 
 def _read_separated(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     encoding = _encoding(path, reading)
-    comma = "\t" if _format_of(path) == ".tsv" else ","
-    source = read_separated(lambda end: _text_of(path, encoding, end), str(path), comma, columns, reading.format)
+    kind, name, open_file = _format_of(path), str(path), partial(_text_of, path, encoding)
+    if str(path) == STDIN:  # it is read more than once
+        kind, name = stdin_format(), "standard input"
+        open_file = partial(_text_in, sys.stdin.buffer.read(), encoding)
+    source = read_separated(open_file, name, "\t" if kind == ".tsv" else ",", columns, reading.format)
     return Source(source.columns, source.records, _encoding_notes(encoding) + source.notes)
 
 

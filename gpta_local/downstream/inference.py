@@ -14,7 +14,7 @@ import numpy as np
 
 from gpta_local.config import DataConfig, InputConfig, ReadingConfig, reading
 from gpta_local.data.examples import read_examples
-from gpta_local.data.readers import STDIN, files_of, open_records, read_records
+from gpta_local.data.readers import STDIN, files_of, open_records, read_records, stdin_format
 from gpta_local.data.records import Record, find_columns
 from gpta_local.data.writing import LINES, SEPARATED, row_writer, written_format
 from gpta_local.downstream.predicting import Labeller, Wanted
@@ -56,7 +56,8 @@ def predict(
 def output_like(files: Sequence[str], output: Path | None) -> tuple[Path | None, str]:
     """Where rows are written, None for standard output, and in which format: as its ending says, or the first input."""
     output = None if output is None or str(output) == STDIN else output
-    like_input = next((kind for kind in SEPARATED if Path(files[0]).suffix.lower() == kind), LINES[0])
+    first = stdin_format() if files[0] == STDIN else Path(files[0]).suffix.lower()
+    like_input = first if first in SEPARATED else LINES[0]
     return output, like_input if output is None else written_format(output, like_input)
 
 
