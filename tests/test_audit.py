@@ -362,7 +362,12 @@ class TestVerify:
 
     @pytest.mark.parametrize(
         ("name", "line"),
-        [("model/model.safetensors", 12), ("config.yaml", 1), ("metrics.jsonl", 13), ("summary.json", 13)],
+        [
+            ("model/0_Transformer/model.safetensors", 12),
+            ("config.yaml", 1),
+            ("metrics.jsonl", 13),
+            ("summary.json", 13),
+        ],
     )
     def test_changed_file_and_one_that_is_gone_are_found(self, copied: Path, name: str, line: int) -> None:
         content = bytearray((copied / name).read_bytes())

@@ -256,7 +256,7 @@ class TestTrain:
         options = ("--quiet", "--set", "finish.plain_control=false")
         result = invoke("train", run / "config.yaml", "--output", tmp_path / "again", *options)
         assert result.exit_code == 0, result.output
-        name = "model.safetensors"
+        name = "0_Transformer/model.safetensors"
         assert (tmp_path / "again" / "model" / name).read_bytes() == (run / "model" / name).read_bytes()
         first, second = (json.loads((path / "summary.json").read_text()) for path in (run, tmp_path / "again"))
         assert first["arms"]["gpta"]["accuracy"] == second["arms"]["gpta"]["accuracy"]
@@ -322,8 +322,8 @@ class TestPredict:
 
     def test_broken_model_is_told(self, run: Path, tmp_path: Path) -> None:
         shutil.copytree(run / "model", tmp_path / "model")
-        (tmp_path / "model" / "model.safetensors").write_bytes(b"garbage")
-        assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "'model.safetensors' is not the file")
+        (tmp_path / "model" / "0_Transformer" / "model.safetensors").write_bytes(b"garbage")
+        assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "model.safetensors' is not the file")
         (tmp_path / "model" / "SHA256SUMS").unlink()
         assert_refused(invoke("predict", tmp_path, run.parent / "test.jsonl"), "the model cannot be loaded")
 

@@ -251,7 +251,7 @@ class TestWholeRun:
         run, result = whole
         without, _ = train(configured(tmp_path, sentence, test=False))
         assert result["evaluated_on"] == "test" != without["evaluated_on"]
-        for name in ("examples.jsonl", "model/model.safetensors"):
+        for name in ("examples.jsonl", "model/0_Transformer/model.safetensors"):
             assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
         assert asked(tmp_path / "run") == asked(run)
 
@@ -269,7 +269,7 @@ class TestWholeRun:
             result, _ = train(config)
             assert result["replies"]["read"] == result["replies"]["usable"]
             runs.append(config.parent / "run")
-        for name in ("examples.jsonl", "model/model.safetensors"):
+        for name in ("examples.jsonl", "model/0_Transformer/model.safetensors"):
             assert len({(run / name).read_bytes() for run in runs}) == 1
         assert asked(runs[0]) == asked(runs[1])
 

@@ -115,6 +115,13 @@ class TestProduct:
         expected = [names[i] for i in spliced_logits(model, SINGLES, PREFIX).argmax(1)]
         assert [answer["label"] for answer in answers] == expected
 
+    def test_pipeline_refuses_a_sentence_transformer(self, product: tuple[Path, DownstreamModel]) -> None:
+        """And gives no labels of a random head."""
+        from transformers import pipeline
+
+        with pytest.raises(ValueError, match="Unrecognized model"):
+            pipeline("text-classification", str(product[0]), device="cpu")
+
     @pytest.mark.parametrize("kind", ["product", "plain_product"])
     def test_code_that_export_prints_gives_the_labels_of_training(
         self, kind: str, request: pytest.FixtureRequest
@@ -141,7 +148,8 @@ class TestProduct:
         assert (record["prefix"], record["labels"]) == (PREFIX, ["bad", "good"])
         assert record["columns"] == {"text": "text", "text_pair": None, "label": "label"}
         assert (folder / "prefix.txt").read_text(encoding="utf-8") == PREFIX + "\n"
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        encoder = {"product": folder / "0_Transformer", "plain_product": folder}[kind]
+        config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
         assert config["id2label"] == {"0": "bad", "1": "good"}
 
     def test_no_row_of_the_data_is_in_it_and_nothing_beside_it(self, product: tuple[Path, DownstreamModel]) -> None:

@@ -79,5 +79,7 @@ def test_model_without_the_label_texts_is_the_one_that_is_shipped(
     without = Run(load(configured), Silent()).run(tmp_path / "without")
     never_asked = Run(load(configured, ["search.label_text_samples=0"]), Silent()).run(tmp_path / "never-asked")
     assert without["label_texts"] == never_asked["label_texts"]
-    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("without", "never-asked")]
+    weights = [
+        (tmp_path / name / "model/0_Transformer/model.safetensors").read_bytes() for name in ("without", "never-asked")
+    ]
     assert weights[0] == weights[1]

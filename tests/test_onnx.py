@@ -41,7 +41,7 @@ class TestExport:
         assert told.startswith("the same label on 1,000 of 1,000 rows of random words")
         np.testing.assert_allclose(logits(open_product(folder), SINGLES), logits(product, SINGLES), atol=1e-4, rtol=0)
 
-    @pytest.mark.parametrize(("kind", "pair"), [("roberta", False), ("bert", True)])
+    @pytest.mark.parametrize(("kind", "pair"), [("roberta", False), ("bert", True), ("sentence", True)])
     def test_plain_encoder_and_pairs_are_the_same_too(
         self, kind: str, pair: bool, request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:

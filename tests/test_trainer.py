@@ -249,7 +249,7 @@ class TestOneFile:
     ) -> None:
         result, _ = train(tmp_path / "run", *ONE_FILE, "finish.folds=0", assistant=Scripted())
         assert result["arms"] == {} == result["differences"] and result["evaluated_on"] == ""
-        weights = "model/model.safetensors"
+        weights = "model/0_Transformer/model.safetensors"
         assert (tmp_path / "run" / weights).read_bytes() == (one_file[0] / weights).read_bytes()
 
 

@@ -43,5 +43,5 @@ def test_wheel_installed_elsewhere_runs_the_quickstart(chat_model: Path, tmp_pat
     output = command(python, "-c", RUN, *arguments, folder=tmp_path, PYTHONPATH=str(site))
     assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"
     assert "plain fine-tuning" in output
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "model" / "0_Transformer" / "model.safetensors").is_file()
     assert re.search(r"packages +(ok|warning) .* as tested", output), "the versions of the tests are in the wheel"

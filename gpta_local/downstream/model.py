@@ -21,6 +21,9 @@ from gpta_local.errors import ModelError, first_line
 from gpta_local.system import models
 
 EVALUATION_BATCH = 64
+ENCODER_FOLDER = "0_Transformer"
+"""The encoder of a sentence-transformers product lies below it: `pipeline` of transformers would take one at its top for
+a whole classifier, and put a random head on it."""
 
 
 class DownstreamModel(nn.Module):
@@ -160,13 +163,15 @@ class SentenceClassifier(DownstreamModel):
     def save(self, folder: Path, prefix: str, label_names: Sequence[str]) -> None:
         from safetensors.torch import save_model
 
+        encoder = folder / ENCODER_FOLDER
+        encoder.mkdir()
         _name_labels(self.network.config, label_names)
-        self.network.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
-        self.tokenizer.save(folder, prefix)
+        self.network.save_pretrained(encoder)  # type: ignore[operator]  # a transformers model
+        self.tokenizer.save(encoder, prefix)
         d, c = self.head.in_features, self.head.out_features
         modules = {
             "sentence_transformers.models.Transformer": (
-                "",
+                ENCODER_FOLDER,
                 "sentence_bert_config.json",
                 {"max_seq_length": self.tokenizer.max_length, "do_lower_case": False},
             ),

@@ -62,7 +62,7 @@ def export_onnx(product: Product, target: Path, *, int8: bool = False) -> Parity
     if not isinstance(loaded, LoadedTorch):
         raise ModelError("this is an ONNX folder already", where=str(product.folder), fix="Export the run")
     with writing(target), whole_or_nothing(target) as partial:
-        tokenizer = _write_tokenizer(product.folder, partial, loaded)
+        tokenizer = _write_tokenizer(product.tokenizer_folder, partial, loaded)
         rows = made_up_rows(tokenizer, pair=product.record["columns"]["text_pair"] is not None)
         with _exporting(product.folder):
             _write_graph(partial / GRAPH_FILE, loaded, rows[:2], product.temperature)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from gpta_local import __version__
 from gpta_local.config import DataConfig
 from gpta_local.downstream.loaded import LoadedOnnx, LoadedProduct, LoadedSentences, LoadedSequences, Rows
-from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
+from gpta_local.downstream.model import ENCODER_FOLDER, DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.metrics import softmax
 from gpta_local.record.folder import check_folder, writing
@@ -64,6 +64,12 @@ class Product:
     def temperature(self) -> float:
         """By which logits are divided before they become probabilities; 1 where there was nothing to fit it on."""
         return float(self.record.get("temperature") or 1.0)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer is, with the prefix inside."""
+        encoder = self.folder / ENCODER_FOLDER
+        return encoder if encoder.is_dir() else self.folder
 
     def sentence_transformer(self) -> SentenceTransformer:
         """The product as sentence-transformers loads it; `encode` gives logits.
@@ -171,7 +177,7 @@ def _write(
         "format": columns.format.model_dump(),
     }
     (partial / PRODUCT_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _verify_tokenizer(partial, model, prefix, pair=columns.text_pair is not None)
+    _verify_tokenizer(Product(partial, record), model, prefix, pair=columns.text_pair is not None)
     write_manifest(partial)
 
 
@@ -224,8 +230,7 @@ labels = [names[best] for best in logits.argmax(axis=1)]"""
 
 
 def loading_code(library: str, folder: Path | str) -> str:
-    """Python that gives labels without gpta-local. `pipeline` does not know a folder of sentence-transformers: it would
-    put a random head on its encoder."""
+    """Python that gives labels without gpta-local. `pipeline` does not know a folder of sentence-transformers."""
     if library == "transformers":
         return (
             "from transformers import pipeline\n"
@@ -257,14 +262,14 @@ def _loading(folder: Path) -> Iterator[None]:
         raise ModelError(f"the model cannot be loaded: {first_line(exc)}", where=str(folder)) from exc
 
 
-def _verify_tokenizer(folder: Path, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
-    stock = load_tokenizer(folder)
+def _verify_tokenizer(product: Product, model: DownstreamModel, prefix: str, *, pair: bool) -> None:
+    stock = load_tokenizer(product.tokenizer_folder)
     rows = [(text, PROBES[0]) if pair else (text,) for text in PROBES]
     wanted = model.tokenizer.encode(model.tokenizer.tokenise(rows), prefix)
     for row, encoded in zip(rows, wanted, strict=True):
         if stock(*row, truncation=True)["input_ids"] != encoded.input_ids:
             raise ModelError(
                 "the saved tokenizer does not put the prefix in as in training",
-                where=str(folder),
+                where=str(product.folder),
                 fix="This backbone's tokenizer cannot carry a prefix",
             )
