@@ -52,6 +52,22 @@ def test_adapter_of_many_runs_is_taught_the_winners_of_each(chat_model: Path, tm
     }
 
 
+def test_adapter_is_taught_the_example_texts_that_were_kept_but_none_with_personal_data(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    told = "write to anna.muster@example.org"
+    texts = [("bad", "cold soup"), ("bad", told), ("good", "warm soup"), ("good", "never again", False)]
+    lines = [json.dumps({"label": x, "text": y, "probability": 0.9, "kept": not no}) for x, y, *no in texts]
+    (run / "examples.jsonl").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "adapter"
+    result = tune(chat_model, run, "--output", output, *SHORT, "--set", "taught=[example-texts]")
+    assert result.exit_code == 0, result.output
+    taught = [json.loads(line) for line in (output / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["reply"] for row in taught} == {"1. cold soup", "1. warm soup"}
+    assert {row["worse"] for row in taught} == {"1. warm soup", "1. never again"}
+
+
 def test_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     with sqlite3.connect(run / "history.sqlite") as history:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import CARD, scored
 
-from gpta_local.assistant.prompts import label_texts_request, prefix_request, read_label_texts, write_label_texts
+from gpta_local.assistant.prompts import (
+    example_texts_request,
+    label_texts_request,
+    prefix_request,
+    read_label_texts,
+    read_lines,
+    write_label_texts,
+)
+from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
-from gpta_local.schema import ScoredLabelTexts, ScoredPrefix
+from gpta_local.schema import ExampleText, ScoredLabelTexts, ScoredPrefix
 
 GAINS = (-0.3, -0.1, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 GROUP = tuple(scored(f"prefix {number}", gain) for number, gain in enumerate(GAINS))
@@ -31,12 +40,15 @@ SETS = (label_texts(2.0, "a"), label_texts(1.0, "some"), label_texts(1.8, "the")
 def build(
     *groups: Sequence[ScoredPrefix],
     sets: Sequence[ScoredLabelTexts] = (),
+    texts: Sequence[ExampleText] = (),
     winners: float = 0.5,
     per_winner: int = 4,
     shown: int = 4,
     seed: int = 0,
+    **settings: Any,
 ) -> list[Dialogue]:
-    return build_dialogues(CARD, groups, sets, winners=winners, per_winner=per_winner, shown=shown, seed=seed)
+    config = DialogueGradientConfig(winners=winners, dialogues_per_winner=per_winner, **settings)
+    return build_dialogues(CARD, groups, sets, texts, config, shown=shown, seed=seed)
 
 
 def shown_in(dialogue: Dialogue) -> list[str]:
@@ -141,6 +153,52 @@ def test_worse_label_texts_have_a_higher_loss(losses: tuple[float, ...]) -> None
 @pytest.mark.parametrize("sets", [SETS[:1], (SETS[0], replace(SETS[1], loss=2.0))])
 def test_nothing_is_learnt_from_one_set_or_equal_losses(sets: tuple[ScoredLabelTexts, ...]) -> None:
     assert build(sets=sets) == []
+
+
+KEPT = {label: {f"{label} kept {number}" for number in range(12)} for label in CARD.label_names}
+REFUSED = {"bad refused 0", "bad refused 1", "bad refused 2"}
+TEXTS = (
+    *(ExampleText(label, text, 0.9, True) for label, texts in KEPT.items() for text in sorted(texts)),
+    *(ExampleText("bad", text, 0.2, False) for text in sorted(REFUSED)),
+    ExampleText("bad", "bad without a verdict"),
+)
+
+
+class TestExampleTexts:
+    def test_kept_texts_are_the_replies_to_the_request_for_their_label(self) -> None:
+        dialogues = build(texts=TEXTS, per_winner=3)
+        assert [d.request for d in dialogues] == [example_texts_request(CARD, x) for x in CARD.labels for _ in range(3)]
+        for number, dialogue in enumerate(dialogues):
+            said = read_lines(dialogue.reply)
+            assert len(said) == len(set(said)) == 8
+            assert set(said) <= KEPT[CARD.label_names[number // 3]]
+        assert len({dialogue.reply for dialogue in dialogues}) == 6
+
+    def test_worse_are_refused_texts_filled_up_with_those_of_other_labels(self) -> None:
+        for_bad, for_good = (set(read_lines(build(texts=TEXTS, per_winner=1)[number].worse)) for number in (0, 1))
+        assert REFUSED < for_bad <= REFUSED | KEPT["good"]
+        assert for_good < KEPT["bad"]
+        assert len(for_bad) == len(for_good) == 8
+
+    def test_weights_are_as_the_probability_of_the_label(self) -> None:
+        texts = [replace(text, probability=0.3) if text.label == "good" else text for text in TEXTS]
+        for_bad, for_good = build(texts=texts, per_winner=1)
+        assert for_bad.weight == pytest.approx(3 * for_good.weight)
+
+    @pytest.mark.parametrize("kept", [None, False])
+    def test_nothing_is_learnt_where_none_was_kept(self, kept: bool | None) -> None:
+        assert build(texts=[replace(text, kept=kept) for text in TEXTS]) == []
+
+
+@pytest.mark.parametrize("kind", ["prefix", "label-texts", "example-texts"])
+def test_only_the_kinds_that_are_to_be_taught_are(kind: str) -> None:
+    dialogues = build(GROUP, sets=SETS, texts=TEXTS, taught=[kind])
+    assert {dialogue.request.kind for dialogue in dialogues} == {kind}
+
+
+def test_a_method_that_scores_prefixes_itself_is_shown_no_other_kind() -> None:
+    dialogues = build(GROUP, sets=SETS, texts=TEXTS, method="grpo")
+    assert {dialogue.request.kind for dialogue in dialogues} == {"prefix"}
 
 
 def test_requests_are_those_of_a_run_and_hold_nothing_else() -> None:

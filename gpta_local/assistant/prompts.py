@@ -109,7 +109,8 @@ def example_texts_request(card: DatasetCard, label: Label) -> Request:
     offer = EXAMPLE.labels[1]
     asked = _ask_texts(EXAMPLE, offer, len(EXAMPLE_TEXTS))
     content = f"{describe(card)}\n\n{_ask_texts(card, label, TEXTS_OF_A_REPLY)}"
-    return Request("example-texts", _chat(content, f"{describe(EXAMPLE)}\n\n{asked}", _numbered(EXAMPLE_TEXTS)))
+    example, reply = f"{describe(EXAMPLE)}\n\n{asked}", write_example_texts(EXAMPLE_TEXTS)
+    return Request("example-texts", _chat(content, example, reply))
 
 
 def _ask_texts(card: DatasetCard, label: Label, count: int) -> str:
@@ -223,13 +224,14 @@ def write_label_texts(texts: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {phrase}" for name, phrase in texts.items())
 
 
+def write_example_texts(texts: Iterable[str]) -> str:
+    """The reply that holds these texts."""
+    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
+
+
 def _chat(content: str, example: str, reply: str) -> tuple[Message, ...]:
     """The worked example as a turn of its own before the request."""
     return Message("system", SYSTEM), Message("user", example), Message("assistant", reply), Message("user", content)
-
-
-def _numbered(lines: Iterable[str]) -> str:
-    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
 
 
 def _split_label(line: str, by_key: dict[str, str]) -> tuple[str | None, str]:

@@ -6,7 +6,6 @@ The test rows are measured, and nothing is chosen on them.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
@@ -31,7 +30,7 @@ from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
 from gpta_local.observer import Observer
 from gpta_local.privacy.leak_scan import words
-from gpta_local.record.folder import EXAMPLES_FILE
+from gpta_local.record.folder import example_texts
 from gpta_local.record.history import open_existing
 from gpta_local.run.fine_tuning import OF_CONTROL
 from gpta_local.run.loop import Run
@@ -348,7 +347,7 @@ def outer_loop(job: Job, folder: Path, task: MeasuredTask | None = None) -> tupl
     result |= {"warnings": listener.warnings, "best_prefix": best_ranked(run.plan, folder)}
     result["seconds"]["assistant"] = listener.asking
     result["example_texts"]["left_out"] = len(task.left_out)
-    result["made_up"] = read_example_texts(folder)
+    result["made_up"] = example_texts(folder)
     for weights in ("model", "adapters"):
         shutil.rmtree(folder / weights, ignore_errors=True)
     return run.plan, result
@@ -385,12 +384,6 @@ def figures_of(record: Record) -> Figures:
 def seconds(training: float, evaluation: float) -> dict[str, float]:
     """Of a trial that is one training."""
     return {"total": training, "training": training, "evaluation": evaluation}
-
-
-def read_example_texts(folder: Path) -> list[ExampleText]:
-    """What the assistant made up in a run, with its verdicts."""
-    path = folder / EXAMPLES_FILE
-    return [ExampleText(**json.loads(line)) for line in path.open(encoding="utf-8")] if path.exists() else []
 
 
 def made_up(found: Record) -> list[ExampleText]:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from gpta_local.schema import RequestKind
 from gpta_local.system.models import DEMO_BACKBONE, EMBEDDED_ASSISTANT
 from gpta_local.system.network import is_this_machine, normal_host
 
@@ -240,8 +241,7 @@ class SearchConfig(Section):
     own_prefixes: list[str] = Field(default=[], max_length=64)
     """Prefixes of your own, scored in the first round beside those of the assistant, which is shown them later."""
     label_text_samples: int = Field(default=8, ge=0, le=256)
-    """Completions asked for the label texts. 0: the head starts from the card's own label names and
-    meanings."""
+    """Completions asked for the label texts. 0: the head starts from the card's own label names and meanings."""
     max_prefix_tokens: int = Field(default=16, ge=1)
     """Longer prefixes are dropped; in the backbone's tokens."""
     history_shown: int = Field(default=8, ge=0)
@@ -260,7 +260,7 @@ class SearchConfig(Section):
 
 
 class DialogueGradientConfig(Section):
-    """Fine-tuning the assistant on its own history: which prefixes gained, which did not."""
+    """Fine-tuning the assistant on its own history: what gained, and what did not."""
 
     method: Literal["sft", "weighted-sft", "dpo", "kto", "grpo"] = "weighted-sft"
     """sft: on the winners alike. weighted-sft: on the winners by their advantage. dpo, kto: on winners
@@ -273,15 +273,16 @@ class DialogueGradientConfig(Section):
     """Dialogues per optimiser step; for grpo the replies to one request."""
     learning_rate: float = Field(default=3e-3, gt=0)
     rank: int = Field(default=16, ge=1, le=512)
+    taught: list[RequestKind] = Field(default=["prefix", "label-texts", "example-texts"], min_length=1)
+    """Of what the assistant gives; grpo knows prefixes alone."""
     winners: float = Field(default=0.125, gt=0, le=0.5)
-    """The share of the scored prefixes, from the best down, that is taught."""
+    """The share of the scored prefixes and label texts, from the best down, that is taught."""
     dialogues_per_winner: int = Field(default=8, ge=1, le=64)
-    """How often a winner is taught, each time with other entries of the history shown."""
+    """How often a winner is taught, each time with other entries of the history; of example texts: for each label."""
     beta: float = Field(default=0.1, gt=0)
     """For dpo and kto: how closely the assistant is held to what it was."""
     temperature: float = Field(default=1.5, gt=0, le=5)
-    """Proposals of an adapter are sampled at this × assistant.temperature: it knows its winners nearly by
-    heart, and hotter sampling varies them."""
+    """Prefixes of an adapter are sampled at this × assistant.temperature: it knows its winners nearly by heart."""
     device: str = "auto"
     """Where a served assistant is trained, in a process of its own; a local one is trained where it is."""
 

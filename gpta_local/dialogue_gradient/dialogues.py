@@ -1,7 +1,7 @@
 """History → dialogues: what the assistant is taught.
 
-Knows the card, prefixes, label texts and gains, and how requests are worded. Does not know rows,
-models or files. The same history and seed give the same dialogues.
+Knows the card, prefixes, label texts, example texts and their worth, and how requests are worded. Does
+not know rows, models or files. The same history and seed give the same dialogues.
 """
 
 from __future__ import annotations
@@ -10,9 +10,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gpta_local.assistant.prompts import label_texts_request, parts_of, prefix_request, write_label_texts
+from gpta_local.assistant.prompts import (
+    TEXTS_OF_A_REPLY,
+    example_texts_request,
+    label_texts_request,
+    parts_of,
+    prefix_request,
+    write_example_texts,
+    write_label_texts,
+)
+from gpta_local.config import DialogueGradientConfig
 from gpta_local.knowledge.prefixes import shown_history
-from gpta_local.schema import DatasetCard, Request, ScoredLabelTexts, ScoredPrefix
+from gpta_local.schema import DatasetCard, ExampleText, Request, ScoredLabelTexts, ScoredPrefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +42,28 @@ def build_dialogues(
     card: DatasetCard,
     groups: Sequence[Sequence[ScoredPrefix]],
     label_texts: Sequence[ScoredLabelTexts],
+    example_texts: Sequence[ExampleText],
+    config: DialogueGradientConfig,
     *,
-    winners: float,
-    per_winner: int,
     shown: int,
     seed: int,
 ) -> list[Dialogue]:
-    """All that the history of one run teaches.
+    """All that the history of one run teaches, of the kinds that the configuration names; for `grpo`, whose reward is
+    a prefix's gain, of prefixes alone.
 
     Args:
         groups: scored prefixes; within a group gains compare (the same θ and rows).
-        winners: the share of the best that is taught.
-        per_winner: dialogues for each winner, which differ in the history that they show.
+        example_texts: those without a verdict teach nothing.
         shown: most entries of a history.
     """
-    dialogues = label_text_dialogues(card, label_texts, winners=winners, per_winner=per_winner)
-    for number, group in enumerate(groups):
+    winners, per_winner = config.winners, config.dialogues_per_winner
+    taught = ["prefix"] if config.method == "grpo" else config.taught
+    dialogues = []
+    if "label-texts" in taught:
+        dialogues += label_text_dialogues(card, label_texts, winners=winners, per_winner=per_winner)
+    if "example-texts" in taught:
+        dialogues += example_text_dialogues(card, example_texts, per_label=per_winner, seed=seed)
+    for number, group in enumerate(groups if "prefix" in taught else ()):
         dialogues += prefix_dialogues(
             card, group, winners=winners, per_winner=per_winner, shown=shown, seed=f"{seed} {number}"
         )
@@ -103,6 +118,28 @@ def label_text_dialogues(
                 )
                 dialogues.append(Dialogue(label_texts_request(part), reply, 1.0, worse))
                 advantages.append(ranked[first - 1].loss - winner.loss)
+    return _weighted(dialogues, advantages)
+
+
+def example_text_dialogues(
+    card: DatasetCard, texts: Sequence[ExampleText], *, per_label: int, seed: int
+) -> list[Dialogue]:
+    """Dialogues {card, label} → texts that were kept, for each label `per_label` of them, which differ in the texts
+    that are drawn. Their advantage is the mean probability of the label. What did worse are refused texts and, where
+    these are too few, texts that were kept for other labels."""
+    kept, refused = ([text for text in texts if text.kept is verdict] for verdict in (True, False))
+    dialogues, advantages = [], []
+    for request, label in ((example_texts_request(p, label), label.name) for p in parts_of(card) for label in p.labels):
+        own, others = ([text for text in kept if (text.label == label) is same] for same in (True, False))
+        bad = [text for text in refused if text.label == label]
+        size = min(TEXTS_OF_A_REPLY, len(own), len(bad) + len(others))
+        for number in range(per_label if size else 0):
+            rng = random.Random(f"dialogue {seed} {label} {number}")
+            reply, worse = rng.sample(own, size), rng.sample(bad, min(size, len(bad)))
+            worse += rng.sample(others, size - len(worse))
+            said, not_said = (write_example_texts(text.text for text in side) for side in (reply, worse))
+            dialogues.append(Dialogue(request, said, 1.0, not_said))
+            advantages.append(sum(text.probability or 0.0 for text in reply) / size)
     return _weighted(dialogues, advantages)
 
 

@@ -16,6 +16,7 @@ from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.errors import InputError, OutputError, PrivacyError
 from gpta_local.privacy.leak_scan import LeakScan
+from gpta_local.record.folder import example_texts
 from gpta_local.record.history import open_with_texts
 from gpta_local.schema import DialogueGradientStep
 from gpta_local.system.files import owner_only
@@ -48,8 +49,8 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
             card,
             history.comparable_groups(regime),
             history.label_text_scores(),
-            winners=config.winners,
-            per_winner=config.dialogues_per_winner,
+            [text for text in example_texts(run) if not leak_scan.find_personal(text.text)],
+            config,
             shown=shown,
             seed=seed,
         )
@@ -60,7 +61,8 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
             except PrivacyError as exc:
                 raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
         if not of_run:
-            raise InputError("no prefix gained more than another: nothing can be learnt from this run", where=str(run))
+            what = f"nothing in its history did better than something else (taught: {', '.join(config.taught)})"
+            raise InputError(f"nothing can be learnt from this run: {what}", where=str(run))
         dialogues.append(of_run)
     mean = sum(map(len, dialogues)) / len(dialogues)
     return [replace(d, weight=d.weight * mean / len(of_run)) for of_run in dialogues for d in of_run]

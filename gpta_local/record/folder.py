@@ -13,14 +13,15 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from gpta_local.config import Config, load
 from gpta_local.errors import ConfigError, GptaError, InputError, OutputError
+from gpta_local.schema import ExampleText
 from gpta_local.system.files import write_whole
 
 RUNS = Path("runs")
@@ -57,6 +58,7 @@ BEFORE_A_RUN = (LOCK_FILE, f".{CONFIG_FILE}.partial")
 """All that is in the directory of a run that was stopped before it began."""
 
 State = Literal["nothing", "stopped", "finished"]
+T = TypeVar("T")
 
 
 def state_of(folder: Path) -> State:
@@ -274,6 +276,30 @@ def check_folder(folder: Path) -> None:
     nearest = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise OutputError(f"{nearest} cannot be written", where=str(folder), fix="Choose another place")
+
+
+def example_texts(folder: Path) -> list[ExampleText]:
+    """What the assistant made up in a run, with its verdicts; of a run that judged none, nothing.
+
+    Raises:
+        InputError: it was changed, or is of another version.
+    """
+    return list(json_lines(folder / EXAMPLES_FILE, lambda line: ExampleText(**line)))
+
+
+def json_lines(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """The lines of a file that a run writes if there is something to write.
+
+    Raises:
+        InputError: it was changed, or is of another version.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield read(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
+            fix = "The file was changed, or another gpta-local made it; gpta-local audit verify RUN says which"
+            raise InputError("not a line that a run writes", where=f"{path}:{number}", fix=fix) from exc
 
 
 @contextmanager

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from gpta_local.config import Config, load
-from gpta_local.errors import InputError
 from gpta_local.record import folder as run_folder
 from gpta_local.record.entries import AnyEntry, Started, read_log
 from gpta_local.record.history import History, open_existing
 from gpta_local.schema import ExampleText, RequestKind, ScoredPrefix
 
-T = TypeVar("T")
 UNSAID = ("assistant", "card", "privacy")
 """Sections of the configuration that a report does not list: it says what matters of them elsewhere."""
 
@@ -82,7 +80,7 @@ def read_record(run: Path) -> RunRecord:
             losses=_losses(run / run_folder.METRICS_FILE),
             asked=_asked(history),
             prefixes=sorted(history.scored(), key=lambda s: s.gain, reverse=True),
-            example_texts=_example_texts(run / run_folder.EXAMPLES_FILE),
+            example_texts=run_folder.example_texts(run),
             purged=history.purged(),
         )
 
@@ -99,28 +97,9 @@ def _environment(entries: list[AnyEntry], config: Config, summary: dict[str, Any
 
 def _losses(path: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
-    for training, losses in json_lines(path, lambda line: (line["training"], line["losses"])):
+    for training, losses in run_folder.json_lines(path, lambda line: (line["training"], line["losses"])):
         found.setdefault(training, []).extend(losses)
     return found
-
-
-def _example_texts(path: Path) -> list[ExampleText]:
-    return list(json_lines(path, lambda line: ExampleText(**line)))
-
-
-def json_lines(path: Path, read: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """The lines of a file that a run writes if there is something to write.
-
-    Raises:
-        InputError: it was changed, or is of another version.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield read(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError) as exc:
-            fix = "The file was changed, or another gpta-local made it; gpta-local audit verify RUN says which"
-            raise InputError("not a line that a run writes", where=f"{path}:{number}", fix=fix) from exc
 
 
 def _assistant(history: History) -> str:

@@ -13,7 +13,7 @@ from gpta_local.data.examples import Example, read_texts, text_columns
 from gpta_local.data.readers import read_records
 from gpta_local.errors import InputError
 from gpta_local.record import folder as run_folder
-from gpta_local.report.record import json_lines
+from gpta_local.record.folder import json_lines
 from gpta_local.schema import MeasuredRow
 
 MOST_MISTAKES = 20

@@ -118,8 +118,8 @@ def _dialogue_gradients(run: Run) -> float:
         run.plan.card,
         [history],
         [],
-        winners=config.winners,
-        per_winner=config.dialogues_per_winner,
+        [],
+        config,
         shown=shown,
         seed=0,
     )

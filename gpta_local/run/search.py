@@ -239,7 +239,7 @@ class Search:
         for request in requests:
             self.leak_scan.check(request)
             sampling = self.plan.sampling(round_number, request)
-            temperature = sampling.temperature * sampling_temperature(adapter)
+            temperature = sampling.temperature * (sampling_temperature(adapter) if request.kind == "prefix" else 1.0)
             asks.append(Ask(request, n, replace(sampling, temperature=temperature)))
         answered = self.journal.exchange(round_number, asks, adapter, self.assistant.complete_all)
         self.observer.advance()
@@ -298,15 +298,15 @@ class Search:
             self.plan.card,
             self.journal.comparable_groups(self.plan.regime),
             self.journal.label_text_scores(),
-            winners=config.winners,
-            per_winner=config.dialogues_per_winner,
+            [],  # they are judged when the search is over
+            config,
             shown=self.config.search.history_shown,
             seed=self.config.seed,
         )
         dialogues = [dialogue for dialogue in dialogues if not self.says_a_row(dialogue)]
         if not dialogues:
             self.observer.warn(
-                f"round {number}: no prefix gained more than another; the assistant has nothing to learn"
+                f"round {number}: nothing did better than something else; the assistant has nothing to learn"
             )
             return
         for dialogue in dialogues:
