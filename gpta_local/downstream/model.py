@@ -22,8 +22,8 @@ from gpta_local.system import models
 
 EVALUATION_BATCH = 64
 ENCODER_FOLDER = "0_Transformer"
-"""The encoder of a sentence-transformers product lies below it: `pipeline` of transformers would take one at its top for
-a whole classifier, and put a random head on it."""
+"""The encoder of a sentence-transformers product lies below it: `pipeline` of transformers would take one at its top
+for a whole classifier, and put a random head on it."""
 
 
 class DownstreamModel(nn.Module):
