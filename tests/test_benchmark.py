@@ -25,7 +25,6 @@ from samples import merge, sentiment_rows
 from test_interrupt import hears_ctrl_c
 from transformers import AutoModelForCausalLM
 
-from gpta_local.benchmark import engines
 from gpta_local.benchmark.arms import (
     Bench,
     Listener,
@@ -48,6 +47,7 @@ from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import Training, total_steps
 from gpta_local.errors import InputError
 from gpta_local.schema import Label
+from gpta_local.system import engines
 from gpta_local.system.models import load_pretrained
 from gpta_local.tasks.classification import ClassificationTask
 
@@ -340,12 +340,12 @@ class TestStopped:
         started: list[engines._Worker] = []
 
         class Noted(engines._Worker):
-            def __init__(self, log: Path) -> None:
-                super().__init__(log)
+            def __init__(self, log: Path, threads: int) -> None:
+                super().__init__(log, threads)
                 started.append(self)
 
         monkeypatch.setattr(engines, "_Worker", Noted)
-        monkeypatch.setattr(engines, "JOBS_PER_PROCESS", 1)
+        monkeypatch.setattr(engines, "CALLS_PER_PROCESS", 1)
         assert benchmark(small, tmp_path / "out", "--jobs", "2").exit_code == 0
         assert len(started) >= 2 and not any(worker.process.is_alive() for worker in started)
         assert figures(tmp_path / "out") == small_figures

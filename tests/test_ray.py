@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
@@ -80,3 +82,16 @@ def test_no_cluster_at_the_address_is_one_message(address: list[str], folder: Pa
     options = ("--output", tmp_path / "out", "--engine", "ray", *address, "--quiet")
     result = invoke("benchmark", folder / "suite.yaml", *options)
     assert result.exit_code == 2 and "no Ray cluster answers at " in result.output and "HOST:PORT" in result.output
+
+
+def test_seeds_on_a_cluster_are_those_of_processes(folder: Path, cluster: Any) -> None:
+    options = ("--seeds", "2", "--jobs", "2", "--quiet")
+    on_ray = ("--engine", "ray", "--ray-address", cluster.address)
+    for output, place in (("by-processes", ()), ("by-ray", on_ray)):
+        result = invoke("train", folder / "guests.yaml", *options, *place, "--output", folder / output)
+        assert result.exit_code == 0, result.output
+    found = [json.loads((folder / name / "seeds.json").read_text("utf-8")) for name in ("by-processes", "by-ray")]
+    for runs in found:
+        for run in runs["runs"]:
+            del run["seconds"]
+    assert found[0] == found[1] and len(found[0]["runs"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,10 @@ class LocalAssistant:
         """Requests that are sampled alike and for the same number of completions are answered together; where all
         were answered before, none is answered again."""
         cache = self._cache
+        with cache.asking(asks) if cache else nullcontext():
+            return self._complete_all(asks, cache)
+
+    def _complete_all(self, asks: Sequence[Ask], cache: CompletionCache | None) -> list[list[Completion]]:
         found = [cache.known(ask) if cache else [] for ask in asks]
         if all(found):
             return found

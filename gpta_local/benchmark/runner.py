@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import gpta_local
-from gpta_local.benchmark.engines import Engine, Processes
 from gpta_local.benchmark.trials import Job, Results, warnings
-from gpta_local.benchmark.worker import Outcome
 from gpta_local.errors import InputError, OutputError
 from gpta_local.observer import Observer
+from gpta_local.system.engines import Engine, Processes
+from gpta_local.system.worker import Call, Outcome
 
 RESULTS, LOG, RUNS = "results.jsonl", "libraries.log", "runs"
+PERFORM = "gpta_local.benchmark.arms:perform"
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Of a processor, from the widest to the narrowest that a matrix product uses."""
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "peft", "trl", "setfit")
@@ -92,7 +93,7 @@ def run(
     output: Path,
     processes: int,
     observer: Observer,
-    engine: Engine | None = None,
+    engine: Engine[Job] | None = None,
 ) -> dict[Job, str]:
     """Do the jobs, at most so many at a time, and append their results; why those that failed did.
 
@@ -129,7 +130,9 @@ def run(
             while engine.has_room and (following := _next(waiting, results)):
                 waiting.remove(following)
                 given = {need: results.records[need] for need in following.needs}
-                engine.begin(following, given, _folder(following, output))
+                arguments = (following, given, _folder(following, output))
+                hosts = following.config.privacy.allow_hosts
+                engine.begin(following, Call(str(following), PERFORM, arguments, hosts))
             for ended in engine.ended():
                 record(*ended)
     return failed

@@ -225,6 +225,33 @@ def show_result(result: Mapping[str, Any], folder: str) -> None:
     console.print(f"[dim]audit head: {result['audit_head']}[/dim]", soft_wrap=True)  # to be copied in one piece
 
 
+def show_seeds(found: Mapping[str, Any]) -> None:
+    """A row for each run, then their mean with its interval; differences in points."""
+    console, runs, mean = Console(highlight=False), found["runs"], found["mean"]
+    titles = {name: name.replace("no_prefix", "same label texts") for name in mean if name != "macro_f1"}
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for title in ("seed", *titles.values(), "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in runs:
+        figures = [_of_seeds(name, run["figures"].get(name, 0.0)) for name in titles]
+        table.add_row(str(run["seed"]), *figures, f"{run['seconds']:.0f}")
+    table.add_row("mean", *(_of_seeds(name, mean[name]["value"]) for name in titles), "", style="bold")
+    if len(runs) > 1:
+        for end in ("low", "high"):
+            table.add_row(end, *(_of_seeds(name, mean[name][end]) for name in titles), "", style="dim")
+    console.print(table)
+    if runs and runs[0]["rows"]:
+        measured = f"Measured on {runs[0]['rows']} {runs[0]['measured_on']} rows; differences in points"
+        interval = (
+            "; low and high: 95 % interval of the mean over seeds, on the same test rows" if len(runs) > 1 else ""
+        )
+        console.say(f"\n[dim]{measured}{interval}[/dim]")
+
+
+def _of_seeds(name: str, value: float) -> str:
+    return f"{value:.3f}" if name == "accuracy" else f"{100 * value:+.1f}"
+
+
 def _compared(result: Mapping[str, Any]) -> dict[str, Any]:
     """The model and what one would have without it; the controls between them are in the report."""
     arms = {name: arm for name, arm in result["arms"].items() if name != "no_prefix" or "card" not in result["arms"]}

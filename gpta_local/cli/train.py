@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,18 +12,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gpta_local.cli.options import PATH, quiet_option, set_option
+from gpta_local.cli.options import PATH, engine_options, quiet_option, ray_tasks, set_option
 from gpta_local.errors import AssistantError, StorageError
 from gpta_local.system.network import GUARD
 
 if TYPE_CHECKING:
+    from gpta_local.config import Config
     from gpta_local.run.loop import Run
+
+MOST_SEEDS = 1000
 
 
 @click.command()
 @click.argument("config", type=PATH)
 @set_option
 @click.option("--output", type=PATH, help="Run directory. Default: runs/NAME-DATE-TIME.")
+@click.option(
+    "--seeds",
+    callback=lambda ctx, param, value: _seeds(value),
+    metavar="N|A,B,…",
+    help="A run for each of N seeds, from the configuration's on, or for those named; in runs/NAME-seeds.",
+)
+@engine_options("Runs of --seeds")
 @click.option("--resume", is_flag=True, help="Go on with the run that was stopped in the run directory.")
 @click.option("--dry-run", is_flag=True, help="Check everything and estimate the time; write nothing.")
 @quiet_option
@@ -33,6 +44,11 @@ def train(
     config: Path,
     overrides: tuple[str, ...],
     output: Path | None,
+    seeds: int | list[int] | None,
+    jobs: int,
+    engine: str,
+    ray_address: str,
+    gpus: float,
     resume: bool,
     dry_run: bool,
     quiet: bool,
@@ -44,16 +60,26 @@ def train(
     newest below runs/ of this configuration. Where there is none, one begins. Exit code 1 with a finished run: the
     assistant replied, and no reply could be used.
 
+    With --seeds, each run has a folder of its own, and their mean is shown with its interval. The same command goes on
+    where it was stopped, and makes what is missing.
+
     \b
     Examples:
       gpta-local train config.yaml
       gpta-local train config.yaml --dry-run
       gpta-local train config.yaml --set data.shots=8 --output runs/eight
       gpta-local train config.yaml --resume
+      gpta-local train config.yaml --seeds 5 --jobs 2
     """
     from gpta_local.config import load
 
     settings = load(config, overrides)
+    if seeds is not None:
+        if dry_run:
+            raise click.UsageError("--dry-run estimates one run: leave --seeds out")
+        wanted = list(range(settings.seed, settings.seed + seeds)) if isinstance(seeds, int) else seeds
+        _train_seeds(settings, wanted, output, (engine, ray_address, jobs, gpus), quiet=quiet)
+        return
     GUARD.allow(settings.privacy.allow_hosts)
     from gpta_local.cli import console
     from gpta_local.record import folder as run_folder
@@ -84,6 +110,55 @@ def train(
             result = run.run(folder, resume=resume)
     console.show_result(result, str(folder))
     if nothing_usable(result):
+        sys.exit(1)
+
+
+def _seeds(value: str | None) -> int | list[int] | None:
+    """How many, or which."""
+    if value is None:
+        return None
+    numbers = [int(part) if part.strip().isdecimal() else -1 for part in value.split(",")]
+    if "," not in value and 1 <= numbers[0] <= MOST_SEEDS:
+        return numbers[0]
+    if "," in value and all(0 <= n < 2**31 for n in numbers) and len({*numbers}) == len(numbers):
+        return numbers
+    raise click.BadParameter(
+        f"{value!r} is neither a number from 1 to {MOST_SEEDS} nor different seeds, such as 3,7,11"
+    )
+
+
+def _train_seeds(
+    config: Config, wanted: list[int], output: Path | None, place: tuple[str, str, int, float], *, quiet: bool
+) -> None:
+    """
+    Args:
+        place: arguments of `ray_tasks`.
+    """
+    from gpta_local.cli import console
+    from gpta_local.errors import InputError
+    from gpta_local.record import folder as run_folder
+    from gpta_local.run.seeds import LOG, Seeds
+    from gpta_local.system.engines import Processes
+
+    seeds = Seeds(config, wanted, output or run_folder.of_seeds(config))
+    failed: dict[int, str] = {}
+    if seeds.left:
+        with console.TerminalObserver(0, quiet=quiet) as observer:
+            observer.note(f"{len(wanted)} runs in {seeds.folder}; {len(wanted) - len(seeds.left)} are there")
+            jobs = place[2]
+            seeds.make_folder()
+            wished = os.environ.get("OMP_NUM_THREADS", "")
+            threads = int(wished) if wished.isdecimal() else max(1, len(os.sched_getaffinity(0)) // jobs)
+            failed = seeds.run(ray_tasks(*place) or Processes(jobs, seeds.folder / LOG, threads), observer)
+    if len(failed) == len(wanted) and len({*failed.values()}) == 1:
+        raise InputError(failed[wanted[0]])
+    found = seeds.sum_up()
+    console.show_seeds(found)
+    for seed, why in failed.items():
+        click.echo(f"failed: seed {seed}: {why}", err=True)
+    if failed:
+        click.echo(f"error: {len(failed)} runs failed; the same command tries them again", err=True)
+    if failed or all(run["nothing_usable"] for run in found["runs"]):
         sys.exit(1)
 
 

@@ -6,15 +6,19 @@ samples of a benchmark, or a second run with the same card, ask once. The files 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpta_local.schema import Ask, Completion
 from gpta_local.system.files import owner_only, write_whole
+
+LOCKS = "locks"
 
 
 def default_folder() -> Path:
@@ -37,6 +41,19 @@ class CompletionCache:
         except (OSError, ValueError, TypeError):
             return []
         return found if len(found) == ask.n else []
+
+    @contextmanager
+    def asking(self, asks: Sequence[Ask]) -> Iterator[None]:
+        """Hold these asks against other processes: one that would ask the same waits, and finds the answers. Each has
+        its place in a file of locks, whose content is nothing."""
+        place = int(_digest("".join(self._path(ask).name for ask in asks))[:8], 16)
+        with owner_only():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / LOCKS).open("ab")
+        with file:
+            with suppress(OSError):  # a file system without locks: what two ask at once is asked twice
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+            yield
 
     @owner_only()
     def keep(self, ask: Ask, completions: Sequence[Completion]) -> None:

@@ -102,6 +102,11 @@ def new(config: Config) -> Path:
     return RUNS / f"{_name(config)}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def of_seeds(config: Config) -> Path:
+    """The folder of the runs of several seeds for which the user names none."""
+    return RUNS / f"{_name(config)}-seeds"
+
+
 def newest_stopped(config: Config) -> Path | None:
     """The newest such folder in which a run of this configuration was stopped."""
     for folder in sorted(RUNS.glob(f"{_name(config)}-*"), reverse=True):
