@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,12 @@ from gpta_local.system.network import GUARD
 
 if TYPE_CHECKING:
     from gpta_local.config import Config
+    from gpta_local.downstream.team import Team
     from gpta_local.run.loop import Run
 
 MOST_SEEDS = 1000
+OF_A_LAUNCH = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+"""Variables that a launcher sets."""
 
 
 @click.command()
@@ -73,13 +78,32 @@ def train(
     """
     from gpta_local.config import load
 
-    settings = load(config, overrides)
-    if seeds is not None:
-        if dry_run:
-            raise click.UsageError("--dry-run estimates one run: leave --seeds out")
-        wanted = list(range(settings.seed, settings.seed + seeds)) if isinstance(seeds, int) else seeds
-        _train_seeds(settings, wanted, output, (engine, ray_address, jobs, gpus), quiet=quiet)
-        return
+    if seeds is not None and (dry_run or _launched()):
+        alone = "--dry-run estimates one run" if dry_run else "a launcher starts the processes of one run"
+        raise click.UsageError(f"{alone}: leave --seeds out, or the other")
+    with _team() as team:
+        if team and not team.main:
+            _take_part(partial(load, config, overrides), team)
+            return
+        settings = load(config, overrides)
+        if seeds is not None:
+            wanted = list(range(settings.seed, settings.seed + seeds)) if isinstance(seeds, int) else seeds
+            _train_seeds(settings, wanted, output, (engine, ray_address, jobs, gpus), quiet=quiet)
+        else:
+            _train(ctx, settings, output, team, resume=resume, dry_run=dry_run, quiet=quiet, verbose=verbose)
+
+
+def _train(
+    ctx: click.Context,
+    settings: Config,
+    output: Path | None,
+    team: Team | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     GUARD.allow(settings.privacy.allow_hosts)
     from gpta_local.cli import console
     from gpta_local.record import folder as run_folder
@@ -101,7 +125,7 @@ def train(
                 run_folder.check_folder(folder)
         from gpta_local.run.loop import Run
 
-        run = Run(settings, observer, interrupt)
+        run = Run(settings, observer, interrupt, team=team)
         observer.note(_in_words(run))
         with closing(run.assistant):  # whatever happens, no adapter stays in a server
             if dry_run:
@@ -111,6 +135,29 @@ def train(
     console.show_result(result, str(folder))
     if nothing_usable(result):
         sys.exit(1)
+
+
+def _launched() -> bool:
+    """Whether this is one of several processes that `accelerate launch` or `torchrun` has started."""
+    return os.environ.keys() >= OF_A_LAUNCH and os.environ["WORLD_SIZE"] != "1"
+
+
+def _team() -> AbstractContextManager[Team | None]:
+    if not _launched():
+        return nullcontext()
+    from gpta_local.downstream.team import Team
+
+    return Team()
+
+
+def _take_part(settings: Callable[[], Config], team: Team) -> None:
+    """Be one of the other processes of a launch. The main one stops where it can be gone on from; we end with it."""
+    from gpta_local.run.loop import take_part
+    from gpta_local.system.interrupt import SIGNALS
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    take_part(settings, team)
 
 
 def _seeds(value: str | None) -> int | list[int] | None:

@@ -21,6 +21,7 @@ from transformers import get_linear_schedule_with_warmup
 from gpta_local.config import TrainingConfig
 from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel, SentenceClassifier
+from gpta_local.downstream.team import Order, Team
 from gpta_local.downstream.tokenization import EncodedRow
 from gpta_local.errors import LOWER_RATES, TrainingError
 from gpta_local.record.checkpoints import Checkpoint
@@ -63,6 +64,9 @@ class Training:
     started from, embedded by the encoder as it is then. Its loss is added, and after the last step the head is the
     mean of both. A model that has not started from label texts is trained without.
 
+    With a `team` each of its processes takes its share of the rows of a step, and the gradients are added up: the same
+    steps on the same rows, but for the last digits and the dropout.
+
     `steps`: `total_steps`, or so many `times` as many. `losses`: one for each step taken, of the model's own head.
     `seconds`: spent on them.
     """
@@ -77,8 +81,9 @@ class Training:
         label_texts: bool = False,
         times: int = 1,
         weight_decay: float = WEIGHT_DECAY,
+        team: Team | None = None,
     ) -> None:
-        self.model, self._seed = model, seed
+        self.model, self._seed, self._team = model, seed, team
         self._anchored = model if label_texts and isinstance(model, SentenceClassifier) and model.label_rows else None
         anchored = self._anchored is not None
         self.batch_size = rows_of_a_step(config, label_texts=anchored)
@@ -113,6 +118,8 @@ class Training:
         Raises:
             TrainingError: if a loss, a gradient or then an output of the model is not a number.
         """
+        if self._team and self._team.main:
+            self._team.order(Order(prefix, steps, self.state()))
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         for left in reversed(range(steps)):
             started = time.monotonic()
@@ -128,7 +135,14 @@ class Training:
             if not left and not self.model.predict_logits(rows[: self.batch_size]).isfinite().all():
                 raise self._diverged("output of the model", math.nan)
             on_step(loss)
+        if self._team:
+            self._team.trained()
         return sum(self.losses[-steps:]) / steps
+
+    @property
+    def processes(self) -> int:
+        """That take a step together."""
+        return self._team.size if self._team else 1
 
     @property
     def done(self) -> int:
@@ -147,7 +161,7 @@ class Training:
         """All that `load` needs to go on as if there had been no pause; between two steps (`on_step`) it can be had.
         At the end that is the model alone."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self._weights().items()}
-        state: dict[str, Any] = {"losses": self.losses, "seconds": self.seconds}
+        state: dict[str, Any] = {"losses": self.losses, "seconds": self.seconds, "processes": self.processes}
         if self.done < self.steps:
             optimizer = self._optimizer.state_dict()
             for number, of_parameter in optimizer["state"].items():
@@ -184,6 +198,10 @@ class Training:
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
         with torch.random.fork_rng(self._gpus):
+            if self._team and not self._team.main:  # from the step alone: only the main process keeps a state
+                torch.manual_seed((self._seed * 2**24 + self.done) * self._team.size + self._team.rank)
+                yield
+                return
             torch.set_rng_state(self._random[0])
             for gpu, random_state in zip(self._gpus, self._random[1:], strict=True):
                 torch.cuda.set_rng_state(random_state, gpu)
@@ -195,6 +213,7 @@ class Training:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)]
 
     def _step(self, rows: Sequence[EncodedRow], batch: Sequence[int]) -> float:
+        batch, weight = self._team.share(batch) if self._team else (batch, 1.0)
         inputs = self.model.collate([rows[i] for i in batch])
         labels = torch.tensor([self._labels[i] for i in batch], device=self.model.device)  # (b,)
         if self._anchored is None:
@@ -207,10 +226,12 @@ class Training:
                 weights = self._anchored.label_weights(self._some_label_texts(self._anchored))  # (c, d)
             own = nn.functional.cross_entropy(self._anchored.head(features.float()), labels)
             loss = own + nn.functional.cross_entropy(features.float() @ weights.T, labels)
-        value = own.item()
-        if not math.isfinite(loss.item()):
-            raise self._diverged("training loss", loss.item())
-        self._accelerator.backward(loss)
+        value, whole = own.item(), loss.item()
+        self._accelerator.backward(weight * loss)
+        if self._team:
+            value = whole = self._team.add_up(weight * value, self.model.parameters())
+        if not math.isfinite(whole):
+            raise self._diverged("training loss", whole)
         length = self._accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
         if not math.isfinite(length):
             raise self._diverged("length of the gradient", float(length))

@@ -93,6 +93,11 @@ class FineTuner:
         training = self.plan.training(model, texts=texts)
         if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
+            if (before := checkpoint.state["processes"]) != training.processes:
+                self.observer.warn(
+                    f"this training was begun by {before} processes and goes on with {training.processes}: figures can "
+                    "differ from those of a run that was never stopped"
+                )
         return training
 
     def take_steps(self, training: Training, prefix: str, until: int, title: str, slot: str, first: int = 0) -> float:

@@ -7,8 +7,8 @@ done twice: each of the steps that ask, score, teach, train and measure looks th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from gpta_local.data.facts import facts
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.downstream.product import library_of, write_product
+from gpta_local.downstream.team import Team
 from gpta_local.downstream.tokenization import PrefixTokenizer, unfit_texts
+from gpta_local.errors import GptaError, TrainingError
 from gpta_local.knowledge.unusable import Judged
 from gpta_local.knowledge.unusable import why as why_unusable
 from gpta_local.observer import Observer
@@ -41,17 +43,47 @@ from gpta_local.tasks import open_task
 from gpta_local.tasks.base import Task
 
 
+def take_part(load: Callable[[], Config], team: Team) -> None:
+    """What the other processes of a launch do of a run: their share of each training that the main one orders. What is
+    wrong with the configuration, the data or a training the main one says.
+
+    Args:
+        load: the configuration.
+    """
+    try:
+        config = load()
+        task = open_task(config)
+        plan = Plan(config, task, task.splits(), task.card(), team)
+    except GptaError:
+        if team.next_order() is None:
+            return
+        raise  # the main one found nothing wrong
+    with suppress(TrainingError):
+        while order := team.next_order():
+            training = plan.training(task.build_plain())
+            training.load(order.state)
+            training.run(order.prefix, order.steps)
+
+
 class Run:
     """One run of `gpta-local train`. Making it reads and checks the data, builds the untrained
     model and asks the assistant whether it can answer; nothing is written before `run`."""
 
     def __init__(
-        self, config: Config, observer: Observer, interrupt: Interrupt | None = None, task: Task | None = None
+        self,
+        config: Config,
+        observer: Observer,
+        interrupt: Interrupt | None = None,
+        task: Task | None = None,
+        team: Team | None = None,
     ) -> None:
         self.observer, self.interrupt = observer, interrupt or Interrupt()
         check_trackers(config.tracking)
         task = task or open_task(config)
-        self.plan = Plan(config, task, task.splits(), task.card())
+        self.plan = Plan(config, task, task.splits(), task.card(), team)
+        if team:
+            what = "share its trainings" if self.plan.online else "few rows are trained on by one of them"
+            observer.note(f"{team.size} processes: {what}")
         for note in self.plan.splits.notes:
             self.observer.note(note)
         self.leak_scan = scan_of(config, task.texts(), self.plan.card)

@@ -21,6 +21,7 @@ from gpta_local.assistant.prompts import (
 from gpta_local.config import Config, ReplayAssistantConfig
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
+from gpta_local.downstream.team import Team
 from gpta_local.downstream.training import Training, total_steps
 from gpta_local.errors import ConfigError
 from gpta_local.knowledge import prefixes
@@ -42,6 +43,8 @@ class Plan:
     task: Task
     splits: Splits
     card: DatasetCard
+    team: Team | None = None
+    """The processes of a launch; they share the trainings on many rows."""
 
     @property
     def regime(self) -> Regime:
@@ -69,7 +72,8 @@ class Plan:
         if texts:
             settings = settings.model_copy(update={"steps": WITH_TEXTS * self.steps})
             rows = self.task.mixed(rows, texts)
-        return Training(model, rows, settings, seed=self.config.seed, label_texts=label_texts, times=times)
+        team = self.team if self.online else None
+        return Training(model, rows, settings, seed=self.config.seed, label_texts=label_texts, times=times, team=team)
 
     @property
     def example_texts(self) -> int:
