@@ -123,6 +123,14 @@ class TestPage:
         assert {text["label"] for text in shown} == {"bad", "good"}
         assert f"{made_up[0]['probability']:.2f}</td>\n<td>{'yes' if made_up[0]['kept'] else 'no'}</td>" in page
 
+    def test_loss_on_test_rows_is_shown_while_it_learns(self, run: Path, page: str, summary: dict[str, Any]) -> None:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        plain = next(line for line in lines if line["training"] == summary["arms"]["plain"]["training"])
+        assert [step for step, _ in plain["watched"]] == [0, 1, 2]
+        assert plain["watched"][-1][1] == pytest.approx(summary["arms"]["plain"]["loss"], abs=1e-4), "24 rows are all"
+        course = ", ".join(f"{step}: {loss:.3f}" for step, loss in plain["watched"])
+        assert f'<td>plain fine-tuning</td>\n<td style="text-align:left">{course}</td>' in page
+
     def test_audit_head_and_versions_are_told(self, page: str, summary: dict[str, Any]) -> None:
         assert summary["audit_head"] in page and "torch 2." in page
 

@@ -125,6 +125,41 @@ class TestRepetition:
         assert drawn[0] == drawn[1]
 
 
+class TestWatching:
+    """Rows that are only looked at meanwhile."""
+
+    @pytest.mark.parametrize("kind", ["bert", "sentence"])
+    def test_changes_neither_weights_nor_losses(self, kind: str, request: pytest.FixtureRequest) -> None:
+        request.getfixturevalue(kind)  # to be made it draws random numbers
+        found = []
+        for watch in ((), ROWS[:5]):
+            model = build(kind, request)
+            if isinstance(model, SentenceClassifier):
+                model.start_from_label_texts([["bad"], ["good"]], 4.0)
+            steps = Training(model, ROWS, TrainingConfig(steps=7), seed=0, label_texts=True, watch=watch)
+            steps.run("", 7)
+            found.append((weights(model), steps.losses))
+        assert all(torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0])
+        assert found[0][1] == found[1][1]
+        assert [step for step, _ in steps.watched] == [0, 1, 2, 4, 5, 7]
+        rows = model.tokenizer.encode(model.tokenizer.tokenise([row.texts for row in ROWS[:5]]), "")
+        labels = torch.tensor([row.label for row in ROWS[:5]])
+        last = torch.nn.functional.cross_entropy(model.predict_logits(rows), labels).item()
+        assert steps.watched[-1][1] == pytest.approx(last, abs=1e-5)
+
+    def test_goes_on_after_a_pause_and_looks_at_nothing_twice(self, request: pytest.FixtureRequest) -> None:
+        def begun() -> Training:
+            return Training(build("bert", request), ROWS, TrainingConfig(steps=6), seed=0, watch=ROWS[:3])
+
+        whole, first, second = begun(), begun(), begun()
+        whole.run("", 6)
+        first.run("", 3)
+        second.load(first.state())
+        second.run("", 3)
+        assert second.watched == whole.watched
+        assert [step for step, _ in whole.watched] == [0, 1, 2, 3, 4, 6]
+
+
 class TestBatches:
     def test_every_epoch_takes_every_row_once_in_another_order(self, model: DownstreamModel) -> None:
         batches = Batches(100, 8, model)

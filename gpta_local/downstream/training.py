@@ -38,6 +38,8 @@ WARMUP = 0.1
 """Share of the steps in which the learning rate rises; it falls linearly to 0 after."""
 MAX_GRAD_NORM = 1.0
 """These three are what is usual in fine-tuning BERT (Devlin et al. 2019)."""
+LOOKS = 5
+"""Parts of the steps, after each of which there is a look at the rows that are watched."""
 BUCKET = 32
 """Batches that are sorted by length together: little padding, order still random."""
 
@@ -68,7 +70,8 @@ class Training:
     steps on the same rows, but for the last digits and the dropout.
 
     `steps`: `total_steps`, or so many `times` as many. `losses`: one for each step taken, of the model's own head.
-    `seconds`: spent on them.
+    `seconds`: spent on them. `watched`: steps taken, and the loss on the rows `watch` of the model as it would be if
+    that were the end; before the first step and after each of five parts. Nothing depends on it.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Training:
         times: int = 1,
         weight_decay: float = WEIGHT_DECAY,
         team: Team | None = None,
+        watch: Sequence[Example] = (),
     ) -> None:
         self.model, self._seed, self._team = model, seed, team
         self._anchored = model if label_texts and isinstance(model, SentenceClassifier) and model.label_rows else None
@@ -89,6 +93,7 @@ class Training:
         self.batch_size = rows_of_a_step(config, label_texts=anchored)
         self.steps = times * total_steps(config, len(examples), label_texts=anchored)
         self.losses: list[float] = []
+        self.watched: list[tuple[int, float]] = []
         self.seconds = 0.0
         device = model.device
         self._gpus = [device] if device.type == "cuda" else []
@@ -98,6 +103,8 @@ class Training:
         )
         self._labels = [example.label for example in examples]
         self._tokenised = model.tokenizer.tokenise([example.texts for example in examples])
+        self._watch = watch
+        self._looks = {self.steps * part // LOOKS for part in range(LOOKS + 1)} if watch else set()
         with torch.random.fork_rng(self._gpus):
             torch.manual_seed(seed)
             self._random = self._random_states()
@@ -121,6 +128,8 @@ class Training:
         if self._team and self._team.main:
             self._team.order(Order(prefix, steps, self.state()))
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
+        if not self.done:
+            self._look(prefix)
         for left in reversed(range(steps)):
             started = time.monotonic()
             self.model.train()
@@ -134,6 +143,7 @@ class Training:
             # no loss tells of the last step, after which all is written
             if not left and not self.model.predict_logits(rows[: self.batch_size]).isfinite().all():
                 raise self._diverged("output of the model", math.nan)
+            self._look(prefix)
             on_step(loss)
         if self._team:
             self._team.trained()
@@ -157,11 +167,26 @@ class Training:
         yield
         self.model.head.load_state_dict(head)
 
+    def _look(self, prefix: str) -> None:
+        if self.done in self._looks:
+            rows = self.model.tokenizer.encode(
+                self.model.tokenizer.tokenise([row.texts for row in self._watch]), prefix
+            )
+            with self.as_if_ended():
+                logits = self.model.predict_logits(rows).float()  # (n, c)
+            labels = torch.tensor([row.label for row in self._watch], device=logits.device)  # (n,)
+            self.watched.append((self.done, nn.functional.cross_entropy(logits, labels).item()))
+
     def state(self) -> Checkpoint:
         """All that `load` needs to go on as if there had been no pause; between two steps (`on_step`) it can be had.
         At the end that is the model alone."""
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self._weights().items()}
-        state: dict[str, Any] = {"losses": self.losses, "seconds": self.seconds, "processes": self.processes}
+        state: dict[str, Any] = {
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "watched": self.watched,
+            "processes": self.processes,
+        }
         if self.done < self.steps:
             optimizer = self._optimizer.state_dict()
             for number, of_parameter in optimizer["state"].items():
@@ -177,6 +202,7 @@ class Training:
             for name, tensor in self._weights().items():
                 tensor.copy_(tensors[f"model.{name}"])
         self.losses, self.seconds = state["losses"], state["seconds"]
+        self.watched = [(step, loss) for step, loss in state["watched"]]
         if self.done < self.steps:
             of_parameters: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():

@@ -191,16 +191,30 @@ class Journal(History):
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
         write_whole(self.folder / run_folder.PREDICTIONS_FILE, "".join(lines))
 
-    def add_losses(self, title: str, training: str, prefix: str, losses: Sequence[float]) -> None:
+    def add_losses(
+        self,
+        title: str,
+        training: str,
+        prefix: str,
+        losses: Sequence[float],
+        watched: Sequence[tuple[int, float]],
+    ) -> None:
         """A line of `metrics.jsonl`, once for each title.
 
         Args:
             training: of which these are steps; a search has steps in each round.
+            watched: steps of the training, and the loss after each on rows that it does not see.
         """
         if title in self._titles:
             return
         self._titles.add(title)
-        line = {"title": title, "training": training, "prefix": prefix, "losses": [round(loss, 6) for loss in losses]}
+        line = {
+            "title": title,
+            "training": training,
+            "prefix": prefix,
+            "losses": [round(loss, 6) for loss in losses],
+            "watched": [(step, round(loss, 6)) for step, loss in watched],
+        }
         with (self.folder / run_folder.METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()

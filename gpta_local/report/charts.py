@@ -79,10 +79,16 @@ def reliability(before: Bins, after: Bins | None) -> str:
     return as_svg(figure, "reliability")
 
 
-def losses(courses: Mapping[str, Sequence[float]], measured: Mapping[str, float]) -> str:
-    """The loss of the training steps, ours in colour, and at its end the loss on the rows that it is measured on.
+def losses(
+    courses: Mapping[str, Sequence[float]],
+    watched: Mapping[str, Sequence[tuple[int, float]]],
+    measured: Mapping[str, float],
+) -> str:
+    """The loss of the training steps, ours in colour, and that on rows that the model is measured on: after some steps
+    on a part of them, and in the end on all.
 
     Args:
+        watched: by the names of the courses, steps and the loss after each.
         measured: by the names of the courses, those of which it is known.
     """
     figure, panel = _figure(2.9)
@@ -91,6 +97,8 @@ def losses(courses: Mapping[str, Sequence[float]], measured: Mapping[str, float]
         parts = [course[start : start + size] for start in range(0, len(course), size)]
         ends = [min(len(course), (number + 1) * size) for number in range(len(parts))]
         panel.plot(ends, [sum(part) / len(part) for part in parts], "-", color=colour, label=f"{name}, training rows")
+        if name in watched:
+            panel.plot(*zip(*watched[name], strict=True), "o--", color=colour, markersize=3, label=f"{name}, watched")
         if name in measured:
             panel.plot(len(course), measured[name], "D", color=colour, markersize=5, clip_on=False)
             panel.plot([], [], "D", color=colour, markersize=5, label=f"{name}, when measured")

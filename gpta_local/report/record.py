@@ -31,7 +31,8 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """`losses`: of each training, by its name in `metrics.jsonl`. `prefixes`: from best to worst. `purged`: when the
+    """`losses`: of each training, by its name in `metrics.jsonl`; `watched`: its steps, and the loss after each on some
+    of the rows that the run is measured on. `prefixes`: from best to worst. `purged`: when the
     assistant's texts were, or ""."""
 
     summary: dict[str, Any]
@@ -39,6 +40,7 @@ class RunRecord:
     assistant: str
     environment: list[tuple[str, str]]
     losses: dict[str, list[float]]
+    watched: dict[str, list[tuple[int, float]]]
     asked: dict[RequestKind, Asked]
     prefixes: list[ScoredPrefix]
     example_texts: list[ExampleText]
@@ -77,7 +79,8 @@ def read_record(run: Path) -> RunRecord:
             config=config,
             assistant=_assistant(history) or config.assistant.backend,
             environment=list(_environment(entries, config, summary)),
-            losses=_losses(run / run_folder.METRICS_FILE),
+            losses=_courses(run / run_folder.METRICS_FILE, "losses"),
+            watched=_courses(run / run_folder.METRICS_FILE, "watched"),
             asked=_asked(history),
             prefixes=sorted(history.scored(), key=lambda s: s.gain, reverse=True),
             example_texts=run_folder.example_texts(run),
@@ -95,10 +98,11 @@ def _environment(entries: list[AnyEntry], config: Config, summary: dict[str, Any
     yield "seed", str(config.seed)
 
 
-def _losses(path: Path) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for training, losses in run_folder.json_lines(path, lambda line: (line["training"], line["losses"])):
-        found.setdefault(training, []).extend(losses)
+def _courses(path: Path, key: str) -> dict[str, list[Any]]:
+    """Of each training what stands under `key`."""
+    found: dict[str, list[Any]] = {}
+    for training, values in run_folder.json_lines(path, lambda line: (line["training"], line[key])):
+        found.setdefault(training, []).extend(values)
     return found
 
 

@@ -194,11 +194,13 @@ def _learning(record: RunRecord) -> Iterator[Block]:
     yield "## How it learnt"
     split = record.summary["evaluated_on"]
     courses = {name: record.losses[arm["training"]] for name, arm in arms.items()}
+    watched = {name: record.watched[arm["training"]] for name, arm in arms.items() if record.watched[arm["training"]]}
     yield Picture(
-        f"The loss of the training steps, on the rows of each step, and the loss on the {split} rows at the end.",
+        f"The loss of the training steps, on the rows of each step; on some of the {split} rows, which were watched "
+        "meanwhile; and on all of them in the end.",
         "losses",
-        charts.losses(courses, {name: arm["loss"] for name, arm in arms.items()}),
-        "The figures are in the table below.",
+        charts.losses(courses, watched, {name: arm["loss"] for name, arm in arms.items()}),
+        "The figures are in the tables below.",
     )
     yield as_table(
         f"Losses in nats. A loss on {split} rows far above that on training rows: the model knows its rows by heart.",
@@ -215,6 +217,14 @@ def _learning(record: RunRecord) -> Iterator[Block]:
             for name, arm in arms.items()
         ],
     )
+    if watched:
+        yield as_table(
+            f"The loss on the {split} rows that were watched, after so many steps. Nothing was chosen by it. A model "
+            "that was then averaged with another ends elsewhere.",
+            ("model", "steps: loss"),
+            [(name, ", ".join(f"{step}: {loss:.3f}" for step, loss in course)) for name, course in watched.items()],
+            words=(1,),
+        )
 
 
 # ── where it comes from ─────────────────────────────────────────────────────────────────────────

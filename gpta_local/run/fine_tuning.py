@@ -90,7 +90,8 @@ class FineTuner:
 
     def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = ()) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        training = self.plan.training(model, texts=texts)
+        watch = () if slot == FIRST_TEXTS else self.plan.watched
+        training = self.plan.training(model, texts=texts, watch=watch)
         if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
             if (before := checkpoint.state["processes"]) != training.processes:
@@ -119,7 +120,8 @@ class FineTuner:
             with self.interrupt.held():
                 training.run(prefix, left, on_step)
         losses = training.losses[first:until]
-        self.journal.add_losses(title, slot, prefix, losses)
+        watched = [(step, loss) for step, loss in training.watched if step <= until and (step > first or not first)]
+        self.journal.add_losses(title, slot, prefix, losses, watched)
         return sum(losses) / len(losses)
 
     def take_share(self, training: Training, entry: Round) -> None:

@@ -19,6 +19,7 @@ from gpta_local.assistant.prompts import (
     reply_room,
 )
 from gpta_local.config import Config, ReplayAssistantConfig
+from gpta_local.data.examples import Example
 from gpta_local.data.splits import Splits
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.team import Team
@@ -33,6 +34,8 @@ from gpta_local.tasks.base import Task
 EXAMPLE_TEXTS, OF_ALL_LABELS = 32, 640
 """Of each label: with one plain request, four replies of eight. Of more than twenty labels fewer, down to one reply
 each, or the asking would take most of an hour on two cores."""
+WATCHED = 64
+"""Rows on which the course of a training is watched: few, as it is only shown."""
 WITH_TEXTS = 2
 """Times the steps of a training with example texts among the rows: there is as much again to learn (docs/LOG.md)."""
 
@@ -65,15 +68,39 @@ class Plan:
     def _label_texts_go_along(self) -> bool:
         return self.config.training.label_text_loss and not self.online
 
-    def training(self, model: DownstreamModel, times: int = 1, texts: Sequence[ExampleText] = ()) -> Training:
+    def training(
+        self,
+        model: DownstreamModel,
+        times: int = 1,
+        texts: Sequence[ExampleText] = (),
+        watch: Sequence[Example] = (),
+    ) -> Training:
         """A model's fine-tuning on the training rows as the configuration says, or with so many times the steps; with
-        example texts among the rows it takes twice as many."""
+        example texts among the rows it takes twice as many.
+
+        Args:
+            watch: rows on which its course is shown.
+        """
         settings, rows, label_texts = self.config.training, self.splits.train, self._label_texts_go_along
         if texts:
             settings = settings.model_copy(update={"steps": WITH_TEXTS * self.steps})
             rows = self.task.mixed(rows, texts)
-        team = self.team if self.online else None
-        return Training(model, rows, settings, seed=self.config.seed, label_texts=label_texts, times=times, team=team)
+        return Training(
+            model,
+            rows,
+            settings,
+            seed=self.config.seed,
+            label_texts=label_texts,
+            times=times,
+            watch=watch,
+            team=self.team if self.online else None,
+        )
+
+    @property
+    def watched(self) -> Sequence[Example]:
+        """Some of the rows that the run is measured on, evenly spread over them."""
+        rows = self.splits.test or self.splits.validation
+        return rows[:: -(-len(rows) // WATCHED)] if rows else ()
 
     @property
     def example_texts(self) -> int:
