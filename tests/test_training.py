@@ -23,8 +23,8 @@ SETTINGS: dict[str, Any] = {"precision": "fp32", "batch_size": 8}
 
 
 def build(kind: str, request: pytest.FixtureRequest, classes: int = 2) -> DownstreamModel:
+    folder = request.getfixturevalue(kind)  # to be made it draws random numbers
     torch.manual_seed(0)
-    folder = request.getfixturevalue(kind)
     return (SequenceClassifier if kind in ("bert", "roberta") else SentenceClassifier)(folder, classes, None)
 
 
@@ -130,7 +130,6 @@ class TestWatching:
 
     @pytest.mark.parametrize("kind", ["bert", "sentence"])
     def test_changes_neither_weights_nor_losses(self, kind: str, request: pytest.FixtureRequest) -> None:
-        request.getfixturevalue(kind)  # to be made it draws random numbers
         found = []
         for watch in ((), ROWS[:5]):
             model = build(kind, request)
