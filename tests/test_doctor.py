@@ -417,14 +417,13 @@ class TestDialogueGradient:
         assert "1 prefixes, 1 sets of label texts" in look(path, server.assistant)
         assert self.taught(path).startswith("error: dialogue_gradient: a replay cannot be taught")
 
-    def test_several_gpus_are_an_error_for_a_local_assistant(
+    def test_where_several_gpus_are_visible_a_process_that_sees_one_trains(
         self, config: Config, llama: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = config({"assistant": {"model": str(llama)}, "dialogue_gradient": {}})
         assert self.taught(path) == "ok: the assistant is trained in this process -> "
         monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-        line = self.taught(path)
-        assert line.startswith("error: ") and "CUDA_VISIBLE_DEVICES=0" in line
+        assert self.taught(path).startswith("ok: the assistant is trained on ")
 
     def test_rank_that_the_server_takes_is_ok(self, config: Config, llama: Path) -> None:
         with FakeVLLM(llama) as endpoint:

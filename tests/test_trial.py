@@ -180,6 +180,16 @@ class TestStep:
         assert trials.shares(4) == [(None, 4)]
         assert greedy(assistant) == words
 
+    def test_where_several_gpus_are_visible_a_process_that_sees_one_trains(
+        self, chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+        monkeypatch.delattr("gpta_local.dialogue_gradient.trial.train_adapter")  # not in this process
+        assistant = LocalAssistant(str(chat_model), "cpu")
+        trials = AdapterTrials(assistant, configured({"model": str(chat_model)}, steps=2))
+        step, refused = self.step(trials, tmp_path)
+        assert not refused and trials.trial == tmp_path / step.adapter
+
     def test_configured_adapter_of_another_model_is_refused(self, chat_model: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"there is no adapter_config\.json"):
             AdapterTrials(LocalAssistant(str(chat_model), "cpu"), configured({"adapter": str(tmp_path)}))

@@ -16,12 +16,15 @@ import psutil
 import pytest
 from commands import assert_refused, invoke
 from servers import VLLM, group_of, members, section, serving
+from transformers import AutoModelForCausalLM
 
+from gpta_local.assistant.vllm_memory import GIB, Parallel, Sizes, check_cards, check_machine, sizes
 from gpta_local.assistant.vllm_server import Interpreter, VLLMServer, failure_reason, private_file
 from gpta_local.errors import InputError, ServerError
 from gpta_local.system.network import OFFLINE
 
-CPU, GPU = Interpreter(Path("python"), on_gpu=False), Interpreter(Path("python"), on_gpu=True)
+CARD = (75 * GIB, 80 * GIB)
+CPU, GPU = Interpreter(Path("python")), Interpreter(Path("python"), (CARD, CARD))
 
 PLAYED_VLLM = """
 import http.server, os, signal, subprocess, sys
@@ -113,6 +116,73 @@ def test_private_file_is_readable_by_its_owner_only_even_if_it_existed(tmp_path:
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.read_text() == "new\n"
     assert not file.exists()
+
+
+# How many cards, and how much memory
+
+
+def test_sizes_are_vllms_own_options() -> None:
+    made = server(interpreter=GPU, parallel=Parallel(tensor=2, data=4))
+    assert option(made.command, "--tensor-parallel-size") == "2" and option(made.command, "--data-parallel-size") == "4"
+    assert not any("parallel" in word for word in server(interpreter=GPU).command)
+
+
+def test_sizes_of_a_model_are_read_from_its_files(chat_model: Path) -> None:
+    found = sizes(chat_model, max_model_len=100)
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    config = model.config
+    assert found is not None and found.tokens == 100 and found.heads == config.num_attention_heads
+    assert found.weights == 2 * sum(weights.numel() for weights in model.parameters())
+    assert found.cache == 100 * 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def test_model_that_does_not_say_its_sizes_is_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    assert sizes(tmp_path) is None
+
+
+SEVEN_BILLION = Sizes(weights=14 * GIB, cache=2 * GIB, tokens=32768, heads=28)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "cards", "words"),
+    [
+        (Parallel(), [(15 * GIB, 16 * GIB)], "14.0 GiB of weights and 2.0 GiB for one request of 32768 tokens"),
+        (Parallel(tensor=2), [CARD], "1 × 2 GPUs are asked for, and vLLM's Python sees 1"),
+        (Parallel(data=3), [CARD, CARD], "3 × 1 GPUs are asked for"),
+        (Parallel(), [(20 * GIB, 80 * GIB)], "20.0 GiB of it are free.*at least 0.22 is needed"),
+        (Parallel(tensor=3), [CARD] * 3, "28 attention heads cannot be spread over 3"),
+    ],
+)
+def test_cards_that_are_too_few_or_too_small_are_told_before_the_start(
+    parallel: Parallel, cards: list[tuple[int, int]], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        check_cards("m", SEVEN_BILLION, parallel, cards, 0.9)
+
+
+def test_model_that_does_not_fit_on_a_card_fits_on_two() -> None:
+    check_cards("m", SEVEN_BILLION, Parallel(tensor=2), [(15 * GIB, 16 * GIB)] * 2, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "cache", "words"),
+    [
+        (Parallel(), 1.0, "max-model-len 16384 or less, or export VLLM_CPU_KVCACHE_SPACE=2"),
+        (Parallel(data=2), 2.0, "2 copies of 14.0 GiB of weights and 2 GiB of cache are needed, and 31.0 GiB are"),
+    ],
+)
+def test_machine_with_too_little_memory_is_told_before_the_start(parallel: Parallel, cache: float, words: str) -> None:
+    check_machine("m", SEVEN_BILLION, Parallel(), 2.0, available=31 * GIB)
+    with pytest.raises(InputError, match=words):
+        check_machine("m", SEVEN_BILLION, parallel, cache, available=31 * GIB)
+
+
+def test_vllms_options_for_other_sizes_are_not_judged(chat_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1000000")
+    with pytest.raises(InputError, match="GiB of cache are needed"):
+        server(chat_model)
+    server(chat_model, extra=("--quantization=fp8",))
 
 
 # The reason of a failure
@@ -227,7 +297,7 @@ def test_without_any_vllm_it_is_said_what_to_do(chat_model: Path, monkeypatch: p
 
 def start(folder: Path) -> VLLMServer:
     """One whose log is in this folder, to be entered."""
-    return server(interpreter=Interpreter(Path(sys.executable), on_gpu=False), log=folder / "vllm.log")
+    return server(interpreter=Interpreter(Path(sys.executable)), log=folder / "vllm.log")
 
 
 def gone(group: int, seconds: float = 10) -> bool:

@@ -15,7 +15,7 @@ import torch
 from gpta_local.assistant.decoding import continuations
 from gpta_local.errors import ModelError, first_line
 from gpta_local.record.cache import CompletionCache
-from gpta_local.schema import Ask, Completion, Request, Sampling
+from gpta_local.schema import Ask, Checked, Completion, Request, Sampling
 from gpta_local.system.adapters import adapter_digest, check_adapter
 from gpta_local.system.library import assistant_folder
 from gpta_local.system.manifests import model_digest
@@ -32,7 +32,7 @@ LINE_END = re.compile(r"\n|Ċ|<0x0A>")
 class LocalAssistant:
     """Loads the model when it is first needed, in bfloat16 where the hardware has it, in float32 elsewhere."""
 
-    checked = None
+    checked: Checked | None = None
     takes_adapters = True
     adapters_refused = ""
 

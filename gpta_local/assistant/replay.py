@@ -11,13 +11,13 @@ from gpta_local.record.history import (
     History,
     open_with_texts,
 )
-from gpta_local.schema import Ask, Completion, Request, RequestKind, Sampling
+from gpta_local.schema import Ask, Checked, Completion, Request, RequestKind, Sampling
 
 
 class ReplayAssistant:
     """Answers requests of each kind with the completions that the run recorded for that kind."""
 
-    checked = None
+    checked: Checked | None = None
     takes_adapters = False
     adapters_refused = "A recorded run cannot be taught: its completions are given"
 

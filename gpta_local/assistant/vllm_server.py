@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -19,12 +20,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from gpta_local.assistant.vllm_memory import OTHER_SIZES, Parallel, check_cards, check_machine, sizes
 from gpta_local.errors import InputError, OutputError, ServerError
 from gpta_local.system.files import owner_only
 from gpta_local.system.network import OFFLINE
@@ -53,6 +55,8 @@ REFUSED = {
     "--model": OURS,
     "--port": OURS,
     "--served-model-name": "it is the option --name, before the --",
+    "--tensor-parallel-size": "it is the option --tensor-parallel, before the --",
+    "--data-parallel-size": "it is the option --data-parallel, before the --",
 }
 """Arguments of vLLM that are not passed on, and why."""
 
@@ -78,7 +82,7 @@ _ASK = (
     "import importlib.util, sys\n"
     "if importlib.util.find_spec('vllm') is None: sys.exit('vllm is not installed there')\n"
     "import torch\n"
-    "print('gpu' if torch.cuda.is_available() else 'cpu')"
+    "print([torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())])"
 )
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -86,10 +90,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that has vLLM, and whether it would run it on a GPU."""
+    """A Python that has vLLM, and the GPUs that it would run it on: bytes free and bytes of all of each."""
 
     path: Path
-    on_gpu: bool
+    gpus: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.gpus)
 
 
 def find_interpreter(path: Path | None = None) -> Interpreter:
@@ -114,7 +122,8 @@ def find_interpreter(path: Path | None = None) -> Interpreter:
     if asked.returncode != 0:
         said = (asked.stderr.strip().splitlines() or [f"status {asked.returncode}"])[-1]
         raise InputError(f"this Python cannot run vLLM: {said}", where=str(path), fix=fix)
-    return Interpreter(path, on_gpu=asked.stdout.split()[-1:] == ["gpu"])
+    found = json.loads(asked.stdout.splitlines()[-1].replace("(", "[").replace(")", "]"))
+    return Interpreter(path, tuple((free, whole) for free, whole in found))
 
 
 class VLLMServer:
@@ -135,10 +144,11 @@ class VLLMServer:
             be loaded while it runs. None: no adapters.
         max_model_len: tokens of a request and its completion; None takes the model's own limit.
         gpu_memory_utilization: the part of the GPU's memory that vLLM takes for itself.
+        parallel: how many GPUs, or on a CPU processes, the model is spread over, and copies of it.
         extra: further arguments of vLLM; they win over ours.
 
     Raises:
-        InputError: if one of these cannot be used.
+        InputError: if one of these cannot be used, or the memory is too small.
     """
 
     def __init__(
@@ -153,6 +163,7 @@ class VLLMServer:
         lora_rank: int | None = 16,
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
+        parallel: Parallel = Parallel(),  # noqa: B008  it is frozen
         extra: Sequence[str] = (),
     ) -> None:
         _check_extra(extra)
@@ -167,6 +178,9 @@ class VLLMServer:
             self.command += ["--max-lora-rank", str(allowed_rank(lora_rank))]
         if max_model_len is not None:
             self.command += ["--max-model-len", str(max_model_len)]
+        for kind, size in (("tensor", parallel.tensor), ("data", parallel.data)):
+            if size > 1:
+                self.command += [f"--{kind}-parallel-size", str(size)]
         if interpreter.on_gpu:
             self.command += ["--gpu-memory-utilization", str(gpu_memory_utilization)]
         else:
@@ -178,6 +192,11 @@ class VLLMServer:
         self.environment = tuning | inherited | PRIVATE | {"VLLM_API_KEY": api_key}
         if lora_rank is not None:
             self.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if (needed := sizes(folder, max_model_len)) and not _other_sizes(extra):
+            if interpreter.on_gpu:
+                check_cards(name, needed, parallel, interpreter.gpus, gpu_memory_utilization)
+            elif cache := _cache_of_cpu(self.environment):
+                check_machine(name, needed, parallel, cache)
 
     @property
     def base_url(self) -> str:
@@ -358,6 +377,19 @@ def allowed_rank(rank: int) -> int:
     if 0 < rank <= LORA_RANKS[-1]:
         return next(allowed for allowed in LORA_RANKS if allowed >= rank)
     raise InputError(f"vLLM takes adapters of a rank between 1 and {LORA_RANKS[-1]}", where=f"LoRA rank {rank}")
+
+
+def _cache_of_cpu(environment: Mapping[str, str]) -> float:
+    """GiB that the user, or we, give it; 0 where vLLM decides, or will say that it is no number."""
+    try:
+        return max(0.0, float(environment["VLLM_CPU_KVCACHE_SPACE"]))
+    except ValueError:
+        return 0.0
+
+
+def _other_sizes(extra: Sequence[str]) -> bool:
+    given = [argument.partition("=")[0].replace("_", "-") for argument in extra]
+    return any(argument in OTHER_SIZES for argument in given)
 
 
 def _check_extra(extra: Sequence[str]) -> None:

@@ -51,6 +51,10 @@ def assistant() -> None:
     show_default=True,
     help="vLLM's part of the GPU's memory. The dialogue gradient can train on the rest, should they share the GPU.",
 )
+@click.option(
+    "--tensor-parallel", default=1, type=click.IntRange(1), help="GPUs that each copy of the model is spread over."
+)
+@click.option("--data-parallel", default=1, type=click.IntRange(1), help="Copies of the model that share the requests.")
 @click.option("--start-seconds", default=600.0, show_default=True, help="How long to wait until it is ready.")
 def serve(
     model: str,
@@ -64,6 +68,8 @@ def serve(
     max_lora_rank: int,
     no_lora: bool,
     gpu_memory_utilization: float,
+    tensor_parallel: int,
+    data_parallel: int,
     start_seconds: float,
 ) -> None:
     """Serve MODEL by vLLM on this machine until Ctrl-C.
@@ -76,6 +82,7 @@ def serve(
     """
     import yaml
 
+    from gpta_local.assistant.vllm_memory import Parallel
     from gpta_local.assistant.vllm_server import VLLMServer, find_interpreter, private_file
     from gpta_local.system.library import assistant_folder
 
@@ -92,6 +99,7 @@ def serve(
         lora_rank=None if no_lora else max_lora_rank,
         max_model_len=max_model_len,
         gpu_memory_utilization=gpu_memory_utilization,
+        parallel=Parallel(tensor_parallel, data_parallel),
         extra=vllm_arguments,
     )
     section = {"backend": "vllm", "model": server.name, "base_url": server.base_url, "api_key_env": api_key_env}

@@ -26,6 +26,7 @@ from gpta_local.dialogue_gradient.train import Reward, train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
+from gpta_local.system.library import assistant_folder
 from gpta_local.system.manifests import verify_manifest
 from gpta_local.system.models import checked_folder
 
@@ -117,11 +118,11 @@ class AdapterTrials:
             "reward": reward,
             "on_step": on_step,
         }
-        if isinstance(self._assistant, LocalAssistant):
+        if self._weights is None:
+            assert isinstance(self._assistant, LocalAssistant)
             step = train_adapter(*self._assistant.base(), dialogues, self._config, folder, **settings)
             self._assistant.use_adapter(self.trusted)
         else:
-            assert self._weights is not None
             step = train_in_process_of_its_own(self._weights, dialogues, self._config, folder, **settings)
         try:
             self._assistant.use_adapter(folder)
@@ -132,7 +133,8 @@ class AdapterTrials:
 
 
 def weights_to_train(assistant: Assistant, config: AssistantConfig) -> Path | None:
-    """The folder of the base model to train; None where the model itself is in this process.
+    """The folder of the base model that a process of its own trains; None where the model itself is in this one and can
+    be trained here. Where several GPUs are visible TRL would refuse: the other process sees one.
 
     Raises:
         ConfigError: the assistant cannot be trained here.
@@ -140,13 +142,8 @@ def weights_to_train(assistant: Assistant, config: AssistantConfig) -> Path | No
     if isinstance(config, LocalAssistantConfig):
         import torch
 
-        if config.device != "cpu" and torch.cuda.device_count() > 1:
-            raise ConfigError(
-                "several GPUs are visible, and the dialogue gradient of a local assistant runs on one",
-                where="dialogue_gradient",
-                fix="Show it one: CUDA_VISIBLE_DEVICES=0 gpta-local train ...",
-            )
-        return None
+        several = config.device != "cpu" and torch.cuda.device_count() > 1
+        return assistant_folder(config.model) if several else None
     if isinstance(config, ReplayAssistantConfig):
         raise ConfigError(
             "a replay cannot be taught",
