@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,23 @@ def test_completion_knows_the_commands() -> None:
     assert words == ["predict"]
 
 
-@pytest.mark.parametrize("name", ["train", "init", "predict", "evaluate", "export", "doctor", "schema"])
-def test_help_ends_with_examples_of_options_that_there_are(name: str) -> None:
-    command = main.commands[name]
-    text = invoke(name, "--help").stdout
-    examples = [line.strip() for line in text.splitlines() if f"gpta-local {name}" in line and "Usage" not in line]
+def all_commands(group: click.Group, *words: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from all_commands(command, *words, name)
+        else:
+            yield (*words, name)
+
+
+@pytest.mark.parametrize("words", list(all_commands(main)), ids=" ".join)
+def test_help_ends_with_examples_of_options_that_there_are(words: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    text = invoke(*words, "--help").stdout
+    called = " ".join(("gpta-local", *words))
+    examples = [line.strip() for line in text.splitlines() if called in line and "Usage" not in line]
     assert examples and max(map(len, text.splitlines())) <= 80
     known = {option for parameter in command.params for option in parameter.opts if isinstance(parameter, click.Option)}
     assert {word for line in examples for word in line.split() if word.startswith("--")} <= known

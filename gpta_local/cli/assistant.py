@@ -79,6 +79,11 @@ def serve(
 
     It answers on 127.0.0.1 only. That is its protection against others: the key guards only what is
     below /v1, and whoever has an account on this machine can reach the rest.
+
+    \b
+    Examples:
+      gpta-local assistant serve Qwen2.5-Coder-1.5B-Instruct
+      gpta-local assistant serve /models/own-model --port 8001
     """
     import yaml
 
@@ -155,6 +160,10 @@ def tune(
 
     The adapter goes into `assistant.adapter` of the next configuration. No row is read: a run's history
     holds prefixes, label texts and their gains.
+
+    \b
+    Example:
+      gpta-local assistant tune runs/FIRST runs/SECOND --output adapter
     """
     from gpta_local.cli import console
     from gpta_local.config import dialogue_gradient
@@ -210,6 +219,10 @@ def evaluate(
 
     The hit rate is the share of proposals that are new and gain more than the best prefix shown. All
     assistants are shown the same history and scored on the same training rows.
+
+    \b
+    Example:
+      gpta-local assistant evaluate config.yaml --adapter adapter --samples 3
     """
     import json
 

@@ -34,6 +34,11 @@ def verify(run: Path, head: str) -> None:
 
     Exit code 0 if all is in order, 1 if anything is not. That the end was cut off together with the
     summary, or that all was written anew, can be seen only with --head.
+
+    \b
+    Examples:
+      gpta-local audit verify runs/NAME
+      gpta-local audit verify runs/NAME --head HASH
     """
     from gpta_local.record.verification import verify as check
     from gpta_local.record.view import printable
@@ -57,7 +62,12 @@ def verify(run: Path, head: str) -> None:
 @click.argument("run", type=PATH)
 @click.option("--full", is_flag=True, help="Show the texts of requests and completions, from the history.")
 def show(run: Path, full: bool) -> None:
-    """Print the audit log of RUN, a line for each entry."""
+    """Print the audit log of RUN, a line for each entry.
+
+    \b
+    Example:
+      gpta-local audit show runs/NAME --full
+    """
     from gpta_local.record import view
 
     for line in view.lines(run, full=full):
@@ -72,6 +82,10 @@ def purge(run: Path, yes: bool) -> None:
 
     What they say stays nowhere in the run but in the prefix that the model ships. Copies elsewhere
     (exports, backups, the log of a server) are not reached.
+
+    \b
+    Example:
+      gpta-local purge runs/NAME
     """
     from gpta_local.record import purge as purging
     from gpta_local.record.history import open_existing

@@ -32,6 +32,11 @@ def benchmark(
 
     Each trial is one thread. What was finished is kept: the same command goes on where it was stopped, and tries
     again what failed.
+
+    \b
+    Examples:
+      gpta-local benchmark configs/benchmark/quick.yaml --jobs 2
+      gpta-local benchmark configs/benchmark/suite.yaml --report-only
     """
     from gpta_local.benchmark import suite as suites
 

@@ -61,6 +61,10 @@ def create(
     It holds the wheels of gpta-local and of all that it needs, the models and configurations named, a bill
     of materials, and an installer that needs nothing but Python. It never holds rows: take the data there
     by the way that you take private data.
+
+    \b
+    Example:
+      gpta-local bundle create OUT.tar --extra demo --config config.yaml
     """
     from gpta_local.bundle.creation import create, sidecar
 
@@ -97,6 +101,10 @@ def verify(archive: Path, sha256: str | None) -> None:
 
     Without --sha256 and without a file BUNDLE.tar.sha256 beside it, the bundle is checked against its own
     manifest only. That finds damage, but not a person who wrote a new manifest as well.
+
+    \b
+    Example:
+      gpta-local bundle verify BUNDLE.tar
     """
     from gpta_local.bundle.install import describe, verify
 
@@ -114,6 +122,10 @@ def install(archive: Path, target: Path, sha256: str | None) -> None:
     A machine without gpta-local does the same by the bundle's own installer:
 
         tar -xf BUNDLE.tar install.py && python3 install.py BUNDLE.tar TARGET
+
+    \b
+    Example:
+      gpta-local bundle install BUNDLE.tar /opt/gpta-local
     """
     from gpta_local.bundle.install import install
 

@@ -46,6 +46,11 @@ def check(run: Path, count: int, as_json: bool) -> None:
     """List the training rows of RUN whose label is doubtful, the most doubtful first.
 
     Each row is judged by a model that was fitted without it. No row's text is printed: look it up by its place.
+
+    \b
+    Examples:
+      gpta-local check runs/NAME
+      gpta-local check runs/NAME -n 20 --json
     """
     from gpta_local.labelling.doubts import check
 

@@ -179,7 +179,12 @@ def evaluate(run: Path, data: Path | None, as_json: bool, overrides: tuple[str, 
 @click.argument("run", type=PATH)
 @click.option("--best", default=20, show_default=True, help="Prefixes to show.")
 def history(run: Path, best: int) -> None:
-    """Show the rounds of RUN, the adapters of its assistant, and its prefixes from best to worst."""
+    """Show the rounds of RUN, the adapters of its assistant, and its prefixes from best to worst.
+
+    \b
+    Example:
+      gpta-local history runs/NAME --best 5
+    """
     from gpta_local.record.history import open_existing
 
     record = open_existing(run)

@@ -16,7 +16,12 @@ def models() -> None:
 
 @models.command("list")
 def list_() -> None:
-    """Show the models that are known to work, and those that were added."""
+    """Show the models that are known to work, and those that were added.
+
+    \b
+    Example:
+      gpta-local models list
+    """
     from gpta_local.system.catalogue import read_catalogue
     from gpta_local.system.library import names, state
 
@@ -41,6 +46,11 @@ def add(model: str) -> None:
 
     The folder goes to $XDG_DATA_HOME/gpta-local/models, by default ~/.local/share/gpta-local/models. Only you
     can read it, and it is there whole or not at all.
+
+    \b
+    Examples:
+      gpta-local models add SmolLM2-135M-Instruct
+      gpta-local models add own-model.gguf
     """
     from gpta_local.system import library
     from gpta_local.system.catalogue import read_catalogue
@@ -70,7 +80,12 @@ def add(model: str) -> None:
 @models.command()
 @click.argument("name", required=False)
 def verify(name: str | None) -> None:
-    """Compare every file of a model with its SHA256SUMS; without NAME, of all models that were added."""
+    """Compare every file of a model with its SHA256SUMS; without NAME, of all models that were added.
+
+    \b
+    Example:
+      gpta-local models verify
+    """
     from gpta_local.system.library import names, stored
 
     broken = []

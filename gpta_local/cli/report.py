@@ -21,6 +21,11 @@ def report(run: Path, with_rows: bool) -> None:
 
     --with-rows reads the rows that the run was measured on and writes report-with-rows.html with the mistakes of which
     the model is most sure.
+
+    \b
+    Examples:
+      gpta-local report runs/NAME
+      gpta-local report runs/NAME --with-rows
     """
     from gpta_local.report.run_report import write_report
 
@@ -37,6 +42,10 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
     Shows the accuracy of each on these rows, its difference from that of the first RUN, row by row and with its
     interval; what each took; and the settings in which they differ.
+
+    \b
+    Example:
+      gpta-local compare runs/FIRST runs/SECOND
     """
     from gpta_local.report.compare import compare_runs
 

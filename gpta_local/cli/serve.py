@@ -20,7 +20,9 @@ def serve(run: Path, port: int) -> None:
 
     \b
     Example:
-      curl 127.0.0.1:8008/predict -H 'content-type: application/json' -d '{"texts": ["When may I come?"]}'
+      gpta-local serve runs/NAME
+      curl 127.0.0.1:8008/predict -H 'content-type: application/json' \\
+        -d '{"texts": ["When may I come?"]}'
     """
     from gpta_local.downstream.product import open_product
     from gpta_local.serving.server import serve
