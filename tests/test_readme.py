@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +86,22 @@ def project(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("page", "number"), [(README, 0), (ROOT / "docs" / "python.md", 0), (ROOT / "docs" / "python.md", 1)]
-)
-def test_python_of_the_pages_runs(
-    page: Path, number: int, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from datetime import datetime
+PYTHON = {
+    "README": blocks(README, "python")[0],
+    "python.md, first": blocks(ROOT / "docs" / "python.md", "python")[0],
+    "python.md, second": blocks(ROOT / "docs" / "python.md", "python")[1],
+    "notebook": (ROOT / "docs" / "notebook.py").read_text(encoding="utf-8"),
+}
 
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_of_the_pages_runs(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from gpta_local.record import folder as run_folder
 
     monkeypatch.chdir(project)
-    stamp = iter(f"runs/{page.stem}-{number}-{turn}-{datetime.now():%f}" for turn in range(9))
-    monkeypatch.setattr(run_folder, "new", lambda config: Path(next(stamp)))
-    source = blocks(page, "python")[number]
-    ast.parse(source)
-    exec(compile(source, str(page), "exec"), {"__name__": "page"})
+    numbers = count()
+    monkeypatch.setattr(run_folder, "new", lambda config: Path(f"runs/{name}-{next(numbers)}"))
+    exec(compile(PYTHON[name], name, "exec"), {"__name__": "page"})
     assert capsys.readouterr().out.strip()
