@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 PAGE_TOOLS := .browser/installed
 
-.PHONY: install browser setfit vllm-env benchmark quickstart docs test test-fast kills soak fuzz lint types wheel clean
+.PHONY: install gpu browser setfit vllm-env benchmark quickstart docs test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
@@ -67,6 +67,11 @@ kills: install
 
 soak: install
 	$(BIN)/python -m pytest -s -m soak
+
+# Each path with a branch for GPUs, on the first card (meant to take less than eight minutes); GPTA_VLLM_PYTHON names
+# the Python of a vLLM for the test that shares the card with one.
+gpu: install
+	PYTHONPATH=tests $(BIN)/python -m pytest -m gpu -p gpu_table tests/test_gpu.py
 
 # Ten thousand broken inputs for each property (a quarter of an hour); the suite tries a hundred.
 fuzz: install
