@@ -142,6 +142,19 @@ class TestWhatIsLearnt:
         plain, weighted = (teach(assistant, tmp_path / method, method, equal) for method in ("sft", "weighted-sft"))
         assert weighted.losses == pytest.approx(plain.losses, rel=1e-5)
 
+    def test_loss_is_that_of_replies_that_are_read_alone(self, assistant: LocalAssistant, tmp_path: Path) -> None:
+        known = tmp_path / "known"  # it says different things of different requests
+        teach(assistant, known, "sft", steps=20, learning_rate=1e-2, batch_size=3)
+        step = teach(assistant, tmp_path / "001", "weighted-sft", start=known, steps=1, batch_size=3)
+        assistant.use_adapter(known)
+        losses, tokens = 0.0, 0
+        for entry in DIALOGUES:
+            reply = f"{entry.reply}</s>"
+            tokens += len(assistant._prompt(entry.request, 1, reply)) - len(assistant._prompt(entry.request, 1))
+            losses -= entry.weight * log_likelihood(assistant, reply, entry.request)
+        assert losses / tokens < 8, "the requests must matter"
+        assert step.losses[0] == pytest.approx(losses / tokens, rel=0.01)
+
     @pytest.mark.parametrize("method", ["dpo", "kto"])
     def test_better_reply_becomes_likelier_than_the_worse(
         self, assistant: LocalAssistant, tmp_path: Path, method: str
@@ -190,12 +203,12 @@ class TestWhatIsLearnt:
         assert greedy(assistant) == SENTENCE
 
 
-def log_likelihood(assistant: LocalAssistant, reply: str) -> float:
+def log_likelihood(assistant: LocalAssistant, reply: str, request: Request = DIALOGUES[0].request) -> float:
     model = assistant._adapted or assistant._load()[0]
-    start = len(assistant._prompt(DIALOGUES[0].request, 1))
-    ids = torch.tensor([assistant._prompt(DIALOGUES[0].request, 1, reply)])
+    start = len(assistant._prompt(request, 1))
+    ids = torch.tensor([assistant._prompt(request, 1, reply)])
     with torch.inference_mode():
-        log_probabilities = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        log_probabilities = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
     return float(log_probabilities.gather(1, ids[0, 1:, None])[start - 1 :].sum())
 
 

@@ -138,9 +138,7 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], repeats: int, pad: int) 
     """Token ids and mask (u · r, s), padded behind what all prompts share, and the cache of all but the last token."""
     from transformers import DynamicCache
 
-    shortest = min(map(len, prompts)) - 1
-    shared = next((i for i in range(shortest) if len({prompt[i] for prompt in prompts}) > 1), shortest)
-    shared = shared if shared >= LEAST_SHARED and len(prompts) > 1 else 0
+    shared = shared_beginning(prompts)
     width = max(map(len, prompts)) - shared
     rows = [[*prompt[:shared], *[pad] * (width - len(prompt) + shared), *prompt[shared:]] for prompt in prompts]
     marks = [[1] * shared + [0] * (width - len(p) + shared) + [1] * (len(p) - shared) for p in prompts]
@@ -161,6 +159,14 @@ def _read(model: Any, prompts: Sequence[Sequence[int]], repeats: int, pad: int) 
         )
     cache.batch_repeat_interleave(repeats)
     return ids.repeat_interleave(repeats, 0), mask.repeat_interleave(repeats, 0), cache
+
+
+def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, the last of the shortest not counted; 0 where a pass of their own is not
+    worth it."""
+    shortest = min(map(len, prompts)) - 1
+    shared = next((i for i in range(shortest) if len({prompt[i] for prompt in prompts}) > 1), shortest)
+    return shared if shared >= LEAST_SHARED and len(prompts) > 1 else 0
 
 
 def _drawn(logits: Tensor, temperature: float, top_p: float) -> Tensor:

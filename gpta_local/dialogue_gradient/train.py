@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpta_local.assistant.decoding import shared_beginning
 from gpta_local.assistant.local import chat
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
@@ -216,7 +217,8 @@ def _weighted(base: Any) -> Any:
         """Σ_j w_j · (−log P(reply_j | request_j)), over the number of reply tokens of the batch.
 
         Conversations are padded on the left, so that all replies end together and logits are computed
-        for the replies alone: a third of the time, and a small part of the memory.
+        for the replies alone: a third of the time, and a small part of the memory. What all requests of a
+        batch begin with is read once, unless activations are not kept (`gradient_checkpointing`).
         """
 
         def __init__(self, **arguments: Any) -> None:
@@ -224,23 +226,34 @@ def _weighted(base: Any) -> Any:
             padding = self.processing_class.pad_token_id
 
             def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-                ids = _padded([example["input_ids"] for example in examples], padding)  # (b, t)
-                mask = _padded([[1] * len(example["input_ids"]) for example in examples], 0)
-                labels = _padded([example["labels"] for example in examples], -100)
+                rows = [example["input_ids"] for example in examples]
+                starts = [next(n for n, label in enumerate(e["labels"]) if label != -100) for e in examples]
+                requests = [row[:start] for row, start in zip(rows, starts, strict=True)]
+                shared = 0 if self.args.gradient_checkpointing else shared_beginning(requests)
+                ids = _padded([row[shared:] for row in rows], padding)  # (b, t)
+                mask = _padded([[1] * len(row[shared:]) for row in rows], 0)
+                labels = _padded([example["labels"][shared:] for example in examples], -100)
                 weights = torch.tensor([example["weight"] for example in examples])  # (b,)
-                return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": weights}
+                beginning = torch.tensor([rows[0][:shared]], dtype=torch.long)  # (1, s)
+                given = {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": weights}
+                return given | {"beginning": beginning}
 
             self.data_collator = collate
 
         def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-            labels, mask = inputs["labels"], inputs["attention_mask"]
+            labels, mask, beginning = inputs["labels"], inputs["attention_mask"], inputs["beginning"]
             longest = int((labels != -100).sum(1).max())
+            shared, read = beginning.shape[1], None
+            if shared:
+                read = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+                read.batch_repeat_interleave(len(mask))
             logits = model(
                 input_ids=inputs["input_ids"],
-                attention_mask=mask,
-                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                attention_mask=torch.cat([mask.new_ones(len(mask), shared), mask], 1),
+                position_ids=shared + (mask.cumsum(1) - 1).clamp(min=0),
                 logits_to_keep=longest + 1,
-                use_cache=False,
+                past_key_values=read,
+                use_cache=bool(shared),
             ).logits[:, :-1]  # (b, longest, v)
             targets = labels[:, -longest:]
             losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
