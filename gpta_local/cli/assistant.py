@@ -159,7 +159,7 @@ def tune(
     """Teach an assistant what the histories of finished RUNs show.
 
     The adapter goes into `assistant.adapter` of the next configuration. No row is read: a run's history
-    holds prefixes, label texts and their gains.
+    holds prefixes, label texts, example texts and what they were worth.
 
     \b
     Example:
