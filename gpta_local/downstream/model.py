@@ -8,7 +8,7 @@ Shapes: b rows, s tokens, d features, c classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class DownstreamModel(nn.Module):
     network: nn.Module
     head: nn.Linear
     tokenizer: PrefixTokenizer
+    _stand_ins: Mapping[str, Tensor] | None = None
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
         """What the head reads: (b, d)."""
@@ -41,6 +42,21 @@ class DownstreamModel(nn.Module):
         """Logits (b, c)."""
         logits: Tensor = self.head(self.features(inputs))
         return logits
+
+    def run_network(self, inputs: dict[str, Tensor]) -> Any:
+        """The output of `network`."""
+        if self._stand_ins is None:
+            return self.network(**inputs)
+        return torch.func.functional_call(self.network, dict(self._stand_ins), kwargs=inputs)
+
+    @contextmanager
+    def in_place_of_weights(self, stand_ins: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run `network` with these tensors in place of its parameters of these names."""
+        self._stand_ins = stand_ins
+        try:
+            yield
+        finally:
+            self._stand_ins = None
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +141,7 @@ class SentenceClassifier(DownstreamModel):
         self.tokenizer = load_tokenizer(folder, self.network.config, max_length or config.get("max_seq_length"))
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        hidden = self.network(**inputs).last_hidden_state  # (b, s, d)
+        hidden = self.run_network(inputs).last_hidden_state.float()  # (b, s, d)
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (b, s, 1)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)  # (b, d)
         return nn.functional.normalize(pooled, dim=-1)
@@ -231,11 +247,11 @@ class SequenceClassifier(DownstreamModel):
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
         with self._head_inputs() as seen:
-            self.network(**inputs)
+            self.run_network(inputs)
         return seen[-1]
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = self.network(**inputs).logits
+        logits: Tensor = self.run_network(inputs).logits
         return logits
 
     def save(self, folder: Path, prefix: str, label_names: Sequence[str]) -> None:
@@ -277,8 +293,11 @@ def load_tokenizer(folder: Path, config: Any, max_length: int | None) -> PrefixT
 
 
 def _from_pretrained(kind: Any, folder: Path, **options: Any) -> nn.Module:
+    from gpta_local.downstream.lean import make_lean
+
     try:
         network: nn.Module = models.load_pretrained(kind, folder, dtype=torch.float32, **options)
+        make_lean(network)
     except Exception as exc:  # a broken folder raises OSError, ValueError, KeyError, SafetensorError, RuntimeError …
         raise ModelError(
             f"the model cannot be loaded: {first_line(exc)}", where=f"downstream.backbone ({folder})"

@@ -98,9 +98,8 @@ class Training:
         device = model.device
         self._gpus = [device] if device.type == "cuda" else []
         AcceleratorState._reset_state(reset_partial_state=True)  # another training of this process may differ
-        self._accelerator = Accelerator(
-            mixed_precision="bf16" if multiplies_in_bf16(config.precision, device) else "no", cpu=device.type == "cpu"
-        )
+        in_bf16, on_cpu = multiplies_in_bf16(config.precision, device), device.type == "cpu"
+        self._accelerator = Accelerator(mixed_precision="bf16" if in_bf16 and not on_cpu else "no", cpu=on_cpu)
         self._labels = [example.label for example in examples]
         self._tokenised = model.tokenizer.tokenise([example.texts for example in examples])
         self._watch = watch
@@ -112,6 +111,8 @@ class Training:
         self._lengths = [sum(len(text.ids) for text in row) for row in self._tokenised.alone]
         self._batches = self._endless_batches()
         optimizer = torch.optim.AdamW(self._parameter_groups(config, weight_decay), fused=True)
+        frozen = {n: p for n, p in model.network.named_parameters() if not p.requires_grad}
+        self._frozen_in_bf16 = {n: p.bfloat16() for n, p in frozen.items()} if in_bf16 and on_cpu else None
         warmup = round(WARMUP * self.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)  # type: ignore[no-untyped-call]  # no types
         self._optimizer, self._schedule = self._accelerator.prepare(optimizer, schedule)
@@ -243,11 +244,11 @@ class Training:
         inputs = self.model.collate([rows[i] for i in batch])
         labels = torch.tensor([self._labels[i] for i in batch], device=self.model.device)  # (b,)
         if self._anchored is None:
-            with self._accelerator.autocast():
+            with self._lower_precision():
                 logits = self.model(inputs)  # (b, c)
             loss = own = nn.functional.cross_entropy(logits.float(), labels)
         else:
-            with self._accelerator.autocast():
+            with self._lower_precision():
                 features = self._anchored.features(inputs)  # (b, d)
                 weights = self._anchored.label_weights(self._some_label_texts(self._anchored))  # (c, d)
             own = nn.functional.cross_entropy(self._anchored.head(features.float()), labels)
@@ -265,6 +266,18 @@ class Training:
         self._schedule.step()
         self._optimizer.zero_grad()
         return value
+
+    @contextmanager
+    def _lower_precision(self) -> Iterator[None]:
+        """Compute in bfloat16, if so configured: on a CPU with copies of the network's weights, made for this step.
+        Autocast casts activations to and fro, which takes a fifth of a step there (docs/LOG.md)."""
+        if self._frozen_in_bf16 is None:
+            with self._accelerator.autocast():
+                yield
+            return
+        learning = {n: p.bfloat16() for n, p in self.model.network.named_parameters() if p.requires_grad}
+        with self.model.in_place_of_weights(learning | self._frozen_in_bf16):
+            yield
 
     def _some_label_texts(self, model: SentenceClassifier) -> list[int]:
         """Of which of its label texts the second head is made at this step; the same of each class."""
