@@ -6,6 +6,7 @@ VLLM_VENV := .venv-vllm
 PAGE_TOOLS := .browser/installed
 
 .PHONY: install gpu browser setfit vllm-env benchmark quickstart docs test test-fast kills soak fuzz lint types wheel clean
+.PHONY: install browser setfit vllm-env benchmark bench-speed quickstart docs test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
@@ -41,6 +42,10 @@ benchmark: setfit
 # Pages in build/docs; a link that leads nowhere fails.
 docs: install
 	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --quiet . build/docs
+
+# Training beside the Trainer of transformers, on one thread (minutes): docs/benchmarks/speed.md.
+bench-speed: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m gpta_local.benchmark.speed configs/benchmark/data docs/benchmarks/speed.md
 
 # Two tests at a time, each on one core; those of one server in one process, so that it starts once.
 test: setfit vllm-env $(PAGE_TOOLS)

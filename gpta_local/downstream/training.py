@@ -173,7 +173,7 @@ class Training:
             rows = self.model.tokenizer.encode(
                 self.model.tokenizer.tokenise([row.texts for row in self._watch]), prefix
             )
-            with self.as_if_ended():
+            with self.as_if_ended(), torch.no_grad(), self._lower_precision():
                 logits = self.model.predict_logits(rows).float()  # (n, c)
             labels = torch.tensor([row.label for row in self._watch], device=logits.device)  # (n,)
             self.watched.append((self.done, nn.functional.cross_entropy(logits, labels).item()))
