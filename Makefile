@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 PAGE_TOOLS := .browser/installed
 
-.PHONY: install gpu browser setfit vllm-env benchmark quickstart docs test test-fast kills soak fuzz lint types wheel clean
-.PHONY: install browser setfit vllm-env benchmark bench-speed quickstart docs test test-fast kills soak fuzz lint types wheel clean
+.PHONY: install gpu browser setfit vllm-env benchmark bench-speed quickstart docs test test-fast kills soak fuzz lint types wheel clean
 
 install: $(VENV)/installed
 
