@@ -7,7 +7,7 @@ row. What goes to an assistant is a `Request`, what comes back is a `Completion`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 RequestKind = Literal["label-texts", "example-texts", "prefix"]
@@ -81,13 +81,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The raw reply of an assistant. Token counts are None where the server does not say them."""
+    """The raw reply of an assistant. Token counts are None where the server does not say them.
+
+    `cached`: it was given to an earlier asking, and kept.
+    """
 
     text: str
     model: str
     finish_reason: str = "stop"
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

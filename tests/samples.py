@@ -131,7 +131,8 @@ def merge(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
-    """A configuration for `train.jsonl` beside it, changed."""
+    """A configuration for `train.jsonl` beside it, changed. Servers are asked anew: their ports are used again by
+    others."""
     content: dict[str, Any] = {
         "data": {"train": "train.jsonl"},
         "card": {"description": "What guests of a restaurant wrote about their visit."},
@@ -139,6 +140,8 @@ def write_config(path: Path, changes: Mapping[str, Any]) -> Path:
         "search": {"rounds": 1, "proposals": 3, "label_text_samples": 1, "max_prefix_tokens": 12},
         "training": {"steps": 2, "precision": "fp32"},
     }
+    if changes.get("assistant", {}).get("backend") in ("openai", "vllm"):
+        content["assistant"] = {"cache": False}
     path.write_text(yaml.safe_dump(merge(content, changes), allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
 

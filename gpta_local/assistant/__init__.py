@@ -39,6 +39,7 @@ def open_assistant(config: AssistantConfig) -> Assistant:
         return ReplayAssistant(Path(config.run))
     endpoint = config.model_dump(include={"base_url", "timeout", "max_retries", "concurrency", "extra_body"})
     endpoint["api_key"] = _key(config)
+    endpoint["cache"] = default_folder() if config.cache else None
     if isinstance(config, OpenAIAssistantConfig):
         from gpta_local.assistant.openai_api import OpenAIAssistant
 

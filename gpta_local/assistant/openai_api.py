@@ -31,6 +31,7 @@ from gpta_local.assistant.faults import (
 )
 from gpta_local.assistant.transport import LONGEST_ANSWER, BoundedTransport, Part, Value, map_in_threads
 from gpta_local.errors import AdapterRefused, EndpointError
+from gpta_local.record.cache import CompletionCache
 from gpta_local.schema import Ask, Checked, Completion, Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class OpenAIAssistant(ExplainedEndpoint):
             as the server's Retry-After says, up to 2 minutes.
         concurrency: requests in flight at once.
         extra_body: further fields of the request; they replace those of sampling, and None leaves one out.
+        cache: folder of what was answered before, used after `check`; None: everything is asked anew.
     """
 
     takes_adapters = False
@@ -109,6 +111,7 @@ class OpenAIAssistant(ExplainedEndpoint):
         max_retries: int,
         concurrency: int,
         extra_body: Mapping[str, Any] | None = None,
+        cache: Path | None = None,
     ) -> None:
         super().__init__(model, base_url, api_key, timeout, extra_body)
         self._max_retries = max_retries
@@ -117,6 +120,7 @@ class OpenAIAssistant(ExplainedEndpoint):
         self._traits: tuple[traits.Trait, ...] = ()
         self._most_choices = MAX_CHOICES
         self._all_alike = False
+        self._cache_folder = cache
         self.checked: Checked | None = None
         self._learning = threading.Lock()
         self._tell: Callable[[str], None] | None = None
@@ -154,7 +158,9 @@ class OpenAIAssistant(ExplainedEndpoint):
 
     def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """All HTTP requests of all asks are in flight together, as far as `concurrency` lets them."""
-        found = [self._kept_of(ask) for ask in asks]
+        cache = self._cache
+        known = [cache.known(ask) if cache else [] for ask in asks]
+        found = [dict(enumerate(before)) or self._kept_of(ask) for before, ask in zip(known, asks, strict=True)]
         while missing := [
             (number, *part)
             for number, ask in enumerate(asks)
@@ -169,7 +175,24 @@ class OpenAIAssistant(ExplainedEndpoint):
         if not self._all_alike and any(map(_all_alike, asks, drawn)):
             self._all_alike = True
             self._learnt(ALL_ALIKE)
+        for ask, before, completions in zip(asks, known, drawn, strict=True):
+            if cache and not before:
+                cache.keep(ask, completions)
         return drawn
+
+    @property
+    def _cache(self) -> CompletionCache | None:
+        """A server's model is known by its name alone, and only once the server has said it."""
+        if self._cache_folder is None or self.checked is None:
+            return None
+        served = self.checked.completions[0].model
+        answerer = [type(self).__name__, self._url, served, self._adapter, self._extra_body]
+        return CompletionCache(self._cache_folder, json.dumps(answerer, sort_keys=True))
+
+    @property
+    def _adapter(self) -> str:
+        """The digest of the adapter that answers; empty without one."""
+        return ""
 
     def _kept_of(self, ask: Ask) -> dict[int, Completion]:
         """The completions that the check has brought, by their numbers; each is given once."""

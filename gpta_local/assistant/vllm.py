@@ -21,7 +21,7 @@ from gpta_local.assistant.openai_api import PROBE, OpenAIAssistant
 from gpta_local.assistant.vllm_server import LORA_RANKS, allowed_rank
 from gpta_local.errors import AdapterRefused, AssistantError, EndpointError
 from gpta_local.schema import Ask, Completion, Request, Sampling
-from gpta_local.system.adapters import ADAPTER_CONFIG, check_adapter
+from gpta_local.system.adapters import ADAPTER_CONFIG, adapter_digest, check_adapter
 from gpta_local.system.models import checked_folder
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ class VLLMAssistant(OpenAIAssistant):
             self._loaded[folder] = self._load(folder)
         self._in_use = folder
         self._asked_for = self.name if folder is None else self._loaded[folder]
+
+    @property
+    def _adapter(self) -> str:
+        return adapter_digest(self._in_use) if self._in_use else ""
 
     def drop_adapter(self, folder: Path) -> None:
         """As in the protocol; one that is not loaded is dropped already.

@@ -131,7 +131,13 @@ class SamplingConfig(Section):
     for label texts. Models that think before they answer need more, such as 2048."""
 
 
-class LocalAssistantConfig(SamplingConfig):
+class AskedConfig(SamplingConfig):
+    cache: bool = True
+    """Keep what was answered, below ~/.cache/gpta-local, so that the same request with the same model and sampling is
+    answered at once the next time. Of a served model the address and the name that the server says are compared."""
+
+
+class LocalAssistantConfig(AskedConfig):
     """A causal LM with a chat template, run in this process by transformers."""
 
     backend: Literal["local"] = "local"
@@ -139,13 +145,10 @@ class LocalAssistantConfig(SamplingConfig):
     """A name of `gpta-local models list`, or a model folder."""
     adapter: str | None = None
     """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
-    cache: bool = True
-    """Keep what was answered, below ~/.cache/gpta-local, so that the same request with the same model and sampling is
-    answered at once the next time."""
     device: str = "auto"
 
 
-class EndpointConfig(SamplingConfig):
+class EndpointConfig(AskedConfig):
     model: str
     base_url: str = Field(pattern=r"^https?://")
     """Up to and including the version, as in http://127.0.0.1:8000/v1"""

@@ -161,10 +161,14 @@ class Audit:
             completions=_digests(sent.completions),
         )
 
-    def answered(self, request: int, completions: Sequence[Completion]) -> None:
+    def answered(self, request: int, completions: Sequence[Completion], cached: bool | None = None) -> None:
+        """
+        Args:
+            cached: whether they were kept from an earlier asking; None: not known.
+        """
         self.answered_requests.add(request)
         self._completions += len(completions)
-        self._append("completions", request=request, completions=_digests(completions))
+        self._append("completions", request=request, cached=cached, completions=_digests(completions))
 
     def wrote(self, folder: Path) -> None:
         """Record all files of a folder of the run: the model, or an adapter."""

@@ -1,7 +1,8 @@
 """What a model was asked and answered before. Knows files and digests, not models.
 
 An answer is kept under the digests of all that it depends on: model, adapter, request, sampling and count. So ten
-samples of a benchmark, or a second run with the same card, ask once. The files are their owner's alone.
+samples of a benchmark, or a second run with the same card, ask once. Of a served model the name stands for its weights,
+which its server can change. The files are their owner's alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CompletionCache:
-    """`answerer`: the digest of model and adapter."""
+    """`answerer`: what tells the model and its adapter from others."""
 
     folder: Path
     answerer: str
@@ -37,7 +38,7 @@ class CompletionCache:
         """The completions of an ask that was answered before; none if it was not, or the file is not whole."""
         try:
             kept = json.loads(self._path(ask).read_text(encoding="utf-8"))
-            found = [Completion(**completion) for completion in kept]
+            found = [Completion(**completion | {"cached": True}) for completion in kept]
         except (OSError, ValueError, TypeError):
             return []
         return found if len(found) == ask.n else []

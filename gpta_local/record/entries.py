@@ -128,10 +128,12 @@ class Asked(Entry):
 
 
 class Answered(Entry):
-    """What came back, in order: in the history the completions of `request` by their numbers."""
+    """What came back, in order: in the history the completions of `request` by their numbers. `cached`: whether they
+    were given to an earlier asking, and kept; None where the run was stopped before that was written."""
 
     event: Literal["completions"]
     request: int
+    cached: bool | None = None
     completions: list[CompletionDigest]
 
 

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ COMPLETION = "text, model, finish_reason, prompt_tokens, completion_tokens"
 SCORE = "prefix, gain, standard_error, loss, rows"
 FIGURES = "adapter, asked, fresh, hits, mean_gain"
 STEP = "adapter, method, dialogues, losses, seconds"
-"""The columns of a `Completion`, `ScoredPrefix`, `ProposalFigures`, `DialogueGradientStep`, in the order of fields."""
+"""The columns of a `Completion` (whether it was cached stands in the audit log), `ScoredPrefix`, `ProposalFigures`, `DialogueGradientStep`, in the order of fields."""
 
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
@@ -126,7 +127,11 @@ class History:
             db.executemany(
                 f"INSERT INTO completions (request_id, {COMPLETION}, outcome, result)"
                 " VALUES (?, ?, ?, ?, ?, ?, '', '')",
-                [(request, *astuple(completion)) for request, reply in answers.items() for completion in reply],
+                [
+                    (request, *attrgetter(*COMPLETION.split(", "))(c))
+                    for request, reply in answers.items()
+                    for c in reply
+                ],
             )
 
     def judge_completions(self, request: int, verdicts: Sequence[Outcome]) -> None:

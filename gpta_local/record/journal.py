@@ -126,7 +126,8 @@ class Journal(History):
             found |= answers
         for number in numbers:
             if number not in self.audit.answered_requests:
-                self.audit.answered(number, found[number])
+                cached = any(c.cached for c in found[number]) if number in waiting else None
+                self.audit.answered(number, found[number], cached)
         return [(number, found[number]) for number in numbers]
 
     def _question(self, round_number: int, ask: Ask, adapter: Path | None) -> tuple[int, list[Completion]]:

@@ -70,7 +70,8 @@ def _describe(entry: AnyEntry) -> str:
             return f"sent before this log: {entry.kind} × {entry.asked}, {size}; {len(entry.completions)} came back"
         case entries.Answered():
             characters = sum(completion.characters for completion in entry.completions)
-            return f"of request {entry.request}: {len(entry.completions)}, {characters} characters"
+            kept = ", kept from an earlier asking" if entry.cached else ""
+            return f"of request {entry.request}: {len(entry.completions)}, {characters} characters{kept}"
         case entries.Written():
             return f"{entry.folder}/: {_sizes(entry.files)}"
         case entries.Finished():

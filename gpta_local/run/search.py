@@ -243,6 +243,10 @@ class Search:
             asks.append(Ask(request, n, replace(sampling, temperature=temperature)))
         answered = self.journal.exchange(round_number, asks, adapter, self.assistant.complete_all)
         self.observer.advance()
+        kept = "replies are kept from an earlier asking (assistant.cache: false asks anew)"
+        if kept not in self.hinted and any(reply.cached for _, replies in answered for reply in replies):
+            self.hinted.add(kept)
+            self.observer.note(kept)
         return answered
 
     def end(self, number: int, why: EndpointError) -> None:
