@@ -104,7 +104,8 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class ExampleText:
-    """A text that the assistant made up for a label, and what a model of the real rows says of it.
+    """A text that the assistant, or the user (`own`), made up for a label, and what a model of the real rows says of
+    it.
 
     `probability`: of the label that was asked for. `kept`: whether that is the most probable one. Both are None until
     the text is judged.
@@ -114,6 +115,7 @@ class ExampleText:
     text: str
     probability: float | None = None
     kept: bool | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

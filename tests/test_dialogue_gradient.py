@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_models import CHAT_POSITIONS
 
 from gpta_local.assistant.local import LocalAssistant
-from gpta_local.assistant.prompts import read_prefix
+from gpta_local.assistant.prompts import read_prefixes
 from gpta_local.dialogue_gradient import train
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.dialogue_gradient.train import REPLY_TOKENS, Reward, train_adapter
@@ -318,7 +318,7 @@ class TestReward:
             scored.append(prefix)
             return np.array([1.0 - len(prefix) / 100 + row / 10 for row in rows])
 
-        reward = GainReward([], losses, [0, 1, 2], read=read_prefix)
+        reward = GainReward([], losses, [0, 1, 2], read=read_prefixes)
         teach(assistant, tmp_path / "001", "grpo", reward=reward, steps=3, batch_size=8)
         found = [entry.text for entry in reward.found]
         assert found and [*found] == scored[1:] and scored[0] == ""

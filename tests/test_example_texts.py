@@ -367,6 +367,44 @@ def test_own_prefix_that_cannot_be_used_is_one_message(
     assert message in str(caught.value)
 
 
+def test_own_example_texts_are_judged_like_those_of_the_assistant_which_is_not_shown_them(
+    train: Train, sentence: Path, tmp_path: Path
+) -> None:
+    own = {"bad": ["the soup was cold as a stone", "the soup  was cold as a stone"], "good": ["we loved the candles"]}
+    changes = {"knowledge": {"own_example_texts": own, "example_texts": 8}, "search": {"rounds": 0}}
+    result, _ = train(configured(tmp_path, sentence, changes))
+    lines = lines_of(tmp_path / "run")
+    ours = [(line["label"], line["text"]) for line in lines if line["own"]]
+    assert ours == [("bad", "the soup was cold as a stone"), ("good", "we loved the candles")]
+    assert result["example_texts"]["usable"] == len(lines) > len(ours)
+    assert all(line["probability"] is not None for line in lines)
+    assert not any("cold as a stone" in messages for _, _, messages, _ in asked(tmp_path / "run"))
+
+
+def test_own_example_texts_need_none_of_the_assistant(train: Train, sentence: Path, tmp_path: Path) -> None:
+    own = {"bad": ["the soup was cold as a stone"], "good": ["we loved the candles"]}
+    changes = {"knowledge": {"own_example_texts": own, "example_texts": 0}, "search": {"rounds": 0}}
+    result, _ = train(configured(tmp_path, sentence, changes))
+    assert result["example_texts"]["usable"] == 2
+    assert [kind for _, kind, *_ in asked(tmp_path / "run")] == ["label-texts"]
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"so-so": ["neither nor"]}, "knowledge.own_example_texts: 'so-so' is no label. The labels are bad, good"),
+        ({"bad": [" "]}, "'bad' has an empty text, or none"),
+        ({"bad": []}, "'bad' has an empty text, or none"),
+    ],
+)
+def test_own_example_texts_that_cannot_be_used_are_one_message(
+    own: dict[str, list[str]], message: str, sentence: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Run(load(configured(tmp_path, sentence, {"knowledge": {"own_example_texts": own}})), Silent())
+    assert message in str(caught.value)
+
+
 def test_pairs_of_texts_are_asked_neither_label_texts_nor_example_texts(
     train: Train, sentence: Path, tmp_path: Path
 ) -> None:

@@ -99,12 +99,12 @@ class TestPrefixReader:
         ],
     )
     def test_prefix_is_taken(self, reply: str, prefix: str) -> None:
-        assert reader(CLINIC).read(reply) == prefix
+        assert reader(CLINIC).read(reply)[0] == prefix
 
     def test_scripts_of_the_card_are_taken(self) -> None:
         card = replace(CLINIC, description="患者さんからのメッセージ")
-        assert reader(card).read("患者の時々のお願い") == "患者の時々のお願い"
-        assert reader(replace(CLINIC, description="रोगियों के संदेश")).read("रोगी की विनती") == "रोगी की विनती"
+        assert reader(card).read("患者の時々のお願い") == ["患者の時々のお願い"]
+        assert reader(replace(CLINIC, description="रोगियों के संदेश")).read("रोगी की विनती") == ["रोगी की विनती"]
 
 
 class TestClean:
@@ -136,7 +136,7 @@ class TestClean:
             return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
         completions = [Completion(text, "m") for text in "abc"]
-        candidates = clean(completions, [], embed=chain, read=str)
+        candidates = clean(completions, [], embed=chain, read=list)
         assert candidates.prefixes == ["a", "c"]
 
     @pytest.mark.parametrize(
@@ -151,6 +151,18 @@ class TestClean:
         candidates = cleaned([reply, "alpha"])
         assert candidates.prefixes == ["alpha"]
         assert candidates.verdicts[0] == ("unusable", reason)
+
+    def test_further_lines_of_a_reply_stand_in_for_replies_without_any(self) -> None:
+        replies = ["alpha\nbeta\ngamma\ndelta", "", "1. eps\n2. zeta", "..."]
+        completions = [Completion(reply, "m") for reply in replies]
+        candidates = clean(completions, ["beta"], embed=letters, read=reader().read, fill=True)
+        assert candidates.prefixes == ["alpha", "eps", "zeta", "gamma"], "as many as replies, first lines first"
+        assert candidates.found == [["alpha", "gamma"], [], ["eps", "zeta"], []]
+        assert candidates.verdicts[0] == ("accepted", "alpha | gamma")
+        assert cleaned(replies, ["beta"]).prefixes == ["alpha", "eps"]
+
+    def test_line_that_can_be_used_is_read_behind_one_that_cannot(self) -> None:
+        assert reader().read("one two three four five\n- beta\n- a secret") == ["beta"]
 
     @pytest.mark.parametrize("replies", [["", "..."], []])
     def test_nothing_usable_needs_no_embedding(self, replies: list[str]) -> None:
@@ -397,27 +409,27 @@ class TestScoringOrder:
 
 class TestFigures:
     SCORED = (scored("", 0.0), scored("a", 0.3), scored("b", 0.1), scored("c", -0.1), scored("other", 0.9))
-    VERDICTS = (("accepted", "a"), ("repeated", "old"), ("accepted", "b"), ("unusable", "empty reply"))
+    FOUND = (["a"], [], ["b"], [])
 
     def test_counts_are_those_of_the_adapters_own_proposals(self) -> None:
-        found = figures("001", self.VERDICTS, self.SCORED, None)
+        found = figures("001", self.FOUND, self.SCORED, None)
         assert found == ProposalFigures("001", 4, 2, 2, pytest.approx(0.2))
         assert found.hit_rate == 0.5 and ProposalFigures("", 0, 0, 0, None).hit_rate == 0
 
     @pytest.mark.parametrize(("best", "hits"), [(0.2, 1), (0.3, 0)])
     def test_hit_gains_more_than_the_best_that_was_shown(self, best: float, hits: int) -> None:
-        assert figures("", self.VERDICTS, self.SCORED, scored("best", best)).hits == hits
+        assert figures("", self.FOUND, self.SCORED, scored("best", best)).hits == hits
 
     def test_gain_below_none_is_no_hit_where_nothing_was_shown(self) -> None:
-        assert figures("", [("accepted", "c")], self.SCORED, None).hits == 0
+        assert figures("", [["c"]], self.SCORED, None).hits == 0
 
     def test_prefix_that_ran_further_than_the_best_shown_has_beaten_it(self) -> None:
         entries = [scored("", 0.0), scored("a", 0.1, rows=16), scored("b", 0.3, rows=8)]
-        assert figures("", self.VERDICTS, entries, scored("best", 0.2, rows=8)).hits == 2
-        assert figures("", self.VERDICTS, entries, scored("best", 0.05, rows=16)).hits == 1
+        assert figures("", self.FOUND, entries, scored("best", 0.2, rows=8)).hits == 2
+        assert figures("", self.FOUND, entries, scored("best", 0.05, rows=16)).hits == 1
 
     def test_without_anything_new_there_is_no_mean(self) -> None:
-        assert figures("", [("repeated", "old")], self.SCORED, None) == ProposalFigures("", 1, 0, 0, None)
+        assert figures("", [[]], self.SCORED, None) == ProposalFigures("", 1, 0, 0, None)
 
 
 class TestGainReward:

@@ -26,7 +26,7 @@ from gpta_local.assistant.prompts import (
     prefix_request,
     read_label_texts,
     read_lines,
-    read_prefix,
+    read_prefixes,
     reply_room,
     write_label_texts,
 )
@@ -68,7 +68,7 @@ class TestRequests:
 
     def test_worked_examples_are_replies_that_would_be_used(self) -> None:
         prefix, label_texts, texts = (request.messages[2].content for request in REQUESTS)
-        assert read_prefix(prefix) == EXAMPLE_PREFIX
+        assert read_prefixes(prefix) == [EXAMPLE_PREFIX]
         assert read_label_texts(label_texts, EXAMPLE.label_names) == EXAMPLE_LABEL_TEXTS
         assert read_lines(texts) == [*EXAMPLE_TEXTS]
 
@@ -163,12 +163,12 @@ UNUSABLE_PREFIXES = [
 class TestReadPrefix:
     @pytest.mark.parametrize(("reply", "prefix"), READABLE_PREFIXES.items())
     def test_prefix_is_read_out_of(self, reply: str, prefix: str) -> None:
-        assert read_prefix(reply) == prefix
+        assert read_prefixes(reply)[0] == prefix
 
     @pytest.mark.parametrize("reply", UNUSABLE_PREFIXES)
     def test_there_is_no_prefix_in(self, reply: str) -> None:
         with pytest.raises(UnusableReply):
-            read_prefix(reply)
+            read_prefixes(reply)
 
     @given(st.text())
     @example("\u2028a\u2029b")
@@ -177,7 +177,7 @@ class TestReadPrefix:
     @example("</think>" * 3)
     def test_any_reply_gives_one_line_with_a_word_or_is_unusable(self, reply: str) -> None:
         try:
-            prefix = read_prefix(reply)
+            prefix, *_ = read_prefixes(reply)
         except UnusableReply:
             return
         assert prefix == prefix.strip()

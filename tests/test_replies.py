@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gpta_local.assistant.prompts import UnusableReply, read_label_texts, read_lines, read_prefix
+from gpta_local.assistant.prompts import UnusableReply, read_label_texts, read_lines, read_prefixes
 from gpta_local.knowledge.unusable import Judged, why
 
 PREFIX = "Which town office answers this:"
@@ -58,13 +58,13 @@ NONE = {
 
 @pytest.mark.parametrize("kind", AROUND)
 def test_prefix_is_found_in(kind: str) -> None:
-    assert read_prefix(AROUND[kind]) == PREFIX
+    assert read_prefixes(AROUND[kind]) == [PREFIX]
 
 
 @pytest.mark.parametrize("reply", NONE)
 def test_reply_without_an_answer_says_why(reply: str) -> None:
     with pytest.raises(UnusableReply, match=NONE[reply]):
-        read_prefix(reply)
+        read_prefixes(reply)
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,9 @@ def read_lines(text: str) -> list[str]:
     return lines
 
 
-def read_prefix(text: str) -> str:
-    """The prefix in a completion: its first line that is one, without quotes, list marks or the word "prefix".
+def read_prefixes(text: str) -> list[str]:
+    """The prefixes in a completion: its lines without quotes, list marks or the word "prefix", but for a first one
+    that announces the others.
 
     Raises:
         UnusableReply: if there is none, or the reply is far too long.
@@ -187,10 +188,7 @@ def read_prefix(text: str) -> str:
     lines = read_lines(text)
     if len(lines) > 1 and re.match(r"(?i)(here|sure|certainly|okay|(new )?prefix|answer)\b.*:$", lines[0]):
         lines = lines[1:]
-    line = _unquote(re.sub(r"(?i)^(?:new )?prefix\**\s*[:=]\**\s*(?=\S)", "", lines[0]))
-    if len(line) > LONGEST_LINE:
-        raise UnusableReply(f"{len(line)} characters")
-    return line
+    return [_unquote(re.sub(r"(?i)^(?:new )?prefix\**\s*[:=]\**\s*(?=\S)", "", line)) for line in lines]
 
 
 def read_label_texts(text: str, label_names: Sequence[str]) -> dict[str, str]:

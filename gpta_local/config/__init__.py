@@ -1,23 +1,25 @@
 """The configuration: its sections, how it is loaded, and what is said of mistakes."""
 
+from gpta_local.config.assistants import (
+    AssistantConfig,
+    EndpointConfig,
+    LocalAssistantConfig,
+    OpenAIAssistantConfig,
+    ReplayAssistantConfig,
+    VLLMAssistantConfig,
+)
 from gpta_local.config.json_schema import SCHEMA_FILE, json_schema
 from gpta_local.config.loading import check, dialogue_gradient, dump, load, load_config, read_yaml, reading
+from gpta_local.config.section import Section
 from gpta_local.config.sections import (
-    AssistantConfig,
     Config,
     DataConfig,
     DialogueGradientConfig,
-    EndpointConfig,
     FormatConfig,
     InputConfig,
     LeakScanConfig,
-    LocalAssistantConfig,
-    OpenAIAssistantConfig,
     ReadingConfig,
-    ReplayAssistantConfig,
-    Section,
     TrainingConfig,
-    VLLMAssistantConfig,
 )
 
 __all__ = [

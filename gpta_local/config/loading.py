@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from gpta_local.config.assistants import LocalAssistantConfig
 from gpta_local.config.messages import explain
-from gpta_local.config.sections import Config, DialogueGradientConfig, InputConfig, LocalAssistantConfig, Section
+from gpta_local.config.section import Section
+from gpta_local.config.sections import Config, DialogueGradientConfig, InputConfig
 from gpta_local.errors import ConfigError
 from gpta_local.system.library import is_name
 from gpta_local.system.models import DEMO_BACKBONE

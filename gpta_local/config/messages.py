@@ -6,16 +6,16 @@ import difflib
 import re
 from typing import Any, get_args
 
-from gpta_local.config.sections import (
+from gpta_local.config.assistants import (
     SECRET_NAME,
-    Config,
     LocalAssistantConfig,
     OpenAIAssistantConfig,
     ReplayAssistantConfig,
-    Section,
     VLLMAssistantConfig,
     secret_in,
 )
+from gpta_local.config.section import Section
+from gpta_local.config.sections import Config
 
 BACKENDS: dict[str, type[Section]] = {
     "local": LocalAssistantConfig,

@@ -21,12 +21,16 @@ class ExampleTextReader:
     """Reads completions into example texts, each of which is there once: what was read before is remembered.
 
     `refused`: how many lines were refused, by reason.
+
+    Args:
+        known: texts that are there already.
     """
 
-    def __init__(self, card: DatasetCard) -> None:
+    def __init__(self, card: DatasetCard, known: Sequence[ExampleText] = ()) -> None:
         self._scripts = scripts(words_of(card))
         self._labels = {_fold(label.name): label.name for label in card.labels}
-        self._known = [_words(text) for text in (*EXAMPLE_TEXTS, card.description, *(x.meaning for x in card.labels))]
+        said = (card.description, *(label.meaning for label in card.labels), *(text.text for text in known))
+        self._known = [_words(text) for text in (*EXAMPLE_TEXTS, *said)]
         names = sorted((re.escape(name).replace(r"\ ", "[ _-]") for name in self._labels), key=len, reverse=True)
         heading = rf"(?P<label>{'|'.join(names)})|(?:label|text|style|subject|about)[^:;.!?]{{0,60}}"
         self._heading = re.compile(rf"(?i)^[\[(*\"]*(?:{heading})(?:[\])]\**\s*[:;]?|[*\"]*\s*[:;])\**\s*(?=\S)")

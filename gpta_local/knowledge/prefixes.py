@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpta_local.assistant.prompts import UnusableReply, read_prefix
+from gpta_local.assistant.prompts import LONGEST_LINE, UnusableReply, read_prefixes
 from gpta_local.knowledge.label_texts import Leak, refuse_leak
 from gpta_local.knowledge.readable import fault, scripts, words_of
 from gpta_local.metrics import paired_mean
@@ -25,6 +25,8 @@ from gpta_local.schema import Completion, DatasetCard, ProposalFigures, ScoredPr
 
 NUMBER = re.compile(r"[+-]?\d+[.,]\d+|^\W*[+-]?\d")
 """As gains are written, or at the beginning: small models copy what stands in a list."""
+MOST_LINES = 8
+"""Of a reply that are looked at."""
 FIRST_HEAT = 64
 """Scoring rows in the first heat of a race."""
 NEAR_DUPLICATE = 0.97
@@ -33,7 +35,7 @@ sign or ending."""
 
 
 class PrefixReader:
-    """Reads a completion into a prefix that can be used with this card.
+    """Reads a completion into the prefixes that can be used with this card.
 
     Args:
         tokens: length of a prefix in the backbone's tokens.
@@ -46,14 +48,32 @@ class PrefixReader:
         names = "|".join(re.escape(label.name).replace("_", "[ _]") for label in card.labels)
         self._names_a_label = re.compile(rf"(?i)^\W*(?:{names})\W*(?::|$)")
 
-    def read(self, text: str) -> str:
-        """The prefix in a reply.
+    def read(self, text: str) -> list[str]:
+        """The prefixes in a reply, one a line, in their order; at least one.
 
         Raises:
-            UnusableReply: there is none, it is too long, holds a private word, a number or a label's name as a
-                heading, or is no plain text.
+            UnusableReply: there is none, or none that can be used; it says why the first cannot.
         """
-        prefix = read_prefix(text)
+        found, reasons = list[str](), list[UnusableReply]()
+        for prefix in read_prefixes(text)[:MOST_LINES]:
+            try:
+                self._check(prefix)
+            except UnusableReply as exc:
+                reasons.append(exc)
+            else:
+                found.append(prefix)
+        if not found:
+            raise reasons[0]
+        return found
+
+    def _check(self, prefix: str) -> None:
+        """
+        Raises:
+            UnusableReply: it is too long, holds a private word, a number or a label's name as a heading, or is no
+                plain text.
+        """
+        if len(prefix) > LONGEST_LINE:
+            raise UnusableReply(f"{len(prefix)} characters")
         if (length := self._tokens(prefix)) > self._max_tokens:
             raise UnusableReply(f"{length} tokens, {self._max_tokens} allowed")
         if NUMBER.search(prefix):
@@ -63,14 +83,15 @@ class PrefixReader:
         if reason := fault(prefix, self._scripts):
             raise UnusableReply(reason)
         refuse_leak(prefix, self._leak)
-        return prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """New prefixes, in order of proposal, and what became of each completion."""
+    """New prefixes, in the order in which they were taken; of each completion those that are its own, and what became
+    of it."""
 
     prefixes: list[str]
+    found: list[list[str]]
     verdicts: list[Outcome]
 
     @property
@@ -83,44 +104,50 @@ def clean(
     known: Sequence[str],
     *,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    read: Callable[[str], str],
+    read: Callable[[str], list[str]],
+    fill: bool = False,
 ) -> Candidates:
-    """Read completions and drop what cannot be used or was there before.
+    """Read completions and drop what cannot be used or was there before: the first prefix of each completion.
 
     Args:
         known: prefixes of earlier rounds.
         embed: texts (n) → unit vectors (n, d).
-        read: a reply → its prefix, as `PrefixReader.read`.
+        read: a reply → its prefixes, as `PrefixReader.read`.
+        fill: where some completions bring none, take second and further ones of the others, up to one for each
+            completion in all.
     """
-    fresh: list[str | None] = []
-    verdicts: list[Outcome] = []
-    seen = {_fold(prefix) for prefix in known}
+    lines = list[list[str]]()
+    verdicts = list[Outcome]()
     for completion in completions:
         try:
-            prefix = read(completion.text)
+            lines.append(read(completion.text))
+            verdicts.append(("repeated", lines[-1][0]))  # until one of them turns out to be new
         except UnusableReply as exc:
-            fresh.append(None)
+            lines.append([])
             verdicts.append(("unusable", str(exc)))
-            continue
-        repeated = _fold(prefix) in seen
-        seen.add(_fold(prefix))
-        fresh.append(None if repeated else prefix)
-        verdicts.append(("repeated", prefix) if repeated else ("accepted", prefix))
-    new = [prefix for prefix in fresh if prefix is not None]
-    if new:
-        vectors = embed([*known, *new])
+    seen = {_fold(prefix) for prefix in known}
+    waiting = list[tuple[int, int, str]]()
+    for depth in range(max(map(len, lines), default=0) if fill else 1):
+        for place, of_reply in enumerate(lines):
+            if depth < len(of_reply) and _fold(of_reply[depth]) not in seen:
+                seen.add(_fold(of_reply[depth]))
+                waiting.append((depth, place, of_reply[depth]))
+    found: list[list[str]] = [[] for _ in completions]
+    accepted = list[str]()
+    if waiting:
+        vectors = embed([*known, *(prefix for *_, prefix in waiting)])
         similar = vectors[len(known) :] @ vectors.T
         kept = list(range(len(known)))
-        position = len(known)
-        for i, candidate in enumerate(fresh):
-            if candidate is None:
+        for position, (depth, place, prefix) in enumerate(waiting):
+            if depth and len(accepted) == len(completions):
+                break
+            if kept and similar[position, kept].max() >= NEAR_DUPLICATE:
                 continue
-            if kept and similar[position - len(known), kept].max() >= NEAR_DUPLICATE:
-                verdicts[i] = ("repeated", candidate)
-            else:
-                kept.append(position)
-            position += 1
-    return Candidates([result for outcome, result in verdicts if outcome == "accepted"], verdicts)
+            kept.append(len(known) + position)
+            found[place].append(prefix)
+            accepted.append(prefix)
+            verdicts[place] = ("accepted", " | ".join(found[place]))
+    return Candidates(accepted, found, verdicts)
 
 
 def race(
@@ -182,7 +209,7 @@ class GainReward:
         losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
         rows: Sequence[int],
         *,
-        read: Callable[[str], str],
+        read: Callable[[str], list[str]],
     ) -> None:
         self.found: list[ScoredPrefix] = []
         self._gains = {_fold(s.text): s.gain for s in known}
@@ -196,7 +223,7 @@ class GainReward:
 
     def _gain(self, text: str) -> float:
         try:
-            prefix = self._read(text)
+            prefix, *_ = self._read(text)
         except UnusableReply:
             return self._unusable
         if _fold(prefix) not in self._gains:
@@ -208,21 +235,21 @@ class GainReward:
 
 
 def figures(
-    adapter: str, verdicts: Sequence[Outcome], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
+    adapter: str, found: Sequence[Sequence[str]], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
 ) -> ProposalFigures:
     """How the proposals of an adapter did in a race.
 
     Args:
-        verdicts: of its completions, as `clean` gives them.
+        found: the new prefixes of each of its completions, as `clean` gives them.
         scored: what `race` returned. Who ran longer than the best shown prefix has beaten it.
         best_shown: with its score at the same θ on the same rows; None where nothing was shown.
     """
     ran = {s.text: s for s in scored}
-    fresh = [ran[text] for outcome, text in verdicts if outcome == "accepted"]
+    fresh = [ran[text] for of_reply in found for text in of_reply]
     best = (best_shown.rows, best_shown.gain) if best_shown else (0, 0.0)
     hits = sum((s.rows if best_shown else 0, s.gain) > best for s in fresh)
     mean = float(np.mean([s.gain for s in fresh])) if fresh else None
-    return ProposalFigures(adapter, len(verdicts), len(fresh), hits, mean)
+    return ProposalFigures(adapter, len(found), len(fresh), hits, mean)
 
 
 def margin(candidates: int) -> float:

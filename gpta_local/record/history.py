@@ -38,7 +38,8 @@ COMPLETION = "text, model, finish_reason, prompt_tokens, completion_tokens"
 SCORE = "prefix, gain, standard_error, loss, rows"
 FIGURES = "adapter, asked, fresh, hits, mean_gain"
 STEP = "adapter, method, dialogues, losses, seconds"
-"""The columns of a `Completion` (whether it was cached stands in the audit log), `ScoredPrefix`, `ProposalFigures`, `DialogueGradientStep`, in the order of fields."""
+"""The columns of a `Completion` (whether it was cached stands in the audit log), `ScoredPrefix`, `ProposalFigures`,
+`DialogueGradientStep`, in the order of fields."""
 
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
@@ -123,15 +124,12 @@ class History:
     def add_completions(self, answers: Mapping[int, Sequence[Completion]]) -> None:
         """Record what came back for requests that were answered together: all of it or nothing. Sampled together, they
         would not be answered alike by parts."""
+        columns = attrgetter(*COMPLETION.split(", "))
         with self._connection as db:
             db.executemany(
                 f"INSERT INTO completions (request_id, {COMPLETION}, outcome, result)"
                 " VALUES (?, ?, ?, ?, ?, ?, '', '')",
-                [
-                    (request, *attrgetter(*COMPLETION.split(", "))(c))
-                    for request, reply in answers.items()
-                    for c in reply
-                ],
+                [(request, *columns(reply)) for request, replies in answers.items() for reply in replies],
             )
 
     def judge_completions(self, request: int, verdicts: Sequence[Outcome]) -> None:

@@ -45,7 +45,7 @@ def estimate(run: Run) -> dict[str, float]:
     heats = 1 if rows <= 2 * plan.first_heat else 2.5  # later heats: half the prefixes, twice the rows
     sample = (splits.test or splits.train)[:128]
     one_row = _seconds(lambda: task.evaluate(model, sample, "Text:")) / len(sample) if sample else 0.0
-    made_up = [] if splits.train else [ExampleText(task.label_names[0], MADE_UP)] * plan.example_texts
+    made_up = [] if splits.train else [ExampleText(task.label_names[0], MADE_UP)] * max(1, plan.example_texts)
     training = plan.training(model, texts=made_up)
     training.run("Text:", 1)
     one_step = _seconds(lambda: training.run("Text:", MEASURED_STEPS)) / MEASURED_STEPS
@@ -83,7 +83,7 @@ def steps_of_all_trainings(plan: Plan) -> int:
     is one more, to judge them."""
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0
-    with_templates, with_texts = plan.most_templates > 0, plan.example_texts > 0
+    with_templates, with_texts = plan.most_templates > 0, plan.trains_with_texts
     control = bool(plan.splits.train) and (plan.measured or with_texts or not with_templates)
     after_texts = (2 * with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
     of_a_part = (WITH_TEXTS + 1 if with_texts else 1) + plan.compares_with_plain

@@ -95,6 +95,8 @@ class Run:
         self.warnings = [*self.plan.splits.warnings, *unfit_texts(model.tokenizer, known)]
         for warning in self.warnings:
             observer.warn(warning)
+        if unused := self.plan.check_own_texts():
+            observer.warn(unused)
         self.plan.check_own_prefixes(model, self.leak_scan.find)
         self.weights = sum(p.numel() * p.element_size() for p in model.parameters())  # bytes
         self.assistant = open_assistant(config.assistant)

@@ -103,11 +103,25 @@ class Plan:
         return rows[:: -(-len(rows) // WATCHED)] if rows else ()
 
     @property
+    def takes_example_texts(self) -> bool:
+        """There are none of pairs of texts, and none where there are many rows: they would know more."""
+        return self.task.uses_label_texts and not self.online
+
+    @property
+    def own_example_texts(self) -> list[ExampleText]:
+        """Those of the user, in the order of the labels."""
+        own = self.config.knowledge.own_example_texts if self.takes_example_texts else {}
+        return [ExampleText(name, text, own=True) for name in self.card.label_names for text in own.get(name, [])]
+
+    @property
+    def trains_with_texts(self) -> bool:
+        return self.example_texts > 0 or bool(self.own_example_texts)
+
+    @property
     def example_texts(self) -> int:
-        """How many are asked for, of each label. There are none of pairs of texts, and none where there are many rows:
-        they would know more."""
+        """How many are asked for, of each label."""
         wanted, assistant = self.config.knowledge.example_texts, self.config.assistant
-        if self.online or not self.task.uses_label_texts:
+        if not self.takes_example_texts:
             return 0
         if wanted is None:
             known = None if isinstance(assistant, ReplayAssistantConfig) else known_model(assistant.model)
@@ -165,7 +179,7 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        few = 1 + 2 * (self.example_texts > 0) + self.config.finish.finalists
+        few = 1 + 2 * self.trains_with_texts + self.config.finish.finalists
         contestants = 2 + self.trains_from_card + (1 if self.online else few)
         return (1 + contestants) * weights
 
@@ -187,8 +201,8 @@ class Plan:
         ranked = prefixes.ranked(scored, margin)
         return [s.text for s in ranked[:size] if s.bound(margin) > 0]
 
-    def prefix_reader(self, model: DownstreamModel, leak: Leak) -> Callable[[str], str]:
-        """What reads a reply into a prefix that this card and model can have.
+    def prefix_reader(self, model: DownstreamModel, leak: Leak) -> Callable[[str], list[str]]:
+        """What reads a reply into the prefixes that this card and model can have.
 
         Args:
             leak: what it finds something in cannot be used.
@@ -199,6 +213,21 @@ class Plan:
 
         return prefixes.PrefixReader(self.card, tokens, self.config.search.max_prefix_tokens, leak).read
 
+    def check_own_texts(self) -> str:
+        """A word on `knowledge.own_example_texts` where they are not used; else "".
+
+        Raises:
+            ConfigError: they are for a label that there is not.
+        """
+        own = self.config.knowledge.own_example_texts
+        for label in own:
+            if label not in self.card.label_names:
+                fix = f"The labels are {', '.join(self.card.label_names[:20])}"
+                raise ConfigError(f"{label!r} is no label", where="knowledge.own_example_texts", fix=fix)
+        if own and not self.takes_example_texts:
+            return "knowledge.own_example_texts are not used: they are for single texts and fewer than 500 rows"
+        return ""
+
     def check_own_prefixes(self, model: DownstreamModel, leak: Leak) -> None:
         """
         Raises:
@@ -207,7 +236,7 @@ class Plan:
         read = self.prefix_reader(model, leak)
         for number, text in enumerate(self.config.search.own_prefixes, start=1):
             try:
-                usable = read(text) == text
+                usable = read(text) == [text]
             except UnusableReply as exc:
                 raise ConfigError(f"the prefix cannot be used: {exc}", where=f"search.own_prefixes, {number}") from exc
             if not usable:
@@ -231,7 +260,7 @@ class Plan:
         for example texts."""
         if n := self.label_text_samples:
             request, number = label_texts_request(self.label_text_parts[0]), 0
-        elif not self.splits.train:
+        elif not self.splits.train and self.example_texts:
             request, number, n = example_texts_request(parts_of(self.card)[0], self.card.labels[0]), 0, 1
         else:
             n, budget = self.config.search.proposals, self.config.budget

@@ -53,12 +53,12 @@ from gpta_local.schema import (
 @dataclass(frozen=True, slots=True)
 class Proposals:
     """What the assistant proposed in a round: new prefixes, counts by what became of the completions,
-    the name of each adapter with the verdicts on its completions, the best prefix that it was shown, and whether the
-    server had lost the adapters, so that the base model answered."""
+    the name of each adapter with the new prefixes of each of its completions, the best prefix that it was shown, and
+    whether the server had lost the adapters, so that the base model answered."""
 
     prefixes: list[str]
     counts: dict[str, int]
-    verdicts: list[tuple[str, list[Outcome]]]
+    found: list[tuple[str, list[list[str]]]]
     best_shown: ScoredPrefix | None
     base_only: bool
 
@@ -120,7 +120,20 @@ class Search:
         return joined(sets, self.plan.task.own_label_texts()[-1])
 
     def example_texts(self) -> list[ExampleText]:
-        """Texts that the assistant makes up for each label, cleaned; in the order of the labels."""
+        """Texts for each label: those of the user, then those that the assistant makes up."""
+        own = self.plan.own_example_texts
+        texts = [*own, *self.made_up(own)]
+        if texts and (missing := sorted({*self.plan.card.label_names} - {text.label for text in texts})):
+            self.observer.warn(f"no example texts: none for the label {missing[0]!r} can be used")
+            return []
+        return texts
+
+    def made_up(self, own: Sequence[ExampleText]) -> list[ExampleText]:
+        """Texts that the assistant makes up for each label, cleaned; in the order of the labels.
+
+        Args:
+            own: of the user, which they must differ from.
+        """
         card, wanted = self.plan.card, self.plan.example_texts
         spent = len(self.journal.completions("label-texts"))
         most = len(card.labels) * -(-wanted // TEXTS_OF_A_REPLY)
@@ -136,7 +149,7 @@ class Search:
             self.observer.advance()
             self.observer.warn(f"no example texts: {exc}")
             return []
-        reader, texts = ExampleTextReader(card), list[ExampleText]()
+        reader, texts = ExampleTextReader(card, own), list[ExampleText]()
         received, verdicts = list[Completion](), list[Outcome]()
         for label, (number, completions) in zip(card.labels, answered, strict=True):
             found, outcomes = reader.read(completions, label.name)
@@ -146,9 +159,6 @@ class Search:
             verdicts += outcomes
         self.explain("example texts", received, verdicts)
         self.observer.example_texts(texts, n * TEXTS_OF_A_REPLY * len(card.labels))
-        if missing := sorted({*card.label_names} - {text.label for text in texts}):
-            self.observer.warn(f"no example texts: none for the label {missing[0]!r} can be used")
-            return []
         return texts
 
     def round(self, number: int, model: DownstreamModel, current: str) -> Round | None:
@@ -203,16 +213,17 @@ class Search:
             [*(scored.text for scored in known), *self.own_prefixes(number)],
             embed=lambda texts: model.embed(texts).cpu().numpy(),
             read=self.plan.prefix_reader(model, self.leak_scan.find),
+            fill=len(asked) == 1,  # two adapters are compared by what each says first
         )
         self.explain(f"round {number}", in_turns, candidates.verdicts)
-        verdicts = []
+        found = []
         for who, (adapter, asking, _) in enumerate(asked):
-            own = [v for v, (_, turn) in zip(candidates.verdicts, turns, strict=True) if turn == who]
-            self.journal.judge_completions(asking, own)
-            verdicts.append((adapter, own))
+            own = [place for place, (_, turn) in enumerate(turns) if turn == who]
+            self.journal.judge_completions(asking, [candidates.verdicts[place] for place in own])
+            found.append((adapter, [candidates.found[place] for place in own]))
         # a gain on more rows stands firmer; where θ moves, the best runs again
         best_shown = max(shown, key=lambda s: (0 if self.plan.online else s.rows, s.gain), default=None)
-        return Proposals(candidates.prefixes, candidates.counts, verdicts, best_shown, base_only)
+        return Proposals(candidates.prefixes, candidates.counts, found, best_shown, base_only)
 
     def explain(self, what: str, completions: Sequence[Completion], verdicts: Sequence[Outcome]) -> None:
         """Say why, where most replies cannot be used; what may be wrong is said once."""
@@ -283,7 +294,7 @@ class Search:
         best = proposals.best_shown
         if best is not None and self.plan.online:
             best = next(s for s in scored if s.text == best.text)
-        figures = tuple(prefixes.figures(name, verdicts, scored, best) for name, verdicts in proposals.verdicts)
+        figures = tuple(prefixes.figures(name, found, scored, best) for name, found in proposals.found)
         if self.adapters.trial is None:
             return figures, None
         verdict = self.adapters.judge(figures)
