@@ -161,6 +161,7 @@ TEXTS = (
     *(ExampleText(label, text, 0.9, True) for label, texts in KEPT.items() for text in sorted(texts)),
     *(ExampleText("bad", text, 0.2, False) for text in sorted(REFUSED)),
     ExampleText("bad", "bad without a verdict"),
+    *(ExampleText("bad", f"of the user {number}", 0.9, True, own=True) for number in range(12)),
 )
 
 

@@ -126,8 +126,9 @@ def example_text_dialogues(
 ) -> list[Dialogue]:
     """Dialogues {card, label} → texts that were kept, for each label `per_label` of them, which differ in the texts
     that are drawn. Their advantage is the mean probability of the label. What did worse are refused texts and, where
-    these are too few, texts that were kept for other labels."""
-    kept, refused = ([text for text in texts if text.kept is verdict] for verdict in (True, False))
+    these are too few, texts that were kept for other labels. Texts of the user are not taught."""
+    its = [text for text in texts if not text.own]
+    kept, refused = ([text for text in its if text.kept is verdict] for verdict in (True, False))
     dialogues, advantages = [], []
     for request, label in ((example_texts_request(p, label), label.name) for p in parts_of(card) for label in p.labels):
         own, others = ([text for text in kept if (text.label == label) is same] for same in (True, False))
