@@ -109,7 +109,12 @@ def test_table_from_standard_input_gives_a_table(delimiter: str, model: Path) ->
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [("", "no rows"), ("garbage\n", "no column 'text'"), ("[1]\n", "not an object"), ("\x00\n", "no column")],
+    [
+        ("", "standard input: no rows"),
+        ("garbage\n", "no column 'text'"),
+        ("[1]\n", "not an object"),
+        ("\x00\n", "no column"),
+    ],
 )
 def test_standard_input_that_cannot_be_used_is_told(given: str, words: str, model: Path) -> None:
     assert_refused(predict_stdin(model, given), words)

@@ -68,18 +68,18 @@ def records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig)
         DataError: a file has no rows, or no column of texts.
     """
     for path in files:
-        source = open_records(path, how)
+        source, where = open_records(path, how), "standard input" if path == STDIN else path
         for note in source.notes:
-            click.echo(f"{path}: {note}", err=True)
+            click.echo(f"{where}: {note}", err=True)
         if source.columns:
-            find_columns(columns, source.columns, path)
+            find_columns(columns, source.columns, where)
         record = None
         for number, record in enumerate(source.records):
             if not number:
                 find_columns(columns, list(record.values), record.where)
             yield Record({INPUT_FILE: path, **record.values}, record.where) if len(files) > 1 else record
         if record is None:
-            raise DataError("no rows", where=path)
+            raise DataError("no rows", where=where)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def accuracies(arms: Mapping[str, Mapping[str, Any]]) -> str:
         low, high = arm["interval"]
         panel.plot([100 * low, 100 * high], [-place, -place], "-", color=colour, linewidth=2)
         panel.plot(100 * arm["accuracy"], -place, "o", color=colour)
-        panel.annotate(name, (100 * low, -place), (0, 4), textcoords="offset points", fontsize=8)
+        panel.annotate(name, (100 * low, -place), (0, 5), textcoords="offset points", fontsize=8)
     panel.set(xlabel="accuracy, %, with its 95 % interval", ylim=(0.4 - len(arms), 0.7), yticks=[])
     panel.spines["left"].set_visible(False)
     return as_svg(figure, "accuracies")
@@ -84,26 +84,32 @@ def losses(
     watched: Mapping[str, Sequence[tuple[int, float]]],
     measured: Mapping[str, float],
 ) -> str:
-    """The loss of the training steps, ours in colour, and that on rows that the model is measured on: after some steps
-    on a part of them, and in the end on all.
+    """Panel by panel, ours in colour: the loss of the training steps; and that on rows that the model is measured on,
+    after some steps on a part of them, and in the end on all.
 
     Args:
         watched: by the names of the courses, steps and the loss after each.
         measured: by the names of the courses, those of which it is known.
     """
-    figure, panel = _figure(2.9)
-    for place, (name, course) in enumerate(courses.items()):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.35 * len(courses)), layout="constrained")
+    panels = figure.subplots(len(courses), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for place, (panel, (name, course)) in enumerate(zip(panels, courses.items(), strict=True)):
         colour, size = COLOURS[place == 0], max(1, len(course) // SMOOTHED)
         parts = [course[start : start + size] for start in range(0, len(course), size)]
         ends = [min(len(course), (number + 1) * size) for number in range(len(parts))]
-        panel.plot(ends, [sum(part) / len(part) for part in parts], "-", color=colour, label=f"{name}, training rows")
+        panel.plot(ends, [sum(part) / len(part) for part in parts], "-", color=colour, label="training rows")
         if name in watched:
-            panel.plot(*zip(*watched[name], strict=True), "o--", color=colour, markersize=3, label=f"{name}, watched")
+            panel.plot(*zip(*watched[name], strict=True), "o--", color=colour, markersize=3, label="watched rows")
         if name in measured:
-            panel.plot(len(course), measured[name], "D", color=colour, markersize=5, clip_on=False)
-            panel.plot([], [], "D", color=colour, markersize=5, label=f"{name}, when measured")
-    panel.set(xlabel="step", ylabel="loss, nats", ylim=(0, None), xlim=(0, None))
-    panel.legend(frameon=False, fontsize=7)
+            panel.plot(
+                len(course), measured[name], "D", color=colour, markersize=5, clip_on=False, label="all, in the end"
+            )
+        panel.set_title(name, fontsize=8, loc="left")
+        panel.set_ylabel("loss, nats")
+    panels[-1].set(xlabel="step", ylim=(0, None), xlim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=3)
     return as_svg(figure, "losses")
 
 

@@ -195,11 +195,13 @@ def _learning(record: RunRecord) -> Iterator[Block]:
     split = record.summary["evaluated_on"]
     courses = {name: record.losses[arm["training"]] for name, arm in arms.items()}
     watched = {name: record.watched[arm["training"]] for name, arm in arms.items() if record.watched[arm["training"]]}
+    drawn = {arm["training"]: name for name, arm in reversed(arms.items())}  # of one training under two names the first
+    shown = {name: course for name, course in courses.items() if name in drawn.values()}
     yield Picture(
         f"The loss of the training steps, on the rows of each step; on some of the {split} rows, which were watched "
         "meanwhile; and on all of them in the end.",
         "losses",
-        charts.losses(courses, watched, {name: arm["loss"] for name, arm in arms.items()}),
+        charts.losses(shown, watched, {name: arm["loss"] for name, arm in arms.items()}),
         "The figures are in the tables below.",
     )
     yield as_table(
