@@ -83,7 +83,8 @@ class Ask:
 class Completion:
     """The raw reply of an assistant. Token counts are None where the server does not say them.
 
-    `cached`: it was given to an earlier asking, and kept.
+    `cached`: it was given to an earlier asking, and kept. `endpoint`: the address that gave it, of an assistant with
+    several.
     """
 
     text: str
@@ -92,6 +93,7 @@ class Completion:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached: bool = field(default=False, compare=False)
+    endpoint: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

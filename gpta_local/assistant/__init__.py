@@ -40,6 +40,10 @@ def open_assistant(config: AssistantConfig) -> Assistant:
     endpoint = config.model_dump(include={"base_url", "timeout", "max_retries", "concurrency", "extra_body"})
     endpoint["api_key"] = _key(config)
     endpoint["cache"] = default_folder() if config.cache else None
+    if config.further_base_urls:
+        from gpta_local.assistant.several import SeveralEndpoints
+
+        return SeveralEndpoints(config.model, config.backend, **endpoint | {"base_url": config.base_urls})
     if isinstance(config, OpenAIAssistantConfig):
         from gpta_local.assistant.openai_api import OpenAIAssistant
 

@@ -52,6 +52,9 @@ class EndpointConfig(AskedConfig):
     model: str
     base_url: str = Field(pattern=r"^https?://")
     """Up to and including the version, as in http://127.0.0.1:8000/v1"""
+    further_base_urls: list[Annotated[str, Field(pattern=r"^https?://")]] = Field(default=[], max_length=64)
+    """Other servers of the same model, with the same key. Requests are spread over all; what one that fails was asked
+    goes to the others. Adapters are loaded into none then."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""
     api_key_file: str | None = None
@@ -67,6 +70,18 @@ class EndpointConfig(AskedConfig):
     weights: str | None = None
     """Folder of the served model's weights on this machine: the dialogue gradient trains adapters on it.
     None: what a vLLM server says it serves."""
+
+    @property
+    def base_urls(self) -> list[str]:
+        return [self.base_url, *self.further_base_urls]
+
+    @model_validator(mode="after")
+    def _addresses_differ(self) -> EndpointConfig:
+        if len({url.rstrip("/") for url in self.base_urls}) < len(self.base_urls):
+            raise ValueError("assistant.further_base_urls names an address twice, or that of assistant.base_url")
+        if self.further_base_urls and getattr(self, "adapter", None):
+            raise ValueError("assistant.adapter is loaded into one server: leave assistant.further_base_urls out")
+        return self
 
     @model_validator(mode="after")
     def _secrets_are_named_not_written(self) -> EndpointConfig:

@@ -326,12 +326,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _endpoint_is_here_or_allowed(self) -> Config:
-        host = _host_of(self.assistant.base_url) if isinstance(self.assistant, EndpointConfig) else None
-        if host and not is_this_machine(host) and normal_host(host) not in self.privacy.allow_hosts:
-            raise ValueError(
-                f"assistant.base_url goes to {host}, which is not this machine. "
-                "If it may see your description and gains, add it to privacy.allow_hosts"
-            )
+        if not isinstance(self.assistant, EndpointConfig):
+            return self
+        for url in self.assistant.base_urls:
+            host = _host_of(url)
+            if host and not is_this_machine(host) and normal_host(host) not in self.privacy.allow_hosts:
+                key = "base_url" if url == self.assistant.base_url else "further_base_urls"
+                raise ValueError(
+                    f"assistant.{key} goes to {host}, which is not this machine. "
+                    "If it may see your description and gains, add it to privacy.allow_hosts"
+                )
         return self
 
 

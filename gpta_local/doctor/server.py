@@ -64,9 +64,12 @@ def _first_ask(case: Case) -> Ask:
 def transport(case: Case) -> Iterator[Outcome]:
     """Whether what is sent can be read on its way."""
     config = case.config.assistant
-    if not isinstance(config, EndpointConfig):
-        return
-    address = urlsplit(config.base_url)
+    for url in config.base_urls if isinstance(config, EndpointConfig) else ():
+        yield from _transport(url)
+
+
+def _transport(url: str) -> Iterator[Outcome]:
+    address = urlsplit(url)
     if address.scheme == "https":
         yield "ok", "encrypted (https)"
     elif exposure.is_own_address(address.hostname or ""):
@@ -82,7 +85,12 @@ def exposed_server(case: Case) -> Iterator[Outcome]:
     config = case.config.assistant
     if not isinstance(config, EndpointConfig) or case.assistant is None:
         return
-    address = urlsplit(config.base_url)
+    for url in config.base_urls:
+        yield from _exposed(url, of_vllm=isinstance(config, VLLMAssistantConfig))
+
+
+def _exposed(url: str, *, of_vllm: bool) -> Iterator[Outcome]:
+    address = urlsplit(url)
     public = not exposure.is_own_address(address.hostname or "")
     if not public:
         port = address.port or (443 if address.scheme == "https" else 80)
@@ -96,7 +104,7 @@ def exposed_server(case: Case) -> Iterator[Outcome]:
             yield "ok", f"the server listens on {', '.join(map(str, listening))} only"
         else:
             yield "warning", f"where port {port} listens is not seen here", "Is it in a container? Look at its ports"
-    routes = exposure.keyless_routes(config.base_url, ROUTE_PATIENCE)
+    routes = exposure.keyless_routes(url, ROUTE_PATIENCE)
     given = [f"{route} ({exposure.OPENS[route]})" for route in routes if route in exposure.OPENS]
     told = [route for route in routes if route not in exposure.OPENS]
     if given:
@@ -108,7 +116,7 @@ def exposed_server(case: Case) -> Iterator[Outcome]:
         yield "error" if public else "warning", line, fix
     else:
         yield "ok", f"without a key only {', '.join(told)} answer" if told else "nothing answers without a key"
-    if isinstance(config, VLLMAssistantConfig) and "/version" in routes:
+    if of_vllm and "/version" in routes:
         yield from _server_version(routes["/version"])
 
 

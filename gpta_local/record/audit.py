@@ -239,7 +239,9 @@ def text_digest(text: str) -> TextDigest:
 
 def _digests(completions: Iterable[Completion]) -> list[dict[str, Any]]:
     return [
-        {**text_digest(c.text).model_dump(), "model": c.model, "finish_reason": c.finish_reason} for c in completions
+        {**text_digest(c.text).model_dump(), "model": c.model, "finish_reason": c.finish_reason}
+        | ({"endpoint": c.endpoint} if c.endpoint else {})
+        for c in completions
     ]
 
 
@@ -292,7 +294,7 @@ def _model_digests(folder: Path) -> Files:
 def _assistant(config: Config) -> dict[str, Any]:
     assistant = config.assistant
     if isinstance(assistant, EndpointConfig):
-        model, endpoint = assistant.model, assistant.base_url
+        model, endpoint = assistant.model, ", ".join(assistant.base_urls)
         files = _model_digests(Path(assistant.weights)) if assistant.weights else {}
     elif isinstance(assistant, LocalAssistantConfig):
         folder = assistant_folder(assistant.model)

@@ -39,6 +39,9 @@ class TextDigest(Form):
 class CompletionDigest(TextDigest):
     model: str
     finish_reason: str
+    endpoint: str = ""
+    """The address that gave it, of an assistant that has several; empty where the run was stopped before that was
+    written."""
 
 
 class HistoryDigest(Form):
