@@ -71,6 +71,7 @@ def _told(page: str, *, dark: bool, folder: Path | None = None) -> Any:
         scheme = f"--blink-settings=preferredColorScheme={int(not dark)}"
         command = [CHROMIUM, *FLAGS, scheme, f"--user-data-dir={own}/user", f"file://{file}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+        file.unlink()
     found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     return json.loads(unescape(found[1]))
