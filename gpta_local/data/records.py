@@ -82,5 +82,5 @@ def missing_column(column: str, known: Iterable[str], where: str, hint: str = ""
         f"no column {column!r}",
         where=where,
         fix=f"{nearest}The columns are: {', '.join(shown)[:200] or 'none'}{left_out}. "
-        f"Set data.text, data.text_pair and data.label{hint}",
+        f"Name the right one in data.text, data.text_pair or data.label (--set data.text=NAME){hint}",
     )
