@@ -58,8 +58,8 @@ test-fast: install
 $(PAGE_TOOLS): Makefile
 	mkdir -p $(@D)
 	npm install --silent --no-audit --no-fund --engine-strict --fetch-retries=1 --prefix $(@D) \
-		axe-core@4.14.1 html-validate@10.17.0 || echo "without axe-core and html-validate: no npm, or it failed"
-	touch $@
+		axe-core@4.14.1 html-validate@10.17.0 && touch $@ || \
+		echo "without axe-core and html-validate: no npm, or it failed"
 
 browser: install $(PAGE_TOOLS)
 	$(BIN)/python -m pytest -m browser
