@@ -15,6 +15,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty
@@ -159,6 +160,10 @@ class OpenAIAssistant(ExplainedEndpoint):
     def complete_all(self, asks: Sequence[Ask]) -> list[list[Completion]]:
         """All HTTP requests of all asks are in flight together, as far as `concurrency` lets them."""
         cache = self._cache
+        with cache.asking(asks) if cache else nullcontext():
+            return self._complete_all(asks, cache)
+
+    def _complete_all(self, asks: Sequence[Ask], cache: CompletionCache | None) -> list[list[Completion]]:
         known = [cache.known(ask) if cache else [] for ask in asks]
         found = [dict(enumerate(before)) or self._kept_of(ask) for before, ask in zip(known, asks, strict=True)]
         while missing := [

@@ -19,7 +19,8 @@ from pathlib import Path
 from gpta_local.schema import Ask, Completion
 from gpta_local.system.files import owner_only, write_whole
 
-LOCKS = "locks"
+LOCKS = ".locks"
+"""Ending of the file of locks, which lies beside the folder."""
 
 
 def default_folder() -> Path:
@@ -50,7 +51,7 @@ class CompletionCache:
         place = int(_digest("".join(self._path(ask).name for ask in asks))[:8], 16)
         with owner_only():
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / LOCKS).open("ab")
+            file = self.folder.with_suffix(LOCKS).open("ab")
         with file:
             with suppress(OSError):  # a file system without locks: what two ask at once is asked twice
                 fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
