@@ -163,6 +163,19 @@ class TestDialects:
         lines[2] = f'"{lines[2]}'
         assert refused(written(tmp_path / "train.csv", lines)).startswith("train.csv:3: broken CSV")
 
+    def test_spaces_before_a_quote_mark_do_not_make_it_a_character(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "train.csv", ["text, label", *(f'"{t}, please", "{label}"' for t, label in MESSAGES)])
+        task = task_of(path)
+        assert list(task.label_names) == OFFICES and texts_of(task)[0] == f"{MESSAGES[0][0]}, please"
+        assert ["spaces" in note for note in task.splits().notes] == [True]
+        plain = written(tmp_path / "plain.csv", ["text,label", *(f'"{t}, ",{label}' for t, label in MESSAGES)])
+        assert task_of(plain).splits().notes == (), "a field may end so"
+
+    def test_lines_before_the_header_are_thought_of(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "train.csv", ["exported on Monday", *csv_lines()])
+        with pytest.raises(DataError, match="If line 1 is not the header, remove what stands before it"):
+            read_records(str(path))
+
     def test_text_of_several_lines_is_a_row(self, tmp_path: Path) -> None:
         letter = "Dear all,\nmy car, again.\nThanks, A"
         with (tmp_path / "train.csv").open("w", newline="") as file:
@@ -313,6 +326,14 @@ class TestTypedTables:
         assert texts_of(task_of(tmp_path / "train.parquet")) == list(texts)
         assert "far" not in read_records(str(tmp_path / "train.parquet")).records[0].values
 
+    def test_bytes_are_text_if_they_are_in_utf_8(self, tmp_path: Path) -> None:
+        table = {"text": [f"{text} ü".encode() for text, _ in MESSAGES], "label": [label for _, label in MESSAGES]}
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+        assert texts_of(task_of(tmp_path / "train.parquet"))[0] == f"{MESSAGES[0][0]} ü"
+        table["text"][2] = b"\xff\xfe"
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+        assert "'text'" in refused(tmp_path / "train.parquet")
+
     def test_sound_is_not_decoded(self, tmp_path: Path) -> None:
         texts, labels = zip(*MESSAGES, strict=True)
         sound = [{"bytes": b"no sound", "path": "a.wav"}] * len(MESSAGES)
@@ -348,7 +369,8 @@ class TestDoors:
         path.write_bytes(path.read_bytes()[:-9])
         assert f"{path.name}: not a whole {suffix} file" in refused(path)
         path.write_bytes(content)
-        assert f"{path.name}: not a whole {suffix} file" in refused(path)
+        told = "not a .gz file" if suffix == ".gz" else "not a whole .zst file"
+        assert f"{path.name}: {told}" in refused(path)
 
     def test_json_may_be_lines_too(self, tmp_path: Path) -> None:
         rows = [{"text": text, "label": label} for text, label in MESSAGES]
@@ -360,6 +382,8 @@ class TestDoors:
             ('{"data": []}', "train.json:1: no column 'text'"),
             ('{\n"data": [1, 2]\n}', "not a list of objects"),
             ('[\n{"text": "a"\n', "train.json:"),
+            ('{"version": 1, "rows": [{"text": "a", "label": "b"}]}', "an object whose key 'rows' holds the rows"),
+            ('{\n"text": {"0": "a", "1": "b"},\n"label": {"0": "x", "1": "y"}}', "a table by columns, not by rows"),
             ("[1]", "train.json row 1: a JSON int, not an object"),
             ("3", "a JSON int, not a list"),
             ("[]", "no rows"),
@@ -368,6 +392,21 @@ class TestDoors:
     def test_other_json_is_told(self, tmp_path: Path, content: str, told: str) -> None:
         (tmp_path / "train.json").write_text(content)
         assert told in refused(tmp_path / "train.json")
+
+    def test_one_object_in_a_json_file_is_a_row(self, tmp_path: Path) -> None:
+        (tmp_path / "one.json").write_text('{"text": "a", "label": "b"}')
+        assert len(read_records(str(tmp_path / "one.json")).records) == 1
+
+    @pytest.mark.parametrize(("name", "told"), [("a.zip", "Unpack it"), ("a.xls", ".xlsx"), ("a.txt", "__label__")])
+    def test_other_formats_are_told_with_what_to_do(self, tmp_path: Path, name: str, told: str) -> None:
+        assert told in refused(written(tmp_path / name, csv_lines()))
+
+    def test_name_of_a_compressed_file_that_is_none_is_told(self, tmp_path: Path) -> None:
+        message = refused(written(tmp_path / "train.csv.gz", csv_lines()))
+        assert (
+            message
+            == "train.csv.gz: not a .gz file. It is not compressed, or not by gzip: name it train.csv, or compress it"
+        )
 
     def test_shards_are_read_in_order_and_told(self, tmp_path: Path) -> None:
         for number in (1, 0):

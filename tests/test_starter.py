@@ -183,6 +183,22 @@ def test_guess_is_called_one_and_names_the_other_columns(tmp_path: Path) -> None
     assert "label: verdict" in text and "a guess, as few values are different; or is it tone?" in text
 
 
+def test_a_column_for_each_label_is_told(tmp_path: Path) -> None:
+    rows = [
+        {"said": r["text"], "good": int(r["label"] == "good"), "bad": int(r["label"] == "bad")}
+        for r in sentiment_rows()
+    ]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(DataError, match="good, bad have two digits each, as where each label has a column of its own"):
+        starter_config(path)
+
+
+def test_labels_that_differ_by_capitals_are_told(tmp_path: Path) -> None:
+    rows = [{**r, "label": str(r["label"]).title() if i % 3 else r["label"]} for i, r in enumerate(sentiment_rows())]
+    text = starter_config(write_jsonl(tmp_path / "train.jsonl", rows))
+    assert "# Good, good differ by capitals alone: is that one label?" in text
+
+
 def test_shape_of_each_column_is_shown(tmp_path: Path) -> None:
     rows = [
         {"text": r["text"], "label": r["label"], "note": None if i % 2 else "x"} for i, r in enumerate(sentiment_rows())

@@ -17,6 +17,8 @@ from gpta_local.data.separated import table_of
 from gpta_local.errors import DataError
 
 BATCH_ROWS = 10_000
+LONGEST_BYTES = 10_000
+"""Of a value on average, in a column of bytes that are looked at as text."""
 
 
 def read_parquet(file: Path | BinaryIO, path: str, wanted: Sequence[str] | None) -> Source:
@@ -34,7 +36,8 @@ def read_parquet(file: Path | BinaryIO, path: str, wanted: Sequence[str] | None)
         schema = parquet.schema_arrow
     except (pyarrow.ArrowException, ValueError, OSError) as exc:
         raise refusal(exc) from exc
-    at = find_columns(_plain(schema) if wanted is None else wanted, schema.names, path)
+    plain = [*_plain(schema), *_short_bytes(parquet.metadata, schema)]
+    at = find_columns(plain if wanted is None else wanted, schema.names, path)
 
     def batches() -> Iterator[Any]:
         try:
@@ -109,6 +112,20 @@ def _plain(schema: Any) -> list[str]:
     return [field.name for field in schema if plain(field.type) and schema.names.count(field.name) == 1]
 
 
+def _short_bytes(metadata: Any, schema: Any) -> list[str]:
+    """The columns of bytes that may be texts: some programs write these without saying so. Pictures are longer."""
+    from pyarrow import types
+
+    sizes: dict[str, int] = {}
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            name = column.path_in_schema
+            sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
+    binary = (field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type))
+    return [name for name in binary if sizes.get(name, 0) <= LONGEST_BYTES * max(1, metadata.num_rows)]
+
+
 def _features(schema: Any) -> dict[str, Any]:
     """What `datasets` wrote of the columns into the schema, as its own files have it; {} where it did not."""
     try:
@@ -144,11 +161,21 @@ def _records(
             except (ValueError, OverflowError, KeyError) as exc:
                 where = f"{path} row {number + 1}"
                 raise DataError(f"{column!r} holds values that are neither text nor labels", where=where) from exc
+            if any(isinstance(value, bytes) for value in values):
+                values = _decoded(values)
             class_names = classes.get(names[position])
             columns[column] = [_named(value, class_names) for value in values] if class_names else values
         for row in zip(*columns.values(), strict=True):
             number += 1
             yield Record(dict(zip(columns, row, strict=True)), f"{path} row {number}")
+
+
+def _decoded(values: list[Any]) -> list[Any]:
+    """Bytes as the text that they are in UTF-8; as they are, where one is none."""
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError:
+        return values
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

@@ -39,6 +39,18 @@ MARKS = (
 )
 SAVED_BY_DATASETS = {"state.json", "dataset_info.json", "dataset_dict.json"}
 COMPRESSED = (".gz", ".zst")
+GZIP = b"\x1f\x8b"
+"""How each .gz file begins."""
+OTHERWISE = {
+    ".zip": "Unpack it, and give the file inside",
+    ".xls": "Save it as .xlsx, or as CSV",
+    ".ods": "Save it as .xlsx, or as CSV",
+    ".feather": "Save it as .parquet",
+    ".arrow": "Save it as .parquet, or give the folder that `datasets` saved",
+    ".txt": "If its lines have fields, name it .csv or .tsv; if they begin with __label__, write label and text apart",
+    ".pkl": "It may run code when it is read. Save it as .parquet",
+}
+"""By the ending of files that people bring, what to do with them."""
 
 
 def read_records(path: str, columns: Sequence[str] | None = None, reading: ReadingConfig | None = None) -> Table:
@@ -151,7 +163,9 @@ def _format_of(path: Path) -> str:
 def _source(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     kind = stdin_format() if str(path) == STDIN else _format_of(path)
     if kind not in READERS:
-        raise DataError(f"the format {kind!r} is not known", where=str(path), fix=f"Give {FORMATS}")
+        raise DataError(
+            f"the format {kind!r} is not known", where=str(path), fix=OTHERWISE.get(kind, f"Give {FORMATS}")
+        )
     try:
         source = READERS[kind](path, columns, reading)
     except (UnicodeError, EOFError, zlib.error, OSError) as exc:
@@ -172,6 +186,9 @@ def _unreadable(path: Path, reading: ReadingConfig, exc: Exception) -> DataError
         return _undecodable(path, reading, exc)
     if isinstance(exc, OSError) and (exc.errno or path.suffix.lower() not in COMPRESSED):
         return DataError(f"cannot be read ({exc.strerror or exc})", where=str(path))
+    if isinstance(exc, gzip.BadGzipFile) and path.open("rb").read(2) != GZIP:
+        fix = f"It is not compressed, or not by gzip: name it {path.stem}, or compress it"
+        return DataError("not a .gz file", where=str(path), fix=fix)
     return DataError(f"not a whole {path.suffix} file", where=str(path), fix="Copy or compress it again")
 
 
@@ -276,17 +293,41 @@ def _chosen(values: dict[str, Any], columns: Sequence[str] | None, where: str) -
         return {column: values[names[position]] for column, position in at.items()}
 
 
+LIST_REMEDY = "Give a list of objects, or one object on each line"
+
+
+def _refuse_tables(content: str, where: str) -> None:
+    """
+    Raises:
+        DataError: the content is one object that holds all rows.
+    """
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError):  # objects on lines, or broken
+        return
+    tables = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    columns = {len(value) for value in whole.values() if isinstance(value, dict | list)}
+    if tables:
+        what = f"an object whose key {tables[0]!r} holds the rows"
+        raise DataError(what, where=where, fix="Save that list alone")
+    if len(whole) > 1 and len(columns) == 1 and all(isinstance(value, dict | list) for value in whole.values()):
+        fix = "Save it by rows, as pandas does with to_json(orient='records')"
+        raise DataError("a table by columns, not by rows", where=where, fix=fix)
+
+
 def _read_json(path: Path, columns: Sequence[str] | None, reading: ReadingConfig) -> Source:
     """A list of objects; or lines of one object each, which some call .json too."""
     encoding = _encoding(path, reading)
     with closing(_text_of(path, encoding)) as file:
         first = next((line for line in file if line.strip("\ufeff \t\r\n")), "")
     if first.lstrip("\ufeff \t").startswith("{"):
+        with closing(_text_of(path, encoding)) as file:
+            content = file.read().removeprefix("\ufeff")
+        _refuse_tables(content, str(path))
         try:
             json.loads(first.lstrip("\ufeff"))
         except (ValueError, RecursionError):
-            remedy = "Give a list of objects, or one object on each line"
-            raise DataError("not a list of objects", where=str(path), fix=remedy) from None
+            raise DataError("not a list of objects", where=str(path), fix=LIST_REMEDY) from None
         return _read_jsonl(path, columns, reading)
     with closing(_text_of(path, encoding)) as file:
         content = file.read().removeprefix("\ufeff")

@@ -67,10 +67,13 @@ def read_separated(open_file: Open, path: str, comma: str, wanted: Sequence[str]
         if marks:
             notes.append(f"quote marks {'wrap fields' if wrapped else 'are characters'} (guessed from the whole file)")
     offset = 1 if told is not None else 0
+    spaced = wrapped and delimiter != "\t" and _spaced(lines, delimiter)
+    if spaced:
+        notes.append("spaces between what separates fields and a quote mark are left out (guessed from the whole file)")
     if wrapped and form.quoting == "auto":
-        rows = _guarded(lines, delimiter, path, offset)
+        rows = _guarded(lines, delimiter, path, offset, spaced)
     else:
-        rows = ((start, fields) for start, _, fields in _rows(lines(), delimiter, wrapped, path, offset))
+        rows = ((start, fields) for start, _, fields in _rows(lines(), delimiter, wrapped, path, offset, spaced))
     remedy = "Quote fields that hold commas or line breaks"
     if not wrapped:
         remedy = "Take what separates fields out of them; if quote marks wrap them, set data.format.quoting: wrapped"
@@ -120,11 +123,8 @@ def table_of(
                 len(fields) < len(names) or not all(map(_is_empty, fields[len(names) :]))
             ):
                 found = "a value beyond" if len(fields) <= full > len(names) else "not"
-                raise DataError(
-                    f"{found} the {len(names)} fields of the header",
-                    where=where,
-                    fix=remedy,
-                )
+                before = f". If line {start} is not the header, remove what stands before it" if len(names) == 1 else ""
+                raise DataError(f"{found} the {len(names)} fields of the header", where=where, fix=remedy + before)
             if repeatable and fields[1:] == first[1:] and tidy(str(fields[0])) == names[0]:
                 raise DataError("the header is there again", where=where, fix="Remove the line")
             yield Record({name: fields[position] for name, position in at.items()}, where)
@@ -151,15 +151,18 @@ def _delimiter(first: str, comma: str, wanted: Sequence[str] | None) -> str:
 
 
 def _rows(
-    lines: Iterable[str], delimiter: str, wrapped: bool, path: str, offset: int
+    lines: Iterable[str], delimiter: str, wrapped: bool, path: str, offset: int, spaced: bool = False
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Each row with the lines where it begins and ends.
+
+    Args:
+        spaced: fields do not begin with spaces, but with what follows them.
 
     Raises:
         DataError: at the first line of what is not well-formed.
     """
     reader = (
-        csv.reader(lines, strict=True, delimiter=delimiter)
+        csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
         if wrapped
         else csv.reader(lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     )
@@ -177,6 +180,13 @@ def _rows(
                 raise DataError(what, where=f"{path}:{start}", fix="Quote the field or take it out") from exc
             raise DataError(f"broken CSV: {exc}{until}", where=f"{path}:{start}", fix=QUOTE_REMEDY) from exc
         yield start, offset + reader.line_num, fields
+
+
+def _spaced(lines: Callable[[], Iterator[str]], delimiter: str) -> bool:
+    """Whether spaces stand before a mark that wraps a field, as in `a, "b, c"`: read as they are, the mark would be a
+    character. At the end of a field the mark is followed by what separates, and inside it is doubled."""
+    begins = re.compile(rf'{re.escape(delimiter)} +"(?!["\r\n]|\Z|{re.escape(delimiter)})')
+    return any(begins.search(line) for line in lines())
 
 
 def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> tuple[bool, bool]:
@@ -221,7 +231,9 @@ def _wrapped(lines: Callable[[], Iterator[str]], delimiter: str, path: str) -> t
     return wraps and (in_header or not fits), marks
 
 
-def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offset: int) -> Iterator[Row]:
+def _guarded(
+    lines: Callable[[], Iterator[str]], delimiter: str, path: str, offset: int, spaced: bool = False
+) -> Iterator[Row]:
     """The rows of a file whose quote marks wrap fields.
 
     Raises:
@@ -230,7 +242,7 @@ def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offs
     """
     suspects: dict[tuple[int, str], int] = {}
     width = 0
-    for start, end, fields in _rows(lines(), delimiter, True, path, offset):
+    for start, end, fields in _rows(lines(), delimiter, True, path, offset, spaced):
         width = width or len(fields)
         if end > start:
             for key in _rows_inside(fields, delimiter, width):
@@ -240,7 +252,7 @@ def _guarded(lines: Callable[[], Iterator[str]], delimiter: str, path: str, offs
         return
     found = [
         suspects[column, field.strip()]
-        for _, _, fields in _rows(lines(), delimiter, True, path, offset)
+        for _, _, fields in _rows(lines(), delimiter, True, path, offset, spaced)
         for column, field in enumerate(fields)
         if (column, field.strip()) in suspects
     ]

@@ -231,6 +231,16 @@ def _label_column(columns: Sequence[Column], rows: int, where: str) -> tuple[Col
     if not usable:
         raise DataError("no column looks like a label", where=where, fix=_choices(columns, "label"))
 
+    marks = [c.name for c in usable if c.kind == "numbers" and (c.distinct, c.length[1]) == (2, 1)]
+    marks = [name for name in marks if not ABOUT_THE_ROW.search(tidy(name).casefold())]
+    if len(marks) > 1 and not any(c.kind in ("words", "text") for c in usable):
+        raise DataError(
+            f"{_listed(marks)} have two digits each, as where each label has a column of its own",
+            where=where,
+            fix="Write the name of each row's label into one column (several labels for one row are not there); if one "
+            "of these is the label, rename it to `label`",
+        )
+
     def doubt(column: Column) -> tuple[bool, bool, bool, int]:
         about = ABOUT_THE_ROW.search(tidy(column.name).casefold()) is not None
         return about, column.kind == "numbers", column.kind == "text", column.distinct
@@ -271,7 +281,7 @@ def _labels(table: Table, label: Column, where: str) -> tuple[list[str], list[st
     values = [(record, record.values.get(label.name)) for record in table.records] if at else []
     if label.kind == "other" or any(len(as_name(_unwrapped(value))) > LONGEST_LABEL for _, value in values):
         raise DataError(
-            f"the column {label.name!r} holds lists of several, or long texts, no labels",
+            f"the column {label.name!r} holds lists of several, objects or long texts, no labels",
             where=where,
             fix="One label for each row is needed: a word, a number, or a list of one",
         )
@@ -299,10 +309,14 @@ def _labels(table: Table, label: Column, where: str) -> tuple[list[str], list[st
             fix="A classifier needs at least two",
         )
     without = [record.where for record, value in values if is_missing(value)]
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        folded.setdefault(name.casefold(), []).append(name)
+    alike = [f"{_listed(same)} differ by capitals alone: is that one label?" for same in folded.values() if same[1:]]
     if not without:
-        return names, []
+        return names, alike
     count = f"{len(without)} row{' has' if len(without) == 1 else 's have'} no label, the first at {without[0]}"
-    return names, [f"{_comment(count)}: remove or fill in, or `train` refuses them"]
+    return names, [*alike, f"{_comment(count)}: remove or fill in, or `train` refuses them"]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -311,7 +325,9 @@ def _listed(names: Sequence[str]) -> str:
 
 def _choices(columns: Sequence[Column], key: str) -> str:
     shapes = "; ".join(f"{_comment(column.name)} ({column})" for column in columns)
-    return f"The columns are: {shapes[:600]}. Rename the right one to `{key}`"
+    nested = any(column.kind == "other" for column in columns)
+    apart = "; nested values are not read: write each into a column of its own" if nested else ""
+    return f"The columns are: {shapes[:600]}. Rename the right one to `{key}`{apart}"
 
 
 def _comment(text: str) -> str:
