@@ -236,6 +236,63 @@ def test_what_is_stopped_leaves_no_half_of_a_file(model: Path, tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["new.jsonl"]
 
 
+class TestGoingOn:
+    """A command that was stopped after two windows of five rows."""
+
+    @pytest.fixture(params=[".jsonl", ".csv"])
+    def output(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        return tmp_path / f"out{request.param}"
+
+    @pytest.fixture
+    def data(self, output: Path, tmp_path: Path) -> Path:
+        rows = [{**row, "text": "" if number == 1 else f"{row['text']},\n"} for number, row in enumerate(ROWS)]
+        kind = output.suffix
+        return write_csv(tmp_path / "new.csv", rows) if kind == ".csv" else write_jsonl(tmp_path / "new.jsonl", rows)
+
+    @pytest.fixture(autouse=True)
+    def stopped(self, model: Path, data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(predicting, "WINDOW", 5)
+        labelled = predicting.Labeller.rows
+
+        def stopping(self: Any, records: Any) -> Any:
+            for number, row in enumerate(labelled(self, records)):
+                if number == 12:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield row
+
+        with monkeypatch.context() as patched:
+            patched.setattr(predicting.Labeller, "rows", stopping)
+            result = invoke("predict", model, data, "--output", output)
+        assert result.exit_code == 3 and "10 rows are kept" in result.stderr
+        assert not output.exists()
+
+    def test_ends_with_the_same_bytes_as_a_command_that_was_not_stopped(
+        self, model: Path, data: Path, output: Path, tmp_path: Path
+    ) -> None:
+        whole = tmp_path / f"whole{output.suffix}"
+        assert invoke("predict", model, data, "--output", whole).exit_code == 0
+        result = invoke("predict", model, data, "--output", output, "--resume")
+        assert result.exit_code == 0 and "10 rows are there already" in result.stderr
+        assert f"{len(ROWS)} rows" in result.stderr and "1 row has no text" in result.stderr
+        assert output.read_bytes() == whole.read_bytes()
+        assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+    def test_is_refused_with_other_options_or_a_changed_file(self, model: Path, data: Path, output: Path) -> None:
+        command = ("predict", model, data, "--output", output, "--resume")
+        assert_refused(invoke(*command, "--probabilities"), "other options", "begin anew")
+        data.write_bytes(data.read_bytes() + b"\n")
+        assert_refused(invoke(*command), "other inputs")
+
+    def test_without_being_asked_for_it_begins_anew(self, model: Path, data: Path, output: Path) -> None:
+        result = invoke("predict", model, data, "--output", output)
+        assert result.exit_code == 0 and "already" not in result.stderr
+
+
+def test_standard_output_cannot_be_gone_on_with(model: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "new.jsonl", ROWS[:1])
+    assert_refused(invoke("predict", model, data, "--resume"), "cannot be gone on with", "--output")
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl.gz", "rows.parquet"])
 def test_rows_in_place_of_a_configuration_are_told(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"text,label\n")

@@ -118,8 +118,9 @@ def compare(rows: Rows) -> tuple[float, float, list[float]]:
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = [name for name, there in torch.cpu.get_capabilities().items() if there is True]
-    return f"{names[0] if names else platform.machine()} ({', '.join(flags)}), torch {torch.__version__}"
+    flags = [name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
+    name, able = names[0] if names else platform.machine(), ", ".join(flags) or "no bfloat16 products"
+    return f"{name} ({able}), torch {torch.__version__}"
 
 
 def main(data: Path, output: Path) -> None:
@@ -129,7 +130,8 @@ def main(data: Path, output: Path) -> None:
         "",
         f"`make bench-speed`, {time.strftime('%Y-%m-%d')}, one thread of {machine()}. all-MiniLM-L6-v2, batches of "
         f"{BATCH}, bfloat16, {BUCKET} steps of ours and {PEER_STEPS} of the `Trainer` of transformers in turns, "
-        f"{ALTERNATIONS} times, seconds of the processor. Medians; least and greatest ratio in brackets.",
+        f"{ALTERNATIONS} times, seconds of the processor. Medians; least and greatest ratio in brackets. Other "
+        "processes still count where they share caches.",
         "",
         "| rows | samples a second, `Trainer` | gpta-local | ratio |",
         "|---|---|---|---|",

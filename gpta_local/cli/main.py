@@ -130,19 +130,24 @@ main.add_command(compare)
     "--threshold", type=click.FloatRange(0, 1), metavar="P", help="Give no label that is less probable than P."
 )
 @click.option("--abstain", default="unsure", show_default=True, help="What is written then.")
+@click.option("--resume", is_flag=True, help="Go on with the output of this command that was stopped.")
 @set_option
-def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: tuple[str, ...], **wanted: Any) -> None:
+def predict(
+    run: Path, inputs: tuple[str, ...], output: Path | None, resume: bool, overrides: tuple[str, ...], **wanted: Any
+) -> None:
     """Label the rows of INPUT with the model of RUN (a run or an exported folder).
 
     INPUT is a file, a folder, a pattern such as 'letters/*.csv', or - for standard input: JSON lines, or a table with
     its header.
 
     Writes every row with all its columns, and beside them predicted_label and its probability: CSV for CSV, otherwise
-    JSON lines, or what the ending of --output says. A row without text gets an empty label.
+    JSON lines, or what the ending of --output says. A row without text gets an empty label. FILE is there only when it
+    is whole; until then its rows are in FILE.partial, and --resume goes on with them.
 
     \b
     Examples:
       gpta-local predict runs/NAME letters.csv --output labelled.csv
+      gpta-local predict runs/NAME letters.csv --output labelled.csv --resume
       gpta-local predict runs/NAME letters.csv --threshold 0.7 --top-k 3
       cat letters.jsonl | gpta-local predict runs/NAME - > labelled.jsonl
       zcat letters.csv.gz | gpta-local predict runs/NAME - > labelled.csv
@@ -152,8 +157,8 @@ def predict(run: Path, inputs: tuple[str, ...], output: Path | None, overrides: 
     from gpta_local.downstream.predicting import Wanted
     from gpta_local.system.interrupt import Interrupt
 
-    with Interrupt():  # half a file of rows is not left behind
-        inference.predict(run, inputs, output, Wanted(**wanted), overrides)
+    with Interrupt():
+        inference.predict(run, inputs, output, Wanted(**wanted), overrides, resume=resume)
 
 
 @main.command()

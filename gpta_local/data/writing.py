@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,13 +35,14 @@ def written_format(path: Path, otherwise: str) -> str:
     return kind
 
 
-def row_writer(file: TextIO, kind: str) -> Write:
+def row_writer(file: TextIO, kind: str, columns: Sequence[str] = ()) -> Write:
     """Writes a row each time it is called. The first row's names make the header of a CSV file.
 
     Args:
         kind: as `written_format` gives it.
+        columns: the header of a CSV file that is gone on with.
     """
-    return _separated(file, SEPARATED[kind]) if kind in SEPARATED else _lines(file)
+    return _separated(file, SEPARATED[kind], columns) if kind in SEPARATED else _lines(file)
 
 
 def _lines(file: TextIO) -> Write:
@@ -52,8 +53,8 @@ def _lines(file: TextIO) -> Write:
     return write
 
 
-def _separated(file: TextIO, delimiter: str) -> Write:
-    header: list[str] = []
+def _separated(file: TextIO, delimiter: str, columns: Sequence[str]) -> Write:
+    header = list(columns)
     out = csv.writer(file, delimiter=delimiter, lineterminator="\n")
 
     def write(row: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import numpy as np
@@ -16,19 +18,28 @@ from gpta_local.config import DataConfig, InputConfig, ReadingConfig, reading
 from gpta_local.data.examples import read_examples
 from gpta_local.data.readers import STDIN, files_of, open_records, read_records, stdin_format
 from gpta_local.data.records import Record, find_columns
-from gpta_local.data.writing import LINES, SEPARATED, row_writer, written_format
+from gpta_local.data.writing import LINES, SEPARATED, written_format
+from gpta_local.downstream.outputs import opened
 from gpta_local.downstream.predicting import Labeller, Wanted
 from gpta_local.downstream.product import Product, open_product
-from gpta_local.errors import DataError, InputError, OutputError
+from gpta_local.errors import DataError, InputError
 from gpta_local.metrics import by_class, macro_f1, wilson_interval
-from gpta_local.system.files import owner_only
+from gpta_local.system.manifests import MANIFEST
 
+CLEARED = "\r\x1b[K"
+"""Takes the line of a terminal away."""
 INPUT_FILE = "input_file"
 """The column that names the file of a row, where there are several."""
 
 
 def predict(
-    run: Path, inputs: Sequence[str], output: Path | None, wanted: Wanted, overrides: Sequence[str] = ()
+    run: Path,
+    inputs: Sequence[str],
+    output: Path | None,
+    wanted: Wanted,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
 ) -> None:
     """Label the rows of files, and write them with all their columns. What is told of them goes to standard error.
 
@@ -36,21 +47,40 @@ def predict(
         inputs: files, folders, patterns, or - for standard input.
         output: None or - for standard output; its ending says the format, otherwise it is that of the first input.
         overrides: how the files are written, and their columns.
+        resume: go on with the output of a command that was stopped.
     """
     product = open_product(run)
     how = reading_of(product, overrides)
     files = files_of(inputs)
     output, kind = output_like(files, output)
+    if resume and (output is None or STDIN in files):
+        fix = "Give files and --output FILE, or leave it out"
+        raise InputError("standard input and output cannot be gone on with", where="--resume", fix=fix)
     labeller = Labeller(product, columns_of(product, how), wanted, flat=kind in SEPARATED)
-    with opened(output) as file:
-        write = row_writer(file, kind)
-        for row in labeller.rows(records_of(files, labeller.columns, how)):
-            write(row)
+    show = output is not None and sys.stderr.isatty()
+    with opened(output, kind, key_of(product, files, (wanted, *overrides)), resume=resume) as rows:
+        begun, started = rows.begun, time.monotonic()
+        labeller.count, labeller.blank, labeller.first_blank = begun.rows, begun.blank, begun.first_blank
+        if begun.rows:
+            click.echo(f"{begun.rows} rows are there already", err=True)
+        records = islice(records_of(files, labeller.columns, how), begun.rows, None)
+        try:
+            for written, row in enumerate(labeller.rows(records), start=begun.rows + 1):
+                rows.write(row)
+                if written == labeller.count:
+                    rows.save(labeller.count, labeller.blank, labeller.first_blank)
+                    if show:
+                        speed = (written - begun.rows) / (time.monotonic() - started)
+                        click.echo(f"\r{written} rows, {speed:.0f} a second", nl=False, err=True)
+        except KeyboardInterrupt:
+            if rows.saved:
+                click.echo(f"{rows.saved} rows are kept: the same command with --resume goes on", err=True)
+            raise
     if output is not None:
-        click.echo(f"{labeller.count} rows: {output}", err=True)
+        click.echo(f"{CLEARED if show else ''}{labeller.count} rows: {output}", err=True)
     if labeller.blank:
-        rows = "1 row has" if labeller.blank == 1 else f"{labeller.blank} rows have"
-        click.echo(f"warning: {rows} no text, the first {labeller.first_blank}: no label is given", err=True)
+        blank = "1 row has" if labeller.blank == 1 else f"{labeller.blank} rows have"
+        click.echo(f"warning: {blank} no text, the first {labeller.first_blank}: no label is given", err=True)
 
 
 def output_like(files: Sequence[str], output: Path | None) -> tuple[Path | None, str]:
@@ -82,30 +112,13 @@ def records_of(files: Sequence[str], columns: Sequence[str], how: ReadingConfig)
             raise DataError("no rows", where=where)
 
 
-@contextmanager
-def opened(output: Path | None) -> Iterator[TextIO]:
-    """Standard output or a device, or a file of its owner's alone that is there only when it is whole."""
-    if output is None:
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    if output.is_dir():
-        raise OutputError("a directory is there", where=str(output), fix="Name a file")
-    if output.exists() and not output.is_file():  # /dev/null: another file must not take its place
-        with output.open("w", encoding="utf-8", errors="replace") as file:
-            yield file
-        return
-    partial = output.with_name(output.name + ".partial")
-    try:
-        partial.unlink(missing_ok=True)  # an existing file would keep its mode
-        with owner_only(), partial.open("w", encoding="utf-8", errors="replace") as file:
-            yield file
-        partial.replace(output)
-    except BaseException as exc:
-        partial.unlink(missing_ok=True)
-        if not isinstance(exc, OSError):
-            raise
-        raise OutputError(f"cannot be written ({exc.strerror or exc})", where=str(output)) from exc
+def key_of(product: Product, files: Sequence[str], options: Sequence[object]) -> str:
+    """Tells what rows are labelled, by which model and how."""
+    manifest = product.folder / MANIFEST
+    there = [Path(file).stat() for file in files if Path(file).is_file()]
+    states = [*files, *((state.st_size, state.st_mtime_ns) for state in there)]
+    said = (manifest.read_text(encoding="utf-8") if manifest.is_file() else product.record, states, *options)
+    return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def evaluate(run: Path, data: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
