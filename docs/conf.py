@@ -24,7 +24,9 @@ LISTS = {
     "Begin": "quickstart how-it-works worth",
     "Use": "configuration data assistants servers runs report tools python shells scaling",
     "Rely on": "SECURITY RELIABILITY",
-    "Look closer": "benchmarks/README dialogue-gradient LOG rooms /CONTRIBUTING /configs/quickstart/DATA",
+    "Look closer": (
+        "benchmarks/README benchmarks/speed dialogue-gradient LOG rooms /CONTRIBUTING /configs/quickstart/DATA"
+    ),
 }
 
 
