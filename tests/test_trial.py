@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 from chat_models import DIALOGUES, dialogue, greedy, settings
-from samples import OneByOne
+from samples import CARD, OneByOne
 from servers import ROOT
 
 from gpta_local.assistant.local import LocalAssistant
+from gpta_local.assistant.prompts import example_texts_request, label_texts_request, prefix_request
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.config import Config, load
 from gpta_local.dialogue_gradient.trial import AdapterTrials
 from gpta_local.errors import AdapterRefused, ConfigError, ModelError
+from gpta_local.run.search import Search
 from gpta_local.schema import Ask, Completion, ProposalFigures, Request, Sampling
 
 QUICKSTART = ROOT / "configs" / "quickstart" / "quickstart.yaml"
@@ -225,3 +228,24 @@ class TestWhatCannotBeTaught:
     def test_without_the_section_any_assistant_will_do(self, tmp_path: Path) -> None:
         config = load(QUICKSTART, [f"assistant={{backend: replay, run: {tmp_path}}}"])
         assert AdapterTrials(Recorder(), config).shares(5) == [(None, 5)]
+
+
+def test_only_prefixes_of_an_adapter_are_sampled_hotter(tmp_path: Path) -> None:
+    asked: list[Ask] = []
+
+    def exchange(number: int, asks: Sequence[Ask], *_: Any) -> list[Any]:
+        asked.extend(asks)
+        return []
+
+    (tmp_path / "step.json").write_text('{"temperature": 1.5}')
+    parts = {
+        "leak_scan": SimpleNamespace(check=lambda request: None),
+        "plan": SimpleNamespace(sampling=lambda number, request: Sampling(temperature=0.8)),
+        "journal": SimpleNamespace(exchange=exchange),
+        "assistant": SimpleNamespace(complete_all=None),
+        "observer": SimpleNamespace(advance=lambda: None),
+        "hinted": set(),
+    }
+    requests = [prefix_request(CARD, []), label_texts_request(CARD), example_texts_request(CARD, CARD.labels[0])]
+    Search.ask_all(cast(Search, SimpleNamespace(**parts)), 0, requests, 1, tmp_path)
+    assert [ask.sampling.temperature for ask in asked] == pytest.approx([1.2, 0.8, 0.8])
