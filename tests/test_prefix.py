@@ -161,6 +161,10 @@ class TestClean:
         assert candidates.verdicts[0] == ("accepted", "alpha | gamma")
         assert cleaned(replies, ["beta"]).prefixes == ["alpha", "eps"]
 
+    def test_line_that_was_cut_off_is_no_prefix(self) -> None:
+        completions = [Completion("alpha\nTried before, from\nbet", "m", "length"), Completion("", "m")]
+        assert clean(completions, [], embed=letters, read=reader().read, fill=True).prefixes == ["alpha"]
+
     def test_line_that_can_be_used_is_read_behind_one_that_cannot(self) -> None:
         assert reader().read("one two three four five\n- beta\n- a secret") == ["beta"]
 

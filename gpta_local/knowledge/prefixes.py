@@ -119,8 +119,11 @@ def clean(
     lines = list[list[str]]()
     verdicts = list[Outcome]()
     for completion in completions:
+        text = completion.text
+        if completion.finish_reason == "length":  # the end of its last line is missing
+            text = text.rpartition("\n")[0].strip() or text
         try:
-            lines.append(read(completion.text))
+            lines.append(read(text))
             verdicts.append(("repeated", lines[-1][0]))  # until one of them turns out to be new
         except UnusableReply as exc:
             lines.append([])

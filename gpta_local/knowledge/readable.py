@@ -14,7 +14,8 @@ LONGEST_WORD = 40
 LEAST_DIFFERENT = 0.55
 """Different words as a share of all, of a text of eight words or more that does not repeat itself."""
 OF_THE_TASK = re.compile(
-    r"(?i)\b(label(l?ed)?\b|data ?set|example texts?|classif|as an ai\b|here (are|is) |style:|subject:|sure[,!] )"
+    r"(?i)\b(label(l?ed)?\b|data ?set|example texts?|classif|as an ai\b|tried before"
+    r"|here (are|is) |style:|subject:|sure[,!] )"
 )
 """Words that speak of the request instead of answering it."""
 OF_A_TEMPLATE = re.compile(r"<\|?\w+\|?>|\[/?\w+\]|\{\w*\}")
