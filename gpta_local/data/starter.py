@@ -281,7 +281,7 @@ def _labels(table: Table, label: Column, where: str) -> tuple[list[str], list[st
     values = [(record, record.values.get(label.name)) for record in table.records] if at else []
     if label.kind == "other" or any(len(as_name(_unwrapped(value))) > LONGEST_LABEL for _, value in values):
         raise DataError(
-            f"the column {label.name!r} holds lists of several, objects or long texts, no labels",
+            f"the column {label.name!r} holds lists of several, or long texts, no labels",
             where=where,
             fix="One label for each row is needed: a word, a number, or a list of one",
         )
