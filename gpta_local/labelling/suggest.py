@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpta_local.data.readers import files_of
-from gpta_local.data.writing import row_writer
-from gpta_local.downstream.inference import columns_of, opened, output_like, reading_of, records_of
+from gpta_local.downstream.inference import columns_of, output_like, reading_of, records_of
 from gpta_local.downstream.loaded import LoadedTorch
+from gpta_local.downstream.outputs import opened
 from gpta_local.downstream.predicting import LABEL, PROBABILITY, texts_of
 from gpta_local.downstream.product import Prediction, Product, open_product
 from gpta_local.errors import DataError, ModelError
@@ -54,13 +54,12 @@ def suggest_from(
     if not rows:
         raise DataError("no row has text", where=files[0])
     found = suggest(product, [texts for _, _, texts in rows], count)
-    with opened(output) as file:
-        write = row_writer(file, kind)
+    with opened(output, kind, key="") as out:
         for suggestion in found:
             number, record, _ = rows[suggestion.row]
             label = suggestion.prediction.label
             said = {ROW: number, LABEL: label, PROBABILITY: suggestion.prediction.probabilities[label]}
-            write({**record.values, **said})
+            out.write({**record.values, **said})
 
 
 def suggest(product: Product, rows: Sequence[tuple[str, ...]], count: int) -> list[Suggestion]:
