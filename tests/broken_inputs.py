@@ -342,7 +342,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "with other columns": (table({"a": ["x"], "b": ["y"]}), "no column 'text'"),
     "with texts that are null": (table({"text": ["a", None], "label": ["x", "CANARY"]}), "row 2: 'text' is NoneType"),
     "with texts that are numbers": (table({"text": [1, 2], "label": ["x", "y"]}), "row 1: 'text' is int"),
-    "with texts that are bytes": (table({"text": [b"a", b"b"], "label": ["x", "y"]}), "row 1: 'text' is bytes"),
+    "with texts that are bytes": (table({"text": [b"a", b"\xff"], "label": ["x", "y"]}), "row 1: 'text' is bytes"),
     "with labels that are lists": (
         table({"text": ["a", "b"], "label": [["x", "y"], ["y"]]}),
         "row 1: 'label' is a list of 2 labels",
