@@ -233,7 +233,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Played:
     entry = modules / "vllm" / "entrypoints" / "launchers" / "api_server" / "entry.py"
     entry.parent.mkdir(parents=True)
     entry.write_text(PLAYED_VLLM)
-    (modules / "torch.py").write_text("class cuda: is_available = staticmethod(lambda: False)\n")
+    (modules / "torch.py").write_text("class cuda: device_count = staticmethod(lambda: 0)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("GPTA_VLLM_PYTHON", sys.executable)
     monkeypatch.delenv("GPTA_VLLM_KEY", raising=False)
@@ -349,6 +349,7 @@ def test_signal_before_the_server_is_ready_is_told_by_the_exit_code(
     played("slow")
     with serving(tmp_path, chat_model) as process:
         while not (tmp_path / "vllm.log.key").exists():
+            assert process.poll() is None
             time.sleep(0.1)
         group = group_of(process)
         process.send_signal(signal.SIGINT)

@@ -23,7 +23,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -34,7 +33,7 @@ from gpta_local.config import TrainingConfig
 from gpta_local.data.examples import Example
 from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import BUCKET, Training
-from gpta_local.system.models import DEMO_BACKBONE, backbone_folder
+from gpta_local.system.models import DEMO_BACKBONE, backbone_folder, load_pretrained, load_tokenizer
 
 SETS = {"sst2": "short texts", "ag_news": "longer texts"}
 BATCH = 16
@@ -78,8 +77,8 @@ def trainer(rows: Rows, classes: int) -> Callable[[int], float]:
     """The same for the `Trainer` as its documentation has it: bf16, batches of 16 at random, each padded to its own
     longest row."""
     folder = backbone_folder(DEMO_BACKBONE)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=classes, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
+    model = load_pretrained(AutoModelForSequenceClassification, folder, num_labels=classes)
     data = Dataset.from_list(
         [{**tokenizer(text, truncation=True, max_length=256), "label": label} for text, label in rows]
     )
