@@ -26,8 +26,8 @@ PATIENCE = timedelta(days=30)
 """How long the others wait for an order: the main process asks, scores and measures alone. That one has died is known
 at once."""
 
-OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables of the launcher. They are taken away: no library is to share out by itself what one process does alone."""
+TAKEN_AWAY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables of the launcher, so that no library shares out by itself what one process does alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Team:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             backend = "cpu:gloo,cuda:nccl"
         processes.init_process_group(backend, timeout=PATIENCE)
-        for name in OF_A_LAUNCH:
+        for name in TAKEN_AWAY:
             os.environ.pop(name, None)
 
     @property
@@ -127,8 +127,3 @@ class Team:
         if len(content):
             processes.broadcast(content, 0)
         return content.numpy().tobytes()
-
-
-def launched() -> bool:
-    """Whether this is one of several processes of a launch."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
