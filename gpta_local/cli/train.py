@@ -158,6 +158,7 @@ def _take_part(settings: Callable[[], Config], team: Team) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     take_part(settings, team)
+    os._exit(0)  # nothing is left to do, and threads of torch can abort a process that ends in the usual way
 
 
 def _seeds(value: str | None) -> int | list[int] | None:
