@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+import yaml
 from commands import assert_refused, invoke
 from servers import VLLM, group_of, members, section, serving
 from transformers import AutoModelForCausalLM
@@ -266,6 +267,62 @@ def test_wrong_argument_of_the_command_is_refused(
     chat_model: Path, arguments: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
     assert_refused(invoke("assistant", "serve", chat_model, *arguments), *words)
+
+
+SERVED = {
+    "assistant": {
+        "backend": "vllm",
+        "model": "ours",
+        "base_url": "http://127.0.0.1:8123/v1",
+        "api_key_env": "OUR_KEY",
+        "serve": {"tensor_parallel": 2, "max_model_len": 4096},
+    }
+}
+
+
+def served(folder: Path, **changes: Any) -> Path:
+    """A configuration whose assistant is a server of this machine."""
+    path = folder / "config.yaml"
+    content = {"data": {"train": "train.jsonl"}, "assistant": SERVED["assistant"] | changes}
+    path.write_text(yaml.safe_dump(content | {"card": {"description": "Messages of customers of a bank."}}))
+    return path
+
+
+def test_configuration_says_how_its_assistant_is_served_and_options_say_otherwise(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = dict[str, Any]()
+
+    def started(folder: Path, name: str, **settings: Any) -> None:
+        asked.update(settings, folder=folder, name=name)
+        raise InputError("that is enough")
+
+    monkeypatch.setattr("gpta_local.assistant.vllm_server.VLLMServer", started)
+    monkeypatch.setattr("gpta_local.assistant.vllm_server.find_interpreter", lambda python: CPU)
+    monkeypatch.setenv("OUR_KEY", "of the configuration")
+    config = served(tmp_path, weights=str(chat_model))
+    assert_refused(invoke("assistant", "serve", config, "--tensor-parallel", 4), "that is enough")
+    assert (asked["name"], asked["port"], asked["folder"]) == ("ours", 8123, chat_model)
+    assert asked["parallel"] == Parallel(4, 1), "an option is the last word"
+    assert (asked["max_model_len"], asked["lora_rank"], asked["api_key"]) == (4096, 16, "of the configuration")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"backend": "openai", "serve": None}, ("assistant.backend", "not served")),
+        ({"base_url": "https://127.0.0.1:8000/v1"}, ("assistant.base_url", "this machine alone")),
+        ({"api_key_env": None}, ("assistant.api_key_env", "GPTA_VLLM_KEY")),
+    ],
+)
+def test_configuration_of_a_server_that_is_not_ours_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    path = served(tmp_path, **changes)
+    content = yaml.safe_load(path.read_text())
+    content["assistant"] = {key: value for key, value in content["assistant"].items() if value is not None}
+    path.write_text(yaml.safe_dump(content))
+    assert_refused(invoke("assistant", "serve", path), *words)
 
 
 def test_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:

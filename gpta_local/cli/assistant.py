@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -10,7 +11,8 @@ import sys
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -18,6 +20,7 @@ from gpta_local.cli.options import PATH, json_option
 
 if TYPE_CHECKING:
     from gpta_local.assistant.vllm_server import VLLMServer
+    from gpta_local.config import VLLMAssistantConfig
 
 
 @click.group()
@@ -36,25 +39,28 @@ def assistant() -> None:
 )
 @click.option(
     "--api-key-env",
-    default="GPTA_VLLM_KEY",
-    show_default=True,
+    show_default="GPTA_VLLM_KEY",
     metavar="VARIABLE",
     help="Environment variable with the key. If it is not set, a random key is written to a file beside the log.",
 )
 @click.option("--max-model-len", type=click.IntRange(min=1), help="Tokens of a request and its completion together.")
-@click.option("--max-lora-rank", default=16, show_default=True, help="Of the adapters that can be loaded.")
+@click.option("--max-lora-rank", type=int, show_default="16", help="Of the adapters that can be loaded.")
 @click.option("--no-lora", is_flag=True, help="Serve without adapters.")
 @click.option(
     "--gpu-memory-utilization",
     type=click.FloatRange(0, 1, min_open=True),
-    default=0.9,
-    show_default=True,
+    show_default="0.9",
     help="vLLM's part of the GPU's memory. The dialogue gradient can train on the rest, should they share the GPU.",
 )
 @click.option(
-    "--tensor-parallel", default=1, type=click.IntRange(1), help="GPUs that each copy of the model is spread over."
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    show_default="1",
+    help="GPUs that each copy of the model is spread over.",
 )
-@click.option("--data-parallel", default=1, type=click.IntRange(1), help="Copies of the model that share the requests.")
+@click.option(
+    "--data-parallel", type=click.IntRange(1), show_default="1", help="Copies of the model that share the requests."
+)
 @click.option("--start-seconds", default=600.0, show_default=True, help="How long to wait until it is ready.")
 def serve(
     model: str,
@@ -63,19 +69,17 @@ def serve(
     port: int | None,
     python: Path | None,
     log: Path | None,
-    api_key_env: str,
-    max_model_len: int | None,
-    max_lora_rank: int,
+    api_key_env: str | None,
     no_lora: bool,
-    gpu_memory_utilization: float,
-    tensor_parallel: int,
-    data_parallel: int,
     start_seconds: float,
+    **sizes: Any,
 ) -> None:
     """Serve MODEL by vLLM on this machine until Ctrl-C.
 
-    MODEL is a model folder, or a name of `gpta-local models list`. When the server is ready, the section
-    `assistant` of a configuration that uses it is printed.
+    MODEL is a model folder, a name of `gpta-local models list`, or a configuration (.yaml) whose section
+    `assistant` has `backend: vllm`: then model, name, port, key and the sizes of `assistant.serve` are those
+    it says, where no option says otherwise. When the server is ready, the section `assistant` of a
+    configuration that uses it is printed.
 
     It answers on 127.0.0.1 only. That is its protection against others: the key guards only what is
     below /v1, and whoever has an account on this machine can reach the rest.
@@ -84,15 +88,29 @@ def serve(
     Examples:
       gpta-local assistant serve Qwen2.5-Coder-1.5B-Instruct
       gpta-local assistant serve /models/own-model --port 8001
+      gpta-local assistant serve config.yaml --tensor-parallel 2
     """
     import yaml
 
     from gpta_local.assistant.vllm_memory import Parallel
     from gpta_local.assistant.vllm_server import VLLMServer, find_interpreter, private_file
+    from gpta_local.config import ServeConfig
+    from gpta_local.system.files import read_secret
     from gpta_local.system.library import assistant_folder
 
+    config = _served_by(Path(model)) if model.endswith((".yaml", ".yml")) else None
+    given_key = ""
+    if config is not None:
+        model, name = config.weights or config.model, name or config.model
+        port = port or urlsplit(config.base_url).port
+        if config.api_key_file and not api_key_env:
+            given_key = read_secret(Path(config.api_key_file), "assistant.api_key_file")
+        api_key_env = api_key_env or config.api_key_env
+    api_key_env = api_key_env or "GPTA_VLLM_KEY"
+    asked = config.serve if config else ServeConfig()
+    asked = asked.model_copy(update={option: value for option, value in sizes.items() if value is not None})
     folder = assistant_folder(model)
-    given_key = os.environ.get(api_key_env, "").strip()
+    given_key = given_key or os.environ.get(api_key_env, "").strip()
     key = given_key or secrets.token_urlsafe(32)
     server = VLLMServer(
         folder,
@@ -101,10 +119,10 @@ def serve(
         api_key=key,
         log=log,
         port=port,
-        lora_rank=None if no_lora else max_lora_rank,
-        max_model_len=max_model_len,
-        gpu_memory_utilization=gpu_memory_utilization,
-        parallel=Parallel(tensor_parallel, data_parallel),
+        lora_rank=None if no_lora else asked.max_lora_rank,
+        max_model_len=asked.max_model_len,
+        gpu_memory_utilization=asked.gpu_memory_utilization,
+        parallel=Parallel(asked.tensor_parallel, asked.data_parallel),
         extra=vllm_arguments,
     )
     section = {"backend": "vllm", "model": server.name, "base_url": server.base_url, "api_key_env": api_key_env}
@@ -118,12 +136,35 @@ def serve(
                 click.echo(f'the key: export {api_key_env}="$(cat {shlex.quote(str(key_file))})"', err=True)
             seconds = server.wait_until_healthy(start_seconds, partial(_tell_of_waiting, server, start_seconds))
             ready = True
-            click.echo(yaml.safe_dump({"assistant": section}, sort_keys=False), nl=False)
+            if config is None:
+                click.echo(yaml.safe_dump({"assistant": section}, sort_keys=False), nl=False)
             click.echo(f"ready after {seconds:.0f} s. Ctrl-C stops the server; log: {server.log}", err=True)
             server.wait()
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         sys.exit(0 if ready else 3)
+
+
+def _served_by(path: Path) -> VLLMAssistantConfig:
+    """The section `assistant` of a configuration, of a server that this machine can start.
+
+    Raises:
+        ConfigError: it is not of such a server.
+    """
+    from gpta_local.config import VLLMAssistantConfig, load
+    from gpta_local.errors import ConfigError
+
+    config = load(path).assistant
+    if not isinstance(config, VLLMAssistantConfig):
+        what, key, fix = f"backend {config.backend!r} is not served", "backend", "Set it to vllm, or give MODEL"
+    elif not re.fullmatch(r"http://(127\.0\.0\.1|localhost):\d+/v1/?", config.base_url):
+        what, key = f"{config.base_url} is not served: a server listens on this machine alone", "base_url"
+        fix = "Set it to http://127.0.0.1:PORT/v1, or start the server on its own machine"
+    elif not (config.api_key_env or config.api_key_file):
+        what, key, fix = "a server asks for a key, and none is named", "api_key_env", "Set it to GPTA_VLLM_KEY"
+    else:
+        return config
+    raise ConfigError(what, where=f"{path}: assistant.{key}", fix=fix)
 
 
 def _end_as_by_ctrl_c() -> None:

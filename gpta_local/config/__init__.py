@@ -6,6 +6,7 @@ from gpta_local.config.assistants import (
     LocalAssistantConfig,
     OpenAIAssistantConfig,
     ReplayAssistantConfig,
+    ServeConfig,
     VLLMAssistantConfig,
 )
 from gpta_local.config.json_schema import SCHEMA_FILE, json_schema
@@ -37,6 +38,7 @@ __all__ = [
     "ReadingConfig",
     "ReplayAssistantConfig",
     "Section",
+    "ServeConfig",
     "TrainingConfig",
     "VLLMAssistantConfig",
     "check",

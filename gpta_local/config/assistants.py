@@ -110,6 +110,21 @@ class OpenAIAssistantConfig(EndpointConfig):
     backend: Literal["openai"]
 
 
+class ServeConfig(Section):
+    """How `gpta-local assistant serve` starts vLLM; a run does not look at it."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that each copy of the model is spread over."""
+    data_parallel: int = Field(default=1, ge=1)
+    """Copies of the model that share the requests."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """vLLM's part of a GPU's memory. The dialogue gradient can train on the rest, should they share the GPU."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Tokens of a request and its completion together. None: what the model is made for."""
+    max_lora_rank: int = Field(default=16, ge=1, le=512)
+    """Of the adapters that can be loaded."""
+
+
 class VLLMAssistantConfig(EndpointConfig):
     """A vLLM server."""
 
@@ -117,6 +132,7 @@ class VLLMAssistantConfig(EndpointConfig):
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://")
     adapter: str | None = None
     """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
+    serve: ServeConfig = ServeConfig()
 
 
 class ReplayAssistantConfig(SamplingConfig):
