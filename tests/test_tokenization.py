@@ -9,6 +9,7 @@ from samples import PAIRS, read_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from gpta_local.downstream import tokenization
 from gpta_local.downstream.model import load_tokenizer
 from gpta_local.downstream.tokenization import PrefixTokenizer, unfit_texts
 from gpta_local.errors import ModelError
@@ -98,10 +99,10 @@ class TestSplicing:
     def test_texts_tokenised_once_serve_every_prefix(self, tokenizer: PrefixTokenizer) -> None:
         before = tokenizer.tokenizer.backend_tokenizer.to_str()
         texts = tokenizer.tokenise(TWOS)
-        first = tokenizer.encode(texts, PREFIX)
+        first = list(tokenizer.encode(texts, PREFIX))
         for prefix in ("Another:", ""):
-            assert tokenizer.encode(texts, prefix) != first
-        assert tokenizer.encode(texts, PREFIX) == first
+            assert list(tokenizer.encode(texts, prefix)) != first
+        assert list(tokenizer.encode(texts, PREFIX)) == first
         assert tokenizer.tokenizer.backend_tokenizer.to_str() == before, "the wrapped tokenizer stays as it was"
 
     def test_segments_of_a_pair_are_those_of_the_stock_tokenizer(self, bert: Path) -> None:
@@ -109,8 +110,24 @@ class TestSplicing:
         row = tokenizer.encode(tokenizer.tokenise([TWOS[0]]), PREFIX)[0]
         assert row.token_type_ids == tokenizer.tokenizer(f"{PREFIX} {TWOS[0][0]}", TWOS[0][1])["token_type_ids"]
 
+    def test_more_rows_than_are_tokenised_at_once_get_the_ids_of_each_alone(self, tokenizer: PrefixTokenizer) -> None:
+        rows = [(f"{number} {second}",) for number, (_, second) in enumerate(TWOS * 2) for _ in range(3)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenization, "CHUNK", 7)
+            assert spliced(tokenizer, rows, PREFIX) == [spliced(tokenizer, [row], PREFIX)[0] for row in rows]
+
+    def test_tokens_take_two_bytes_each(self, tokenizer: PrefixTokenizer) -> None:
+        tokens = tokenizer.tokenise(SINGLES).alone
+        assert isinstance(tokens, tokenization.Tokens)
+        assert tokens.nbytes <= 2 * sum(len(ids) for (ids,) in tokens) + 8 * (len(SINGLES) + 1)
+
 
 class TestTruncation:
+    def test_pairs_of_all_lengths_are_cut_as_the_stock_tokenizer_cuts_them(self, folder: Path) -> None:
+        tokenizer = PrefixTokenizer(AutoTokenizer.from_pretrained(folder), max_length=12)
+        rows = [("a " * first, "b " * second) for first in range(1, 14) for second in range(1, 14)]
+        assert spliced(tokenizer, rows, "") == stock(tokenizer, rows, 12)
+
     def test_rows_fill_the_length_and_keep_the_whole_prefix(self, tokenizer: PrefixTokenizer) -> None:
         prefix_ids = tokenizer.prefix_ids(PREFIX)
         pairs = spliced(tokenizer, [("a " * 200, "b"), ("a", "b " * 200)], PREFIX)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from gpta_local.data.records import Record
 
@@ -39,12 +42,12 @@ MOST_NAMED = 3
 
 def contradictions(texts: Sequence[Texts], labels: Sequence[int], records: Sequence[Record]) -> Iterator[str]:
     """Texts that stand under different labels."""
-    first: dict[Texts, int] = {}
-    clashes: dict[Texts, int] = {}
+    first: dict[int, int] = {}
+    clashes: dict[int, int] = {}
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        known = first.setdefault(folded(text), row)
+        known = first.setdefault(key := hash(folded(text)), row)
         if labels[known] != label:
-            clashes.setdefault(folded(text), row)
+            clashes.setdefault(key, row)
     if clashes:
         key, row = next(iter(clashes.items()))
         stand = "text stands" if len(clashes) == 1 else "texts stand"
@@ -81,7 +84,7 @@ def rare_classes(counts: Mapping[int, int], names: Sequence[str]) -> Iterator[st
 def overlaps(splits: Mapping[str, Sequence[tuple[Texts, int]]]) -> Iterator[str]:
     """A sentence for each pair of splits that share rows (case, white space and Unicode forms folded), and for each
     with rows that are nearly the same: the same label, and the same words but for one of six or more, or for signs."""
-    keys = {name: [folded(texts) for texts, _ in rows] for name, rows in splits.items()}
+    keys = {name: [hash(folded(texts)) for texts, _ in rows] for name, rows in splits.items()}
     for first, second in (("training", "test"), ("validation", "test"), ("training", "validation")):
         if not splits[first] or not splits[second]:
             continue
@@ -91,7 +94,7 @@ def overlaps(splits: Mapping[str, Sequence[tuple[Texts, int]]]) -> Iterator[str]
             rows = "row is" if shared == 1 else "rows are"
             yield f"{shared} {first} {rows} also in {second}: results on {second} are too good; remove them"
         step = -(-len(splits[first]) // MOST_LOOKED_AT)
-        near = _by_halves(splits[second])
+        near = Halves(splits[second])
         alike = sum(
             key not in other and _is_near(_words(row), near)
             for key, row in zip(keys[first][::step], splits[first][::step], strict=True)
@@ -114,14 +117,28 @@ def _words(row: tuple[Texts, int]) -> tuple[str, ...]:
     return str(label), *(word for text in texts for word in SIGNS.sub(" ", text.casefold()).split())
 
 
-def _by_halves(rows: Sequence[tuple[Texts, int]]) -> dict[int, list[tuple[str, ...]]]:
-    """The words of each row under the halves that rows of as many words, or one more or less, could share with it."""
-    index: dict[int, list[tuple[str, ...]]] = defaultdict(list)
-    for words in dict.fromkeys(map(_words, rows)):
-        for size in (len(words) - 1, len(words), len(words) + 1):
-            for half in _halves(words, size):
-                index[half].append(words)
-    return index
+class Halves:
+    """Which rows could be near another: by hashes of the halves that rows of as many words, or one more or less, could
+    share with them. Sorted arrays: 72 bytes a row."""
+
+    def __init__(self, rows: Sequence[tuple[Texts, int]]) -> None:
+        self._rows = rows
+        halves, owners, seen = array("q"), array("i"), set[int]()
+        for number, row in enumerate(rows):
+            words = _words(row)
+            if (whole := hash(words)) in seen:
+                continue
+            seen.add(whole)
+            for size in (len(words) - 1, len(words), len(words) + 1):
+                halves.extend(_halves(words, size))
+                owners.extend((number, number))
+        order = np.argsort(halves, kind="stable")
+        self._halves, self._owners = np.array(halves)[order], np.array(owners)[order]
+
+    def sharing(self, half: int) -> list[tuple[str, ...]]:
+        """The words of rows with this half, at most `MOST_COMPARED`."""
+        start, end = np.searchsorted(self._halves, half), np.searchsorted(self._halves, half, "right")
+        return [_words(self._rows[owner]) for owner in self._owners[start:end][:MOST_COMPARED]]
 
 
 def _halves(words: tuple[str, ...], size: int) -> tuple[int, int]:
@@ -130,14 +147,10 @@ def _halves(words: tuple[str, ...], size: int) -> tuple[int, int]:
     return hash((size, words[:middle])), hash((-size, words[len(words) - (size - middle) :]))
 
 
-def _is_near(words: tuple[str, ...], index: Mapping[int, list[tuple[str, ...]]]) -> bool:
+def _is_near(words: tuple[str, ...], known: Halves) -> bool:
     """Whether a row has the same words, or, of `NEAR_WORDS` or more, all but one: added, left out or replaced. Then a
     half of them is the same."""
-    return any(
-        _differ_in_one(words, other)
-        for half in _halves(words, len(words))
-        for other in index.get(half, ())[:MOST_COMPARED]
-    )
+    return any(_differ_in_one(words, other) for half in _halves(words, len(words)) for other in known.sharing(half))
 
 
 def _differ_in_one(words: tuple[str, ...], other: tuple[str, ...]) -> bool:

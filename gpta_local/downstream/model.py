@@ -21,6 +21,8 @@ from gpta_local.errors import ModelError, first_line
 from gpta_local.system import models
 
 EVALUATION_BATCH = 64
+WINDOW = 1 << 15
+"""Rows whose features are held at once where only logits are wanted."""
 ENCODER_FOLDER = "0_Transformer"
 """The encoder of a sentence-transformers product lies below it: `pipeline` of transformers would take one at its top
 for a whole classifier, and put a random head on it."""
@@ -95,8 +97,8 @@ class DownstreamModel(nn.Module):
     @torch.inference_mode()
     def predict_logits(self, rows: Sequence[EncodedRow]) -> Tensor:
         """Logits (n, c) of n rows in their order."""
-        logits: Tensor = self.head(self.all_features(rows))
-        return logits
+        starts = range(0, len(rows), WINDOW)
+        return torch.cat([self.head(self.all_features(rows[start : start + WINDOW])) for start in starts])
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Features (n, d) of short texts by themselves, scaled to unit length."""
@@ -137,7 +139,7 @@ class SentenceClassifier(DownstreamModel):
         self.network = _from_pretrained(AutoModel, folder)
         width: int = self.network.config.hidden_size  # type: ignore[assignment, union-attr]  # a transformers model
         self.head = nn.Linear(width, classes)
-        self.label_rows: list[list[EncodedRow]] = []
+        self.label_rows: list[Sequence[EncodedRow]] = []
         self.tokenizer = load_tokenizer(folder, self.network.config, max_length or config.get("max_seq_length"))
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpta_local.data.examples import Example
 from gpta_local.downstream.model import DownstreamModel
-from gpta_local.downstream.tokenization import Encodings, TokenisedTexts
+from gpta_local.downstream.tokenization import RowTokens, TokenisedTexts
 from gpta_local.errors import LOWER_RATES, TrainingError
 from gpta_local.metrics import Losses
 
@@ -36,7 +36,7 @@ class ProbeScorer:
         self._model, self._bf16 = model, bf16
         self._texts = [example.texts for example in examples]
         self._labels = torch.tensor([example.label for example in examples], device=model.device)
-        self._tokens: dict[int, tuple[Encodings, Encodings]] = {}
+        self._tokens: dict[int, tuple[RowTokens, RowTokens]] = {}
         self._features: dict[str, Tensor] = {}
 
     def losses(self, prefix: str, rows: Sequence[int]) -> Losses:

@@ -1,8 +1,8 @@
 """Texts → token ids with a prefix in front. Knows tokenizers, not models or labels.
 
-Texts are tokenised once; for each prefix the tokenizer's own post-processing puts the prefix's ids
-between the special tokens and the text, and truncates. The same post-processor, saved with the
-tokenizer, is what an exported model carries, so training and export cannot differ.
+Texts are tokenised once, and their ids kept in one array, of two bytes each for most vocabularies. The ids of a
+prefix and the special tokens are put around them row by row, as rows are used. An exported model's tokenizer does so by
+itself; that both give the same is looked at when it is written.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 
@@ -24,8 +27,41 @@ PREFIX_TOKEN = "[GPTA-PREFIX]"
 """Name of the prefix inside the post-processor; never a token of the vocabulary."""
 
 
-Encodings = tuple[Encoding] | tuple[Encoding, Encoding]
-"""Of one text, or of two."""
+CHUNK = 4096
+"""Texts that are tokenised at once: what the library keeps of each is fifty times its ids."""
+
+RowTokens = tuple[list[int], ...]
+"""Token ids of the one or two texts of a row."""
+
+
+class Tokens(Sequence[RowTokens]):
+    """Token ids of n rows of one or two texts, all in one array: two bytes a token where the ids are that small.
+
+    Args:
+        columns: of each column of texts the ids, text after text (t,), and where each text begins (n + 1,).
+    """
+
+    def __init__(self, columns: Sequence[tuple[NDArray[Any], NDArray[np.int64]]]) -> None:
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._columns[0][1]) - 1 if self._columns else 0
+
+    @overload
+    def __getitem__(self, index: int) -> RowTokens: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RowTokens]: ...
+    def __getitem__(self, index: int | slice) -> RowTokens | list[RowTokens]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row = index % len(self)
+        return tuple(ids[starts[row] : starts[row + 1]].tolist() for ids, starts in self._columns)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ids.nbytes + starts.nbytes for ids, starts in self._columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +71,8 @@ class TokenisedTexts:
     the space before it (byte-level BPE). Both texts of a pair get that space, because the saved
     tokenizer cannot tell them apart."""
 
-    alone: list[Encodings]
-    following: list[Encodings]
+    alone: Sequence[RowTokens]
+    following: Sequence[RowTokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +81,25 @@ class EncodedRow:
 
     input_ids: list[int]
     token_type_ids: list[int]
+
+
+class EncodedRows(Sequence[EncodedRow]):
+    """Rows that are put together as they are asked for: only their texts' ids are held."""
+
+    def __init__(self, tokenizer: PrefixTokenizer, texts: Sequence[RowTokens], prefix_ids: list[int]) -> None:
+        self._tokenizer, self._texts, self._prefix_ids = tokenizer, texts, prefix_ids
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EncodedRow]: ...
+    def __getitem__(self, index: int | slice) -> EncodedRow | list[EncodedRow]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._tokenizer.put_together(self._texts[index], self._prefix_ids)
 
 
 class PrefixTokenizer:
@@ -61,37 +116,40 @@ class PrefixTokenizer:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._splicer = Tokenizer.from_str(self._backend.to_str())  # copied once: 20 ms
         self._single = self._special_tokens(self._backend.encode("a"), texts=1)
         self._pair = self._special_tokens(self._backend.encode("a", "b"), texts=2)
         self._spaced = self._needs_space()
 
     def tokenise(self, texts: Sequence[tuple[str, ...]]) -> TokenisedTexts:
         """Tokenise each row's one or two texts, once for all prefixes."""
-        alone = self._encode_columns(self._backend, texts)
-        return TokenisedTexts(alone, self._encode_columns(self._following(), texts) if self._spaced else alone)
+        alone = self._tokens(self._backend, texts)
+        return TokenisedTexts(alone, self._tokens(self._following(), texts) if self._spaced else alone)
 
-    def encode(self, texts: TokenisedTexts, prefix: str) -> list[EncodedRow]:
+    def encode(self, texts: TokenisedTexts, prefix: str) -> Sequence[EncodedRow]:
         """Put the prefix and special tokens in, truncated to `max_length` (the longest text of a
         row is cut first; the prefix never)."""
-        backend = self._splicer if prefix else self._backend
-        if prefix:
-            backend.post_processor = self._template(self.prefix_ids(prefix))
-        rows: list[EncodedRow] = []
-        backend.enable_truncation(self.max_length)
-        for encodings in texts.following if prefix else texts.alone:
-            row = backend.post_process(*encodings)
-            rows.append(EncodedRow(row.ids, row.type_ids))
-        backend.no_truncation()
-        return rows
+        return EncodedRows(self, texts.following if prefix else texts.alone, self.prefix_ids(prefix) if prefix else [])
+
+    def put_together(self, texts: RowTokens, prefix_ids: list[int]) -> EncodedRow:
+        """One row out of the ids of its texts."""
+        around = self._pair if len(texts) == 2 else [self._single[0], self._single[-1]]
+        room = self.max_length - len(prefix_ids) - sum(map(len, around))
+        ids = [number for _, number, _ in around[0]] + prefix_ids
+        segments = [segment for _, _, segment in around[0]] + [0] * len(prefix_ids)
+        for text, length, segment, after in zip(
+            texts, _cut([len(text) for text in texts], max(0, room)), (0, self._pair_segment), around[1:], strict=False
+        ):
+            ids += text[:length] + [number for _, number, _ in after]
+            segments += [segment] * length + [of_token for _, _, of_token in after]
+        return EncodedRow(ids, segments)
 
     def cut_and_unknown(self, texts: Sequence[tuple[str, ...]]) -> tuple[float, float]:
         """The share of rows that `max_length` cuts, without a prefix, and the share of their tokens that stand for what
         the tokenizer does not know."""
-        rows = self._encode_columns(self._backend, texts)
-        lengths = [sum(len(encoding.ids) for encoding in row) for row in rows]
+        rows = self._tokens(self._backend, texts)
+        lengths = [sum(map(len, row)) for row in rows]
         special = sum(map(len, self._pair if len(rows[0]) == 2 else (self._single[0], self._single[-1])))
-        unknown = sum(encoding.ids.count(self.tokenizer.unk_token_id) for row in rows for encoding in row)
+        unknown = sum(ids.count(self.tokenizer.unk_token_id) for row in rows for ids in row)
         cut = sum(length + special > self.max_length for length in lengths)
         return cut / len(rows), unknown / max(1, sum(lengths))
 
@@ -142,9 +200,9 @@ class PrefixTokenizer:
             backend.normalizer = normalizers.Sequence([backend.normalizer, space]) if backend.normalizer else space
         return backend
 
-    def _encode_columns(self, backend: Tokenizer, texts: Sequence[tuple[str, ...]]) -> list[Encodings]:
-        columns = [backend.encode_batch(list(column), add_special_tokens=False) for column in zip(*texts, strict=True)]
-        return list(zip(*columns, strict=True))
+    def _tokens(self, backend: Tokenizer, texts: Sequence[tuple[str, ...]]) -> Tokens:
+        width = len(texts[0]) if texts else 0
+        return Tokens([_ids(backend, (row[column] for row in texts), len(texts)) for column in range(width)])
 
     def _template(self, prefix_ids: list[int]) -> TemplateProcessing:
         def pieces(groups: list[list[tuple[str, int, int]]], slots: list[str]) -> list[str]:
@@ -194,6 +252,31 @@ class PrefixTokenizer:
         raise ModelError(
             "the tokenizer joins words across a space, so no prefix can be spliced in", where="downstream.backbone"
         )
+
+
+def _ids(backend: Tokenizer, texts: Iterable[str], count: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The ids of so many texts, one after the other, and where each begins."""
+    starts, parts, texts = np.zeros(count + 1, np.int64), list[NDArray[Any]](), iter(texts)
+    for begin in range(0, count, CHUNK):
+        found = backend.encode_batch([*islice(texts, CHUNK)], add_special_tokens=False)
+        part = np.fromiter(chain.from_iterable(encoding.ids for encoding in found), np.uint32)
+        parts.append(part.astype(np.min_scalar_type(int(part.max(initial=0)))))
+        starts[begin + 1 : begin + 1 + len(found)] = [len(encoding.ids) for encoding in found]
+    return np.concatenate(parts), starts.cumsum()
+
+
+def _cut(lengths: list[int], room: int) -> list[int]:
+    """As many tokens of one or two texts as there is room for: the longer is cut first, then both to halves, as the
+    library `tokenizers` does it ("longest first")."""
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    shorter = min(lengths)
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room // 2 + room % 2
+    return [longer, shorter] if lengths[0] > lengths[1] else [shorter, longer]
 
 
 WORD = re.compile(r"[^\W\d_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4,}")

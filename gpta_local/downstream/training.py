@@ -108,7 +108,7 @@ class Training:
             torch.manual_seed(seed)
             self._random = self._random_states()
         self._order = random.Random(f"batches-{seed}")
-        self._lengths = [sum(len(text.ids) for text in row) for row in self._tokenised.alone]
+        self._lengths = [sum(map(len, row)) for row in self._tokenised.alone]
         self._batches = self._endless_batches()
         optimizer = torch.optim.AdamW(self._parameter_groups(config, weight_decay), fused=True)
         frozen = {n: p for n, p in model.network.named_parameters() if not p.requires_grad}
