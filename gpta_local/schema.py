@@ -141,6 +141,21 @@ class ScoredPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Two models trained on so many of the rows: the mean loss of plain fine-tuning less that of the start from label
+    texts on the validation rows, in nats, and its standard error."""
+
+    rows: int
+    gain: float
+    standard_error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the 95 % interval of the gain is above 0."""
+        return self.gain > 1.96 * self.standard_error
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredLabelTexts:
     """A phrase for each label, and the loss with which it starts the head: the mean cross-validated
     cross-entropy over the scoring rows, in nats; lower is better."""

@@ -341,7 +341,8 @@ def outer_loop(job: Job, folder: Path, task: MeasuredTask | None = None) -> tupl
     shutil.rmtree(folder, ignore_errors=True)  # of a trial that was stopped
     listener, task = Listener(), task or MeasuredTask(job.config)
     run = Run(job.config, listener, task=task)
-    run.plan = replace(run.plan, splits=with_test_rows(run.plan.splits, job.settings["test_rows"]))
+    splits = with_test_rows(run.plan.splits, job.settings["test_rows"])
+    run.plan = replace(run.plan, splits=splits, all_controls=True)
     with closing(run.assistant):
         result = run.run(folder)
     result |= {"warnings": listener.warnings, "best_prefix": best_ranked(run.plan, folder)}

@@ -151,7 +151,8 @@ class SearchConfig(Section):
     """Training rows in the last heat of the race."""
     regime: Literal["auto", "low-resource", "online"] = "auto"
     """low-resource: search first, then train. online: search and train in turns. auto: online
-    from 500 training rows."""
+    from 500 training rows; from 2,000, where nothing but the card is given, no search: plain fine-tuning and the start
+    from label texts are compared on shares of the rows, and the winner is trained on all."""
 
     @model_validator(mode="after")
     def _own_prefixes_are_scored_in_a_round(self) -> SearchConfig:

@@ -20,7 +20,7 @@ from gpta_local.metrics import (
     softmax,
     wilson_interval,
 )
-from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection, Templates
+from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection, Share, Templates
 
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
@@ -200,7 +200,9 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"The search ended before its last round: {why}.")
     if why := summary.get("unusable"):
         lines.append(f"{'No' if nothing_usable(summary) else 'Few'} replies of the assistant could be used: {why}.")
-    if summary.get("product_is_plain"):
+    if shares := summary.get("shares"):
+        lines.append(_compared_on_shares(shares, summary))
+    elif summary.get("product_is_plain"):
         what = "On validation rows nothing is clearly better than plain fine-tuning (random head): that is the model."
         lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
     elif not parts:
@@ -228,6 +230,27 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     elif summary["evaluated_on"] == "validation":
         lines.append("Measured on the validation rows that the choice was made on: too good. Give data.test.")
     return lines
+
+
+def _compared_on_shares(shares: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """What was compared, on which rows, why that was enough, and what is not known for it."""
+    of, last = " and ".join(f"{share['rows']:,}" for share in shares), shares[-1]
+    found = f"{last['gain']:+.3f} ± {last['standard_error']:.3f} nats of loss on validation rows with {last['rows']:,}"
+    begin = (
+        "With thousands of rows little is to be gained, so shares of them were tried first: a start from the label "
+        f"texts and plain fine-tuning, on {of} of the {summary['training_rows']:,} training rows. The label texts "
+        f"gained {found}"
+    )
+    if summary["product_is_plain"]:
+        why = "too little for all rows, by how it shrinks" if Share(**last).clear else "not clearly more than nothing"
+        return (
+            f"{begin}, {why}: the model is plain fine-tuning on all rows. What label texts or prefixes would have "
+            "given there was not measured."
+        )
+    return (
+        f"{begin}, and more than nothing with all rows, by how it shrinks: the model starts from them. Plain "
+        "fine-tuning was not trained on all rows, so it is not known what they gain there."
+    )
 
 
 def nothing_usable(summary: Mapping[str, Any]) -> bool:

@@ -33,6 +33,7 @@ MADE_UP = "I could not come last week, so please let me know when there is anoth
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     plan, task, search, splits = run.plan, run.plan.task, run.plan.config.search, run.plan.splits
+    search = search.model_copy(update={"rounds": 0}) if plan.shares else search
     templates = ["Text:"] * plan.most_templates
     model = task.build(templated(task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
@@ -63,6 +64,8 @@ def estimate(run: Run) -> dict[str, float]:
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
     contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
     compared = 2 + plain + plan.compares_with_card
+    if plan.shares:
+        contestants, compared = 1 + 2 * len(plan.shares), 1
     return {
         "asking the assistant": asking,
         **({"teaching the assistant": dialogue_gradients} if dialogue_gradients else {}),
@@ -77,10 +80,12 @@ def estimate(run: Run) -> dict[str, float]:
     }
 
 
-def steps_of_all_trainings(plan: Plan) -> int:
+def steps_of_all_trainings(plan: Plan) -> float:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
     online search is one. With example texts a training takes more steps, and there
     is one more, to judge them."""
+    if plan.shares:
+        return 1 + sum(2 / part for part in plan.shares)
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0
     with_templates, with_texts = plan.most_templates > 0, plan.trains_with_texts

@@ -59,16 +59,23 @@ class FineTuner:
         self.plan, self.journal, self.observer, self.interrupt = plan, journal, observer, interrupt
 
     def fine_tune(
-        self, model: DownstreamModel, prefix: str, name: str, slot: str, texts: Sequence[ExampleText] = ()
+        self,
+        model: DownstreamModel,
+        prefix: str,
+        name: str,
+        slot: str,
+        texts: Sequence[ExampleText] = (),
+        part: int = 1,
     ) -> Trained:
         """All steps with one prefix; none, where there is nothing to train on.
 
         Args:
             texts: example texts among the rows.
+            part: 16 for a sixteenth of the rows.
         """
         if not (self.plan.splits.train or texts):
             return Trained(model, prefix, 0.0, slot)
-        training = self.training(model, slot, texts)
+        training = self.training(model, slot, texts, part)
         self.take_steps(training, prefix, training.steps, f"training {name}", slot)
         return Trained(model, prefix, training.seconds, slot)
 
@@ -88,10 +95,10 @@ class FineTuner:
             trained.model.average_with(control.model, OF_CONTROL)
         return trained
 
-    def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = ()) -> Training:
+    def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = (), part: int = 1) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        watch = () if slot == FIRST_TEXTS else self.plan.watched
-        training = self.plan.training(model, texts=texts, watch=watch)
+        watch = () if slot == FIRST_TEXTS or part > 1 else self.plan.watched
+        training = self.plan.training(model, texts=texts, watch=watch, part=part)
         if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
             if (before := checkpoint.state["processes"]) != training.processes:

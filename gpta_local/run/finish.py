@@ -28,6 +28,7 @@ from gpta_local.schema import (
     MeasuredRow,
     ScoredPrefix,
     Selection,
+    Share,
     Templates,
 )
 from gpta_local.tasks.base import Evaluation
@@ -57,6 +58,7 @@ class Contest:
     label_texts: Sequence[dict[str, str]]
     templates: Templates
     example_texts: ExampleTexts
+    shares: tuple[Share, ...] = ()
 
 
 class Finish:

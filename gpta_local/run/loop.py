@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from gpta_local.report.card import model_card
 from gpta_local.report.run_report import write_report
 from gpta_local.report.trackers import check_trackers, track
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
-from gpta_local.run.finish import Finish
+from gpta_local.run.finish import Contest, Finish
 from gpta_local.run.plan import Plan
 from gpta_local.run.search import Search
+from gpta_local.run.shares import compared_on_shares
 from gpta_local.system.disk import explained
 from gpta_local.system.files import owner_only
 from gpta_local.system.interrupt import Interrupt
@@ -134,6 +136,9 @@ class Run:
         finish = Finish(plan, journal, fine_tuner, self.observer)
 
         label_texts = search.choose_label_texts()
+        if plan.shares:
+            self.assistant.close()
+            return self.end(journal, finish, compared_on_shares(finish, label_texts))
         example_texts = search.example_texts()
         model = plan.task.build(label_texts)
         training = fine_tuner.training(model, SEARCH) if plan.online else None
@@ -146,18 +151,22 @@ class Run:
                 current = entry.chosen.text
                 fine_tuner.take_share(training, entry)
             search.teach(number, model)
-        ended_by = journal.ended_by()
-        if training is not None and (ended_by or not plan.config.search.rounds):
+        if training is not None and (journal.ended_by() or not plan.config.search.rounds):
             fine_tuner.take_rest(training, current, number - 1)
         self.assistant.close()
 
         searched = Trained(model, current, journal.search_seconds(), SEARCH)
-        contest = finish.contest(label_texts, example_texts, searched)
+        return self.end(journal, finish, finish.contest(label_texts, example_texts, searched))
+
+    def end(self, journal: Journal, finish: Finish, contest: Contest) -> dict[str, Any]:
+        """Choose, evaluate once on test, export."""
+        plan = self.plan
         selection = finish.select(contest.contestants)
         product = contest.contestants[selection.chosen]
         result = summary.describe_run(
             plan.card, plan.regime, contest.label_texts, contest.templates, contest.example_texts, selection
         )
+        result["shares"] = [asdict(share) for share in contest.shares]
         if plan.measured:
             result |= finish.evaluate(product, contest.controls)
         else:
@@ -165,11 +174,11 @@ class Run:
         result["cost"] = journal.cost()
         result["training_rows"] = len(plan.splits.train)
         result["data"] = self.data_facts(product.model.tokenizer)
-        result["ended_by"] = ended_by or None
+        result["ended_by"] = journal.ended_by() or None
         judged = [Judged(*one) for one in journal.judged()]
         result["replies"] = {"read": len(judged), "usable": sum(one.outcome != "unusable" for one in judged)}
         result["unusable"] = ". ".join(filter(None, why_unusable(judged))) or None
-        result["seconds"] = {"search": searched.seconds, "total": journal.elapsed()}
+        result["seconds"] = {"search": journal.search_seconds(), "total": journal.elapsed()}
         self.write(journal, product, result)
         return journal.end(result)
 
