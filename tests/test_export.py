@@ -84,7 +84,7 @@ def test_stock_libraries_give_the_logits_of_training(
     expected = spliced_logits(model, rows, prefix)
     assert np.ptp(expected, axis=0).min() > 0.05  # rows differ far more than the tolerance
     np.testing.assert_allclose(stock_logits(folder, rows), expected, atol=1e-5, rtol=0)
-    own = np.concatenate(list(open_product(folder).logits(rows, batch_size=5)))
+    own = np.concatenate(list(open_product(folder).logits(rows)))
     np.testing.assert_allclose(own, expected, atol=1e-5, rtol=0)
 
 

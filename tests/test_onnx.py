@@ -32,7 +32,7 @@ def exported(sentence: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def logits(product: Product, rows: list[tuple[str, ...]]) -> Any:
-    return np.concatenate(list(product.logits(rows, batch_size=5)))
+    return np.concatenate(list(product.logits(rows)))
 
 
 class TestExport:

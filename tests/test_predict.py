@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from commands import assert_refused, invoke
@@ -18,6 +19,7 @@ from samples import config_of, sentiment_rows, write_jsonl
 
 from gpta_local.cli.main import main
 from gpta_local.downstream import predicting
+from gpta_local.downstream.loaded import Array, LoadedProduct, Rows
 from gpta_local.downstream.product import write_product
 from gpta_local.tasks.classification import ClassificationTask
 
@@ -301,3 +303,24 @@ def test_rows_in_place_of_a_configuration_are_told(name: str, tmp_path: Path) ->
 
 def test_folder_in_place_of_a_configuration_is_told(tmp_path: Path) -> None:
     assert_refused(invoke("train", tmp_path), "a folder, not a configuration file", "gpta-local init DATA")
+
+
+class Told(LoadedProduct):
+    """Says of each row how many words it has, and remembers how many each batch had."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def lengths(self, rows: Rows) -> list[int]:
+        return [len(text.split()) for (text,) in rows]
+
+    def logits(self, rows: Rows) -> Array:
+        self.batches.append(self.lengths(rows))
+        return np.array([[length, -length] for length in self.lengths(rows)], dtype=np.float64)
+
+
+def test_rows_of_one_length_are_labelled_together_and_come_back_in_their_order() -> None:
+    lengths, product = [1, 9, 4] * 32, Told()
+    found = product.logits_of_window([("a " * length,) for length in lengths])
+    assert found[:, 0].tolist() == lengths
+    assert product.batches == [[1] * 32, [4] * 32, [9] * 32]

@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
     from torch import Tensor, nn
 
 Array = NDArray[np.float64]
 Rows = Sequence[tuple[str, ...]]
 """Rows of one or two texts each."""
+
+
+WINDOW = 2048
+"""Rows that are ordered by length among themselves."""
+BATCH = 32
+"""Of 64 a row takes 7 % longer on one core (docs/LOG.md)."""
 
 
 class LoadedProduct(ABC):
@@ -30,6 +36,18 @@ class LoadedProduct(ABC):
     @abstractmethod
     def logits(self, rows: Rows) -> Array:
         """Logits (b, c) of a batch of rows in their order."""
+
+    @abstractmethod
+    def lengths(self, rows: Rows) -> list[int]:
+        """Tokens of each row as the model sees them."""
+
+    def logits_of_window(self, rows: Rows) -> Array:
+        """Logits (n, c) of one row or more in their order, in batches of rows with about as many tokens. Ordered by
+        characters, as sentence-transformers does it, a third of what is computed is padding (docs/LOG.md)."""
+        order = sorted(range(len(rows)), key=self.lengths(rows).__getitem__)
+        parts = [self.logits([rows[n] for n in order[start : start + BATCH]]) for start in range(0, len(order), BATCH)]
+        found = np.concatenate(parts)
+        return found[np.argsort(order)]
 
 
 class LoadedTorch(LoadedProduct):
@@ -44,6 +62,10 @@ class LoadedTorch(LoadedProduct):
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits (b, c)."""
+
+    def lengths(self, rows: Rows) -> list[int]:
+        encoded = self.tokenizer(*(list(column) for column in zip(*rows, strict=True)), truncation=True)
+        return [len(ids) for ids in encoded["input_ids"]]
 
     def logits(self, rows: Rows) -> Array:
         import torch
@@ -103,8 +125,15 @@ class LoadedOnnx(LoadedProduct):
     def __init__(self, session: Any, tokenizer: Tokenizer) -> None:
         self.session, self.tokenizer = session, tokenizer
 
+    def lengths(self, rows: Rows) -> list[int]:
+        return [sum(row.attention_mask) for row in self._encoded(rows)]
+
+    def _encoded(self, rows: Rows) -> list[Encoding]:
+        found: list[Encoding] = self.tokenizer.encode_batch([row[0] if len(row) == 1 else row for row in rows])
+        return found
+
     def logits(self, rows: Rows) -> Array:
-        encoded = self.tokenizer.encode_batch([row[0] if len(row) == 1 else row for row in rows])
+        encoded = self._encoded(rows)
         given = {
             "input_ids": [row.ids for row in encoded],
             "attention_mask": [row.attention_mask for row in encoded],

@@ -12,15 +12,12 @@ from typing import Any
 
 from gpta_local.data.examples import read_texts
 from gpta_local.data.records import Record
+from gpta_local.downstream.loaded import WINDOW
 from gpta_local.downstream.product import Prediction, Product
 from gpta_local.errors import InputError
 
 LABEL, PROBABILITY, PROBABILITIES, TOP = "predicted_label", "probability", "probabilities", "top"
 """The columns that are put beside those of the input."""
-WINDOW = 2048
-"""Rows that are held at once, and ordered by length among themselves."""
-BATCH = 32
-"""Of 64 a row takes 7 % longer on one core (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +68,10 @@ class Labeller:
         while window := list(islice(records, WINDOW)):
             self.count += len(window)
             texts = [self._texts(record) for record in window]
-            there = sorted((n for n, row in enumerate(texts) if row), key=lambda n: sum(map(len, texts[n] or ())))
-            found: dict[int, Prediction] = {}  # those of about one length together: little padding
-            for start in range(0, len(there), BATCH):
-                numbers = there[start : start + BATCH]
-                logits = model.logits([texts[n] or () for n in numbers])
-                found.update(zip(numbers, self.product.predictions(logits), strict=True))
-            for number, record in enumerate(window):
-                yield {**record.values, **self._shown(found.get(number))}
+            there = [row for row in texts if row]
+            found = self.product.predictions(model.logits_of_window(there)) if there else iter(())
+            for row, record in zip(texts, window, strict=True):
+                yield {**record.values, **self._shown(next(found) if row else None)}
 
     def _texts(self, record: Record) -> tuple[str, ...] | None:
         texts = texts_of(record, self.columns)

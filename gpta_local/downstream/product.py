@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from gpta_local import __version__
 from gpta_local.config import DataConfig
-from gpta_local.downstream.loaded import LoadedOnnx, LoadedProduct, LoadedSentences, LoadedSequences, Rows
+from gpta_local.downstream.loaded import WINDOW, LoadedOnnx, LoadedProduct, LoadedSentences, LoadedSequences, Rows
 from gpta_local.downstream.model import ENCODER_FOLDER, DownstreamModel, SentenceClassifier
 from gpta_local.errors import InputError, ModelError, first_line
 from gpta_local.metrics import softmax
@@ -97,11 +97,11 @@ class Product:
             probabilities = {name: round(float(p), 6) for name, p in zip(self.labels, row, strict=True)}
             yield Prediction(self.labels[int(row.argmax())], probabilities)
 
-    def logits(self, texts: Rows, batch_size: int = 64) -> Iterator[NDArray[np.float64]]:
-        """Logits (b, c) of the rows in their order, a batch at a time."""
+    def logits(self, texts: Rows) -> Iterator[NDArray[np.float64]]:
+        """Logits (n, c) of the rows in their order, a window at a time."""
         model = self.load()
-        for start in range(0, len(texts), batch_size):
-            yield model.logits(texts[start : start + batch_size])
+        for start in range(0, len(texts), WINDOW):
+            yield model.logits_of_window(texts[start : start + WINDOW])
 
     def load(self) -> LoadedProduct:
         """The product in memory, as the stock library loads it.
