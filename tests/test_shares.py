@@ -91,6 +91,7 @@ def test_winner_on_shares_alone_is_trained_on_all_rows(
     assert set(result["arms"]) == {"gpta", winner} and result["product_is_plain"] == (winner == "plain")
     said = verdict(result)[0]
     assert f"{gains[-1][0]:+.3f} ± {gains[-1][1]:.3f} nats" in said
+    assert bool(result["cost"]["completions"]) == (winner != "plain"), "the assistant is asked where its texts are used"
     assert ("is plain fine-tuning on all rows" in said) == (winner == "plain")
     assert ("it is not known what they gain there" in said) == (winner != "plain")
     assert estimate.steps_of_all_trainings(run.plan) == 1.375

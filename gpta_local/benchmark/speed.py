@@ -157,7 +157,7 @@ def table_of_labelling(found: dict[str, list[float]], count: int) -> list[str]:
         "",
         "# Speed of prediction",
         "",
-        f"{count:,} rows, half of sst2 and half of ag_news, mixed; float32, one thread, in turns, {len(encode)} windows "
+        f"{count:,} rows, half of sst2, half of ag_news, mixed; float32, one thread, in turns, {len(encode)} windows "
         f"of {WINDOW} rows, seconds of the processor. Medians; 5 % and 95 % of the windows in brackets.",
         "",
         "| | rows a second | ratio to `encode` |",

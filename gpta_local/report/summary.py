@@ -237,15 +237,15 @@ def _compared_on_shares(shares: Sequence[Mapping[str, Any]], summary: Mapping[st
     of, last = " and ".join(f"{share['rows']:,}" for share in shares), shares[-1]
     found = f"{last['gain']:+.3f} ± {last['standard_error']:.3f} nats of loss on validation rows with {last['rows']:,}"
     begin = (
-        "With thousands of rows little is to be gained, so shares of them were tried first: a start from the label "
-        f"texts and plain fine-tuning, on {of} of the {summary['training_rows']:,} training rows. The label texts "
-        f"gained {found}"
+        "With thousands of rows little is to be gained, so shares of them were tried first: a start from your "
+        f"label names and meanings and plain fine-tuning, on {of} of the {summary['training_rows']:,} training rows. "
+        f"The start from them gained {found}"
     )
     if summary["product_is_plain"]:
         why = "too little for all rows, by how it shrinks" if Share(**last).clear else "not clearly more than nothing"
         return (
-            f"{begin}, {why}: the model is plain fine-tuning on all rows. What label texts or prefixes would have "
-            "given there was not measured."
+            f"{begin}, {why}: the model is plain fine-tuning on all rows. What more label texts or prefixes "
+            "would have given there was not measured; the assistant was not asked."
         )
     return (
         f"{begin}, and more than nothing with all rows, by how it shrinks: the model starts from them. Plain "

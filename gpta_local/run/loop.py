@@ -135,10 +135,11 @@ class Run:
         fine_tuner = FineTuner(plan, journal, self.observer, self.interrupt)
         finish = Finish(plan, journal, fine_tuner, self.observer)
 
-        label_texts = search.choose_label_texts()
         if plan.shares:
+            contest = compared_on_shares(finish, search)
             self.assistant.close()
-            return self.end(journal, finish, compared_on_shares(finish, label_texts))
+            return self.end(journal, finish, contest)
+        label_texts = search.choose_label_texts()
         example_texts = search.example_texts()
         model = plan.task.build(label_texts)
         training = fine_tuner.training(model, SEARCH) if plan.online else None

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gpta_local.run.finish import Contest, Controls, Finish
+from gpta_local.run.search import Search
 from gpta_local.schema import ExampleTexts, Share, Templates
 
 
-def compared_on_shares(finish: Finish, label_texts: Sequence[dict[str, str]]) -> Contest:
-    """The winner's model, trained on all rows, and what the shares have told."""
-    shares = list[Share]()
+def compared_on_shares(finish: Finish, search: Search) -> Contest:
+    """The winner's model, trained on all rows, and what the shares have told. The label texts that are compared are the
+    card's own: the assistant is asked for more only where these win."""
+    shares, label_texts = list[Share](), finish.task.own_label_texts()
     plan, task, tuner = finish.plan, finish.task, finish.fine_tuner
     for part in plan.shares:
         models = [
@@ -39,6 +41,7 @@ def compared_on_shares(finish: Finish, label_texts: Sequence[dict[str, str]]) ->
     )
     control = plain = None
     if with_label_texts:
+        label_texts = search.choose_label_texts()
         winner = control = tuner.fine_tune(task.build(label_texts), "", "from the label texts", "no-prefix")
     else:
         winner = plain = tuner.fine_tune(task.build_plain(), "", "plainly", "plain")
