@@ -34,15 +34,21 @@ def test_table_of_the_documentation_is_that_of_the_figures_below_it(costs: Modul
     assert "\n".join(costs.table(costs.Figures(run=95, card=103, rows=65), 100, 100_000, plans)) in page
 
 
+def test_curves_of_the_documentation_are_those_of_the_figures(costs: ModuleType) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert "\n".join(costs.curves(costs.Figures(run=95, card=103, rows=65, trainings=49))) in page
+
+
 def test_kept_results_have_the_figures(costs: ModuleType) -> None:
     found = costs.measured()
-    assert found.run > 0 and found.card > 0 and found.rows > 0
+    assert found.run > found.trainings > 0 and found.card > 0 and found.rows > 0
 
 
 def test_runs_fill_places_and_the_card_is_asked_once(costs: ModuleType) -> None:
     figures = costs.Figures(run=100.0, card=50.0, rows=64.0)
     assert costs.seconds_of_runs(figures, runs=9, nodes=2, places=4, faster=1) == 2 * 100 + 50
-    assert costs.seconds_of_training(figures, rows=6400, processes=2, faster=1) == 4 * 3 * 100 / 2
+    assert costs.seconds_of_training(figures, rows=1280, processes=2, faster=1) == 4 * 3 * 20 / 2
+    assert costs.seconds_of_training(figures, rows=6400, processes=1, faster=1) == 1.375 * 3 * 100
     assert costs.gib_of_node(runs=9, nodes=2, places=8) == pytest.approx(5 * 4.6)
 
 

@@ -3,7 +3,7 @@ few steps, then `predict` on new ones, each in a process of its own.
 
     python docs/benchmarks/memory.py FOLDER 100000 [300000 …] [--predict 20000] [--backbone TINY_MODEL]
 
-No assistant is asked. 500 rows each are for validation and test. Peaks are of the whole process, torch included.
+No assistant is asked. A hundred rows each are for validation and test. Peaks are of the whole process, torch included.
 `--predict` labels the first rows alone, which memory does not depend on; a tiny backbone has all labelled soon.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 LABELS = ("sport", "trade", "science", "weather")
-STEPS, WORDS = 20, 50
+STEPS, WORDS, BESIDE = 5, 50, 100
 
 
 def write_rows(path: Path, rows: int, words: list[str], seed: int) -> None:
@@ -85,7 +85,7 @@ def main(folder: Path, rows: int, labelled: int, backbone: str) -> None:
     place.mkdir(parents=True)
     vocabulary = (backbone_folder(DEMO_BACKBONE) / "vocab.txt").read_text(encoding="utf-8").split("\n")
     words = [word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2]
-    sizes = {"train": rows, "validation": 500, "test": 500, "new": min(rows, labelled)}
+    sizes = {"train": rows, "validation": BESIDE, "test": BESIDE, "new": min(rows, labelled)}
     for number, (name, count) in enumerate(sizes.items()):
         write_rows(place / f"{name}.jsonl", count, words, number)
     (place / "config.yaml").write_text(

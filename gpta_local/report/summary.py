@@ -183,7 +183,9 @@ def headline(summary: Mapping[str, Any]) -> str:
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
     )
     if summary.get("product_is_plain"):
-        return f"{right}; it is the plain fine-tuning, since nothing else was clearly better."
+        why = "with so many rows no gain of anything else is expected"
+        why = why if summary.get("shares") else "since nothing else was clearly better"
+        return f"{right}; it is the plain fine-tuning, {why}."
     if plain := summary["differences"].get("plain"):
         words = {"gain": "a gain over", "loss": "a loss against", "no clear difference": "no clear difference from"}
         value, low, high = (100 * plain[end] for end in ("value", "low", "high"))
@@ -242,13 +244,13 @@ def _compared_on_shares(shares: Sequence[Mapping[str, Any]], summary: Mapping[st
         f"The start from them gained {found}"
     )
     if summary["product_is_plain"]:
-        why = "too little for all rows, by how it shrinks" if Share(**last).clear else "not clearly more than nothing"
+        why = "too little for all rows, as it shrinks" if Share(**last).clear else "not clearly more than nothing"
         return (
             f"{begin}, {why}: the model is plain fine-tuning on all rows. What more label texts or prefixes "
             "would have given there was not measured; the assistant was not asked."
         )
     return (
-        f"{begin}, and more than nothing with all rows, by how it shrinks: the model starts from them. Plain "
+        f"{begin}, and by both shares it is more than nothing with all rows: the model starts from them. Plain "
         "fine-tuning was not trained on all rows, so it is not known what they gain there."
     )
 

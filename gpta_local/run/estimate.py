@@ -56,7 +56,7 @@ def estimate(run: Run) -> dict[str, float]:
         asks = [Ask(request, n, plan.sampling(number, request)) for request in requests]
         return _seconds(lambda: run.assistant.complete_all(asks)) if n else 0.0
 
-    asking = seconds(label_texts, plan.label_text_samples, 0)
+    asking = seconds(label_texts, 0 if plan.shares else plan.label_text_samples, 0)
     asking += seconds([prefixes], search.proposals, 1) * search.rounds if search.rounds else 0.0
     asking += _example_texts(run) if plan.example_texts else 0.0
     dialogue_gradients = _dialogue_gradients(run)

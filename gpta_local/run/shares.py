@@ -19,17 +19,21 @@ from gpta_local.schema import ExampleTexts, Share, Templates
 def compared_on_shares(finish: Finish, search: Search) -> Contest:
     """The winner's model, trained on all rows, and what the shares have told. The label texts that are compared are the
     card's own: the assistant is asked for more only where these win."""
-    shares, label_texts = list[Share](), finish.task.own_label_texts()
     plan, task, tuner = finish.plan, finish.task, finish.fine_tuner
-    for part in plan.shares:
-        models = [
-            finish.fine_tune(model, "", f"{how}, on 1/{part} of the rows", f"{slot}-{part}", part=part)
+    shares, label_texts = list[Share](), task.own_label_texts()
+
+    def share(part: int) -> Share:
+        ours, theirs = (
+            tuner.fine_tune(model, "", f"{how}, on 1/{part} of the rows", f"{slot}-{part}", part=part)
             for model, how, slot in (
                 (task.build(label_texts), "from the label texts", "no-prefix"),
                 (task.build_plain(), "plainly", "plain"),
             )
-        ]
-        shares.append(Share(plan.rows_of(part), *finish.validation_gain(*models)))
+        )
+        return Share(plan.rows_of(part), *finish.validation_gain(ours, theirs))
+
+    for part in plan.shares:
+        shares.append(share(part))
         if not shares[-1].clear:
             break
     with_label_texts = projected(shares, len(finish.splits.train)).clear
