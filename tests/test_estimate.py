@@ -14,10 +14,10 @@ from gpta_local.run.loop import Run
 
 TITLES = {
     "training without a prefix": "control",
-    "training with templates": "templates",
+    "training with templates": "product",
     "training with example texts, to judge them": "judge",
-    "training with example texts": "texts",
-    'training with "': "finalist",
+    "training with example texts": "product",
+    'training with "': "product",
     "training from the card's label texts": "card",
     "training plainly": "plain",
     "round 1: training": "search",
@@ -46,16 +46,16 @@ def test_search_takes_as_many_times_as_long_as_it_has_rounds(
 @pytest.mark.parametrize(
     ("test", "changes", "trainings"),
     [
-        ("test.jsonl", {}, ["control", "templates", "finalist", "card", "plain"]),
-        ("test.jsonl", {"finish": {"plain_control": False}}, ["control", "templates", "finalist", "card"]),
-        ("test.jsonl", {"finish": {"card_control": False}}, ["control", "templates", "finalist", "plain"]),
-        (None, {"finish": {"folds": 0}}, ["templates", "finalist"]),
-        (None, {"finish": {"folds": 0, "templates": 0}}, ["control", "finalist"]),
+        ("test.jsonl", {}, ["control", "product", "card", "plain"]),
+        ("test.jsonl", {"finish": {"plain_control": False}}, ["control", "product", "card"]),
+        ("test.jsonl", {"finish": {"card_control": False}}, ["control", "product", "plain"]),
+        (None, {"finish": {"folds": 0}}, ["product"]),
+        (None, {"finish": {"folds": 0, "templates": 0}}, ["control", "product"]),
         ("test.jsonl", {"search": {"regime": "online"}}, ["search", "control", "card", "plain"]),
         (
             None,
             {"finish": {"folds": 0}, "knowledge": {"example_texts": 8}},
-            ["control", "judge", "texts", "templates", "finalist"],
+            ["control", "judge", "product"],
         ),
     ],
 )
@@ -68,8 +68,8 @@ def test_trainings_of_a_run_are_counted(
     titles = [json.loads(line)["title"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [next(word for title, word in TITLES.items() if title in line) for line in titles]
     assert sorted(found) == sorted(word for word in trainings if word in found)
-    assert set(trainings) - set(found) <= {"finalist", "judge", "texts", "card"}  # nothing need be better than none
-    twice_as_long = [word for word in trainings if "texts" in trainings and word != "control"]
+    assert set(trainings) - set(found) <= {"product", "judge", "card"}  # nothing need be better than none
+    twice_as_long = [word for word in trainings if "judge" in trainings and word != "control"]
     assert estimate.steps_of_all_trainings(run.plan) == len(trainings + twice_as_long)
 
 

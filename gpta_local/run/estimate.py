@@ -82,15 +82,17 @@ def estimate(run: Run) -> dict[str, float]:
 
 def steps_of_all_trainings(plan: Plan) -> float:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
-    online search is one. With example texts a training takes more steps, and there
-    is one more, to judge them."""
+    online search is one. With example texts a training takes more steps, and there is one more, to judge them. Of what
+    they and the prefixes make, without validation rows only what is chosen is trained."""
     if plan.shares:
         return 1 + sum(2 / part for part in plan.shares)
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0
     with_templates, with_texts = plan.most_templates > 0, plan.trains_with_texts
     control = bool(plan.splits.train) and (plan.measured or with_texts or not with_templates)
-    after_texts = (2 * with_texts + with_templates + finalists) * (WITH_TEXTS if with_texts else 1)
+    contestants = with_texts + with_templates + finalists
+    trained = contestants if plan.splits.validation else min(1, contestants)
+    after_texts = (with_texts + trained) * (WITH_TEXTS if with_texts else 1)
     of_a_part = (WITH_TEXTS + 1 if with_texts else 1) + plan.compares_with_plain
     parts = plan.config.finish.folds * of_a_part if plan.cross_validates else 0
     return control + plan.trains_from_card + after_texts + plan.online + plan.trains_plainly + parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -44,14 +45,31 @@ class Trained:
     seconds: float
     slot: str
 
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model that may be the product; trained when that is asked for, once."""
+
+    prefix: str
+    slot: str
+    train: Callable[[], Trained]
+
     @property
     def name(self) -> str:
-        """For the user, among the contestants."""
+        """For the user."""
         if self.slot == "plain":
             return "plain fine-tuning"
         if self.slot == TEXTS:
             return "(no prefix), example texts"
         return self.prefix or ("(no prefix), model of the search" if self.slot == SEARCH else "(no prefix)")
+
+
+def contestant(prefix: str, slot: str, train: Callable[[], Trained]) -> Contestant:
+    return Contestant(prefix, slot, cache(train))
+
+
+def ready(trained: Trained) -> Contestant:
+    return Contestant(trained.prefix, trained.slot, lambda: trained)
 
 
 class FineTuner:

@@ -20,7 +20,7 @@ from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.report import summary
 from gpta_local.run.cross_validation import Recipe, cross_validated
-from gpta_local.run.fine_tuning import FIRST_TEXTS, OWN, TEXTS, FineTuner, Trained
+from gpta_local.run.fine_tuning import FIRST_TEXTS, OWN, TEXTS, Contestant, FineTuner, Trained, contestant, ready
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
     ExampleText,
@@ -50,10 +50,9 @@ class Controls:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """The trained models to choose from, of which the first has no prefix in front of its inputs, and what they were
-    made of."""
+    """The models to choose from, of which the first has no prefix in front of its inputs, and what they are made of."""
 
-    contestants: list[Trained]
+    contestants: list[Contestant]
     controls: Controls
     label_texts: Sequence[dict[str, str]]
     templates: Templates
@@ -70,27 +69,31 @@ class Finish:
     def contest(
         self, label_texts: Sequence[dict[str, str]], example_texts: Sequence[ExampleText], searched: Trained
     ) -> Contest:
-        """Train the controls and the contestants. What the assistant gave is left out where validation rows speak for
-        plain fine-tuning: with many rows unless it is clearly better, with few where it is clearly worse."""
+        """Train the controls, and the contestants where validation rows choose among them; without any, the choice is
+        made before, and the chosen one is trained alone. What the assistant gave is left out where validation rows
+        speak for plain fine-tuning: with many rows unless it is clearly better, with few where it is clearly worse."""
         templates, made_up = Templates(tuple(self.best_prefixes())), ExampleTexts(())
         control = own = bare = plain = None
         if self.plan.measured or example_texts or not templates.texts:
             label_texts, control, own = self.judge_label_texts(label_texts)
-            bare = control
+            bare = ready(control)
         if control and example_texts:
             made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
         if templates.texts:
-            head = self.task.build(templated(label_texts, templates.texts))
-            with_them = self.with_texts(head, "", "with templates", "templates", made_up.trained_on, control)
+            head = partial(self.task.build, templated(label_texts, templates.texts))
+            texts = made_up.trained_on
+            with_them = contestant(
+                "", "templates", lambda: self.with_texts(head(), "", "with templates", "templates", texts, control)
+            )
             if bare and self.splits.validation:
-                templates = self.judge_templates(templates, bare, with_them)
+                templates = self.judge_templates(templates, bare.train(), with_them.train())
             bare = with_them if templates.texts or bare is None else bare
         assert bare is not None  # one of the two
         if self.plan.trains_plainly:
             name = "plainly" if self.plan.online else "plainly (control)"
             plain = self.fine_tune(self.task.build_plain(), "", name, "plain")
-        if plain and self.splits.validation and self.plain_wins(plain, bare):
-            bare = plain
+        if plain and self.splits.validation and self.plain_wins(plain, bare.train()):
+            bare = ready(plain)
         contestants = [bare, *self.with_prefixes(label_texts, templates, made_up, control, searched)]
         controls = Controls(control, own if self.plan.compares_with_card else None, plain)
         return Contest(contestants, controls, label_texts, templates, made_up)
@@ -128,7 +131,7 @@ class Finish:
 
     def judge_example_texts(
         self, label_texts: Sequence[dict[str, str]], texts: Sequence[ExampleText], control: Trained
-    ) -> tuple[ExampleTexts, Trained]:
+    ) -> tuple[ExampleTexts, Contestant]:
         """The texts with their verdicts, and the model to go on with: one that was trained on those that it would label
         as asked, unless that clearly raises the loss of the validation rows. The first judge is the control; what it
         keeps trains a second one, which knows more."""
@@ -140,23 +143,25 @@ class Finish:
                 f"no example texts: a model of the rows labels {len(found.kept)} of {len(texts)} as was asked for, "
                 "little oftener than by chance"
             )
-            return found, control
+            return found, ready(control)
         head = self.task.build(label_texts)
         judge = self.fine_tune(head, "", "with example texts, to judge them", FIRST_TEXTS, found.kept)
         found = ExampleTexts(tuple(self.task.judged(judge.model, texts)))
         self.journal.add_example_texts(found.texts)
-        model = self.task.build(label_texts)
-        with_them = self.with_texts(model, "", "with example texts", TEXTS, found.kept, control)
+        build, kept = partial(self.task.build, label_texts), found.kept
+        with_them = contestant(
+            "", TEXTS, lambda: self.with_texts(build(), "", "with example texts", TEXTS, kept, control)
+        )
         if not self.splits.validation:
             return replace(found, used=True), with_them
-        gain, standard_error = self.validation_gain(with_them, control)
+        gain, standard_error = self.validation_gain(with_them.train(), control)
         found = replace(found, used=gain >= -standard_error, gain=gain, standard_error=standard_error)
         if not found.used:
             self.observer.note(
                 f"no example texts: training on {len(found.kept)} of them clearly raises the loss of the validation "
                 f"rows, by {-gain:.3f} ± {standard_error:.3f} nats"
             )
-        return found, with_them if found.used else control
+        return found, with_them if found.used else ready(control)
 
     def clearly_better(self, ours: Trained, theirs: Trained) -> bool:
         """Whether the loss on the validation rows is lower by more than its standard error."""
@@ -193,23 +198,25 @@ class Finish:
         example_texts: ExampleTexts,
         control: Trained | None,
         searched: Trained,
-    ) -> list[Trained]:
+    ) -> list[Contestant]:
         """Models with a prefix in front. Online, θ is there already and its prefixes compete, no prefix too. In
         low-resource runs each finalist gets a fine-tuning of its own."""
         finalists = self.plan.finalists(self.journal.comparable(self.plan.regime))
         if self.plan.online:
-            return [replace(searched, prefix=text) for text in dict.fromkeys([searched.prefix, *finalists, ""])]
-        head = templated(label_texts, templates.texts)
-        slots = [f"finalist-{hex_digest(text.encode())[:8]}" for text in finalists]
-        return [
-            self.with_texts(self.task.build(head), text, f'with "{text}"', slot, example_texts.trained_on, control)
-            for text, slot in zip(finalists, slots, strict=True)
-        ]
+            prefixes_of_it = dict.fromkeys([searched.prefix, *finalists, ""])
+            return [ready(replace(searched, prefix=text)) for text in prefixes_of_it]
+        head, texts = partial(self.task.build, templated(label_texts, templates.texts)), example_texts.trained_on
 
-    def select(self, contestants: Sequence[Trained]) -> Selection:
+        def finalist(text: str) -> Contestant:
+            slot = f"finalist-{hex_digest(text.encode())[:8]}"
+            return contestant(text, slot, lambda: self.with_texts(head(), text, f'with "{text}"', slot, texts, control))
+
+        return [finalist(text) for text in finalists]
+
+    def select(self, contestants: Sequence[Contestant]) -> Selection:
         """Choose on the validation rows; without any, by the cross-validated gains of the search."""
         if self.splits.validation:
-            results = [self.fine_tuner.measure(contestant, "validation")[0] for contestant in contestants]
+            results = [self.fine_tuner.measure(c.train(), "validation")[0] for c in contestants]
             gains = [
                 ScoredPrefix(
                     c.prefix, *paired_mean(results[0].losses - r.losses), float(r.losses.mean()), len(r.losses)

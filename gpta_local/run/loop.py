@@ -163,7 +163,7 @@ class Run:
         """Choose, evaluate once on test, export."""
         plan = self.plan
         selection = finish.select(contest.contestants)
-        product = contest.contestants[selection.chosen]
+        product = contest.contestants[selection.chosen].train()
         result = summary.describe_run(
             plan.card, plan.regime, contest.label_texts, contest.templates, contest.example_texts, selection
         )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gpta_local.run.fine_tuning import ready
 from gpta_local.run.finish import Contest, Controls, Finish
 from gpta_local.run.search import Search
 from gpta_local.schema import ExampleTexts, Share, Templates
@@ -50,7 +51,7 @@ def compared_on_shares(finish: Finish, search: Search) -> Contest:
     else:
         winner = plain = tuner.fine_tune(task.build_plain(), "", "plainly", "plain")
     controls = Controls(no_prefix=control, card=None, plain=plain)
-    return Contest([winner], controls, label_texts, Templates(()), ExampleTexts(()), tuple(shares))
+    return Contest([ready(winner)], controls, label_texts, Templates(()), ExampleTexts(()), tuple(shares))
 
 
 def projected(shares: Sequence[Share], rows: int) -> Share:
