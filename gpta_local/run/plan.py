@@ -34,7 +34,7 @@ from gpta_local.tasks.base import Task
 EXAMPLE_TEXTS, OF_ALL_LABELS = 32, 640
 """Of each label: with one plain request, four replies of eight. Of more than twenty labels fewer, down to one reply
 each, or the asking would take most of an hour on two cores."""
-WATCHED = 64
+WATCHED = 32
 """Rows on which the course of a training is watched: few, as it is only shown."""
 WITH_TEXTS = 2
 """Times the steps of a training with example texts among the rows: there is as much again to learn (docs/LOG.md)."""
