@@ -1,4 +1,4 @@
-"""A network that trains at less cost: the same outside training, the same in the mean within it."""
+"""A network that trains at less cost: the same outside training but for last digits, the same in the mean within it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from gpta_local.config import TrainingConfig
 from gpta_local.data.examples import Example
-from gpta_local.downstream.lean import Dropout, attention, kept
+from gpta_local.downstream.lean import Dropout, Linear, attention, kept
 from gpta_local.downstream.model import SentenceClassifier
 from gpta_local.downstream.training import Training
 
@@ -55,11 +55,24 @@ def test_attention_is_that_of_torch_in_the_mean(masked: bool) -> None:
     assert not of(0.1).equal(of(0.1))
 
 
-def test_model_outside_training_is_that_of_transformers_to_the_bit(sentence: Path) -> None:
+def test_model_outside_training_is_that_of_transformers(sentence: Path) -> None:
     model, stock = SentenceClassifier(sentence, 2, None).eval(), AutoModel.from_pretrained(sentence).eval()
     inputs = model.collate(model.tokenizer.encode(model.tokenizer.tokenise([("a fine film",), ("dull",)]), ""))
     with torch.inference_mode():
-        assert model.network(**inputs).last_hidden_state.equal(stock(**inputs).last_hidden_state)
+        ours, theirs = model.network(**inputs).last_hidden_state, stock(**inputs).last_hidden_state
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_outside_training_are_those_of_torch(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    stock = nn.Linear(24, 7, bias=bias).to(dtype)
+    lean, rows = Linear(24, 7, bias=bias).to(dtype), torch.randn(2, 5, 24, dtype=dtype)
+    lean.load_state_dict(stock.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(lean(rows), stock(rows))
+    assert lean(rows).equal(stock(rows)) and lean(rows).requires_grad
 
 
 def test_saved_folder_knows_nothing_of_it(sentence: Path, tmp_path: Path) -> None:

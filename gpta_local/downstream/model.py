@@ -20,7 +20,8 @@ from gpta_local.downstream.tokenization import EncodedRow, PrefixTokenizer
 from gpta_local.errors import ModelError, first_line
 from gpta_local.system import models
 
-EVALUATION_BATCH = 64
+EVALUATION_BATCH, LARGE_BATCH = 16, 64
+"""Rows. On a CPU fewer are faster: less padding, and what lies between two layers stays in the cache (docs/LOG.md)."""
 WINDOW = 1 << 15
 """Rows whose features are held at once where only logits are wanted."""
 ENCODER_FOLDER = "0_Transformer"
@@ -34,7 +35,9 @@ class DownstreamModel(nn.Module):
     network: nn.Module
     head: nn.Linear
     tokenizer: PrefixTokenizer
-    _stand_ins: Mapping[str, Tensor] | None = None
+    _stand_ins: Mapping[str, Tensor] = {}
+    _places: Sequence[tuple[dict[str, Any], str, str]] = ()
+    """Of the network's parameters: the mapping that holds one, its key in there, and its name."""
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
         """What the head reads: (b, d)."""
@@ -47,18 +50,30 @@ class DownstreamModel(nn.Module):
 
     def run_network(self, inputs: dict[str, Tensor]) -> Any:
         """The output of `network`."""
-        if self._stand_ins is None:
+        places = self._places if self._stand_ins else ()
+        own = [holder[key] for holder, key, _ in places]
+        for holder, key, name in places:
+            holder[key] = self._stand_ins[name]
+        try:
             return self.network(**inputs)
-        return torch.func.functional_call(self.network, dict(self._stand_ins), kwargs=inputs)
+        finally:
+            for (holder, key, _), parameter in zip(places, own, strict=True):
+                holder[key] = parameter
 
     @contextmanager
     def in_place_of_weights(self, stand_ins: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run `network` with these tensors in place of its parameters of these names."""
+        """Run `network` with these tensors in place of its parameters of these names. As
+        `torch.func.functional_call`, which looks for all places anew at each call."""
+        if not self._places:
+            names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+            holders = [module._parameters for module in self.network.modules()]
+            found = [(holder, key, p) for holder in holders for key, p in holder.items() if p is not None]
+            self._places = [(holder, key, names[id(p)]) for holder, key, p in found]
         self._stand_ins = stand_ins
         try:
             yield
         finally:
-            self._stand_ins = None
+            self._stand_ins = {}
 
     @property
     def device(self) -> torch.device:
@@ -81,14 +96,18 @@ class DownstreamModel(nn.Module):
         return inputs
 
     @torch.inference_mode()
-    def all_features(self, rows: Sequence[EncodedRow]) -> Tensor:
-        """Features (n, d) of n rows in their order, in float32, without dropout."""
+    def all_features(self, rows: Sequence[EncodedRow], size: int | None = None) -> Tensor:
+        """Features (n, d) of n rows in their order, in float32, without dropout.
+
+        Args:
+            size: rows of a batch, where it must stay as it is: in bfloat16 another gives other digits.
+        """
         was_training = self.training
         self.eval()
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-        parts = []
-        for start in range(0, len(order), EVALUATION_BATCH):
-            batch = self.collate([rows[i] for i in order[start : start + EVALUATION_BATCH]])
+        parts, size = [], size or (LARGE_BATCH if self.device.type == "cuda" else EVALUATION_BATCH)
+        for start in range(0, len(order), size):
+            batch = self.collate([rows[i] for i in order[start : start + size]])
             parts.append(self.features(batch).float())
         self.train(was_training)
         features = torch.cat(parts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gpta_local.data.examples import Example
-from gpta_local.downstream.model import DownstreamModel
+from gpta_local.downstream.model import LARGE_BATCH, DownstreamModel
 from gpta_local.downstream.tokenization import RowTokens, TokenisedTexts
 from gpta_local.errors import LOWER_RATES, TrainingError
 from gpta_local.metrics import Losses
@@ -61,7 +61,7 @@ class ProbeScorer:
         if start < len(rows):
             fresh = self._tokenised(rows[start:])
             with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._bf16):
-                features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix))
+                features = self._model.all_features(self._model.tokenizer.encode(fresh, prefix), LARGE_BATCH)
             known = features if known is None else torch.cat([known, features])
             self._features[prefix] = known
         assert known is not None  # one of the two branches has set it

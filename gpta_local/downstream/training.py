@@ -111,7 +111,9 @@ class Training:
         self._lengths = [sum(map(len, row)) for row in self._tokenised.alone]
         self._batches = self._endless_batches()
         optimizer = torch.optim.AdamW(self._parameter_groups(config, weight_decay), fused=True)
-        frozen = {n: p for n, p in model.network.named_parameters() if not p.requires_grad}
+        self._parameters, of_network = list(model.parameters()), dict(model.network.named_parameters())
+        self._learning = {n: p for n, p in of_network.items() if p.requires_grad}
+        frozen = {n: p for n, p in of_network.items() if not p.requires_grad}
         self._frozen_in_bf16 = {n: p.bfloat16() for n, p in frozen.items()} if in_bf16 and on_cpu else None
         warmup = round(WARMUP * self.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.steps)  # type: ignore[no-untyped-call]  # no types
@@ -131,12 +133,11 @@ class Training:
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         if not self.done:
             self._look(prefix)
+        self.model.train()
         for left in reversed(range(steps)):
             started = time.monotonic()
-            self.model.train()
             with self._own_random_state():
                 loss = self._step(rows, next(self._batches))
-            self.model.eval()
             self.losses.append(loss)
             if self._anchored and self.done == self.steps:
                 self._anchored.join_label_weights()
@@ -146,6 +147,7 @@ class Training:
                 raise self._diverged("output of the model", math.nan)
             self._look(prefix)
             on_step(loss)
+        self.model.eval()
         if self._team:
             self._team.trained()
         return sum(self.losses[-steps:]) / steps
@@ -173,7 +175,7 @@ class Training:
             rows = self.model.tokenizer.encode(
                 self.model.tokenizer.tokenise([row.texts for row in self._watch]), prefix
             )
-            with self.as_if_ended(), torch.no_grad(), self._lower_precision():
+            with torch.no_grad(), self._lower_precision(), self.as_if_ended():
                 logits = self.model.predict_logits(rows).float()  # (n, c)
             labels = torch.tensor([row.label for row in self._watch], device=logits.device)  # (n,)
             self.watched.append((self.done, nn.functional.cross_entropy(logits, labels).item()))
@@ -256,10 +258,10 @@ class Training:
         value, whole = own.item(), loss.item()
         self._accelerator.backward(weight * loss)
         if self._team:
-            value = whole = self._team.add_up(weight * value, self.model.parameters())
+            value = whole = self._team.add_up(weight * value, self._parameters)
         if not math.isfinite(whole):
             raise self._diverged("training loss", whole)
-        length = self._accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        length = self._accelerator.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)
         if not math.isfinite(length):
             raise self._diverged("length of the gradient", float(length))
         self._optimizer.step()
@@ -275,7 +277,7 @@ class Training:
             with self._accelerator.autocast():
                 yield
             return
-        learning = {n: p.bfloat16() for n, p in self.model.network.named_parameters() if p.requires_grad}
+        learning = {n: p.bfloat16() for n, p in self._learning.items()}
         with self.model.in_place_of_weights(learning | self._frozen_in_bf16):
             yield
 
