@@ -104,7 +104,6 @@ WORDS = {
     "search.regime": ("offline", "1", "~"),
     "training.precision": ("fp16", "32", "bfloat"),
     "training.device": ("tpu", "cuda:99", "1", "[]", "cpu:x"),
-    "dialogue_gradient.method": ("ppo", "1"),
     "finish.plain_control": ("maybe", "[]", "2"),
     "privacy.leak_scan.enabled": ("perhaps", "[]"),
     "data.train": ("1", "~", "[]", "missing.jsonl", "config.yaml", "recorded", '"a\\0b"', '""'),

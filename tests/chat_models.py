@@ -28,19 +28,19 @@ def tiny_chat_llama(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def settings(method: str = "sft", **changes: Any) -> DialogueGradientConfig:
+def settings(**changes: Any) -> DialogueGradientConfig:
     """Two short steps."""
-    return DialogueGradientConfig.model_validate({"method": method, "steps": 2, "batch_size": 2, "rank": 4} | changes)
+    return DialogueGradientConfig.model_validate({"steps": 2, "batch_size": 2, "rank": 4} | changes)
 
 
-def dialogue(reply: str, *, worse: str = "Read this", weight: float = 1.0, shown: int = 2) -> Dialogue:
+def dialogue(reply: str, *, weight: float = 1.0, shown: int = 2) -> Dialogue:
     entries = [scored(f"Text {number}", number / 10) for number in range(shown)]
-    return Dialogue(prefix_request(CARD, entries), reply, weight, worse)
+    return Dialogue(prefix_request(CARD, entries), reply, weight)
 
 
 DIALOGUES = (
-    dialogue("What a guest wrote", worse="Some text", weight=1.5),
-    dialogue("My visit was", worse="Menu", weight=0.5, shown=0),
+    dialogue("What a guest wrote", weight=1.5),
+    dialogue("My visit was", weight=0.5, shown=0),
     dialogue("The guest is", weight=1.0, shown=1),
 )
 

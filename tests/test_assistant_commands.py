@@ -57,15 +57,14 @@ def test_adapter_is_taught_the_example_texts_that_were_kept_but_none_with_person
 ) -> None:
     run = make_run(tmp_path / "run")
     told = "write to anna.muster@example.org"
-    texts = [("bad", "cold soup"), ("bad", told), ("good", "warm soup"), ("good", "never again", False)]
-    lines = [json.dumps({"label": x, "text": y, "probability": 0.9, "kept": not no}) for x, y, *no in texts]
+    texts = [("bad", "cold soup"), ("bad", told), ("good", "warm soup")]
+    lines = [json.dumps({"label": x, "text": y, "probability": 0.9, "kept": True}) for x, y in texts]
     (run / "examples.jsonl").write_text("\n".join(lines) + "\n")
     output = tmp_path / "adapter"
     result = tune(chat_model, run, "--output", output, *SHORT, "--set", "taught=[example-texts]")
     assert result.exit_code == 0, result.output
     taught = [json.loads(line) for line in (output / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["reply"] for row in taught} == {"1. cold soup", "1. warm soup"}
-    assert {row["worse"] for row in taught} == {"1. warm soup", "1. never again"}
 
 
 def test_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
@@ -96,7 +95,6 @@ def test_output_that_exists_is_refused(chat_model: Path, tmp_path: Path) -> None
         ("stps=3", ("dialogue_gradient.stps", "did you mean 'steps'")),
         ("rank=0", ("dialogue_gradient.rank",)),
         ("rank", ("a.b=c",)),
-        ("method=grpo", ("--set method", "grpo", "histories hold none")),
     ],
 )
 def test_wrong_key_or_value_is_named(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:

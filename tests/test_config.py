@@ -65,7 +65,7 @@ def test_defaults_need_only_train_rows_and_a_description(path: Path) -> None:
         ({"assistant": {"temprature": 1}}, "assistant.temprature", "temperature"),
         ({"assistant": {"backend": "vllm", "model": "m", "baseurl": "x"}}, "assistant.baseurl", "base_url"),
         ({"search": {"proposal": 4}}, "search.proposal", "proposals"),
-        ({"dialogue_gradient": {"methd": "sft"}}, "dialogue_gradient.methd", "method"),
+        ({"dialogue_gradient": {"stps": 2}}, "dialogue_gradient.stps", "steps"),
         ({"privacy": {"leak_scan": {"treshold": 2}}}, "privacy.leak_scan.treshold", "threshold"),
     ],
 )
@@ -120,7 +120,7 @@ class TestOverrides:
             (["card.description=accuracy = hits / rows"], "card", "description", "accuracy = hits / rows"),
             (["search.rounds=1", "search.rounds=2"], "search", "rounds", 2),
             (["downstream.max_length=64"], "downstream", "max_length", 64),
-            (["dialogue_gradient.method=dpo"], "dialogue_gradient", "method", "dpo"),
+            (["dialogue_gradient.rank=8"], "dialogue_gradient", "rank", 8),
         ],
     )
     def test_value_is_read_as_yaml_and_the_last_one_wins(
@@ -131,8 +131,8 @@ class TestOverrides:
     def test_section_that_is_switched_off_is_switched_on_by_a_key(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         path.write_text(text + "\ndialogue_gradient: null\n", encoding="utf-8")
-        section = load(path, ["dialogue_gradient.method=dpo"]).dialogue_gradient
-        assert section is not None and section.method == "dpo"
+        section = load(path, ["dialogue_gradient.rank=8"]).dialogue_gradient
+        assert section is not None and section.rank == 8
 
     @pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "training.=3", ".seed=1", ""])
     def test_bad_form_is_told(self, path: Path, override: str) -> None:
@@ -188,7 +188,7 @@ class TestPaths:
             "privacy": {"allow_hosts": ["h"]},
         },
         {"card": {"name": "1", "labels": ["on", "off", "1e3", "null", "ü: x"]}},
-        {"training": {"encoder_learning_rate": 1e-7}, "dialogue_gradient": {"method": "grpo"}},
+        {"training": {"encoder_learning_rate": 1e-7}, "dialogue_gradient": {"rank": 4}},
     ],
 )
 def test_dump_reloads_to_the_same_configuration(tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from chat_models import DIALOGUES, WORKER, settings
 from gpta_local.assistant.local import load_model
 from gpta_local.config.sections import DialogueGradientConfig
 from gpta_local.dialogue_gradient import worker
-from gpta_local.dialogue_gradient.train import train_adapter
+from gpta_local.dialogue_gradient.train import METHOD, train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.system.network import GUARD, Refusal
@@ -69,15 +69,9 @@ def teach(weights: Path, folder: Path, config: DialogueGradientConfig | None = N
 def test_process_of_its_own_trains_the_same_adapter_and_tells_what_was_refused_there(
     chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With rewards, among files that must not be imported. The connection is tried by a
-    module that Python imports at its start, once the training libraries are there."""
-    asked: dict[str, list[list[str]]] = {"here": [], "there": []}
+    """Among files that must not be imported. The connection is tried by a module that Python imports at its start, once
+    the training libraries are there."""
     told: list[int] = []
-
-    def reward(place: str, texts: list[str]) -> list[float]:
-        asked[place].append(texts)
-        return [len(text) / 100 - text.count("e") for text in texts]
-
     (tmp_path / "trl.py").write_text("raise RuntimeError('a file of the user')", encoding="utf-8")
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "sitecustomize.py").write_text(ASKING, encoding="utf-8")
@@ -86,24 +80,20 @@ def test_process_of_its_own_trains_the_same_adapter_and_tells_what_was_refused_t
         "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "start"), os.environ.get("PYTHONPATH")]))
     )
     monkeypatch.setattr(GUARD, "refused", Counter())
-    model, config = load_model(chat_model, "cpu", "assistant"), settings("grpo", steps=3)
+    model, config = load_model(chat_model, "cpu", "assistant"), settings(steps=3)
     there = train_in_process_of_its_own(
         chat_model,
         DIALOGUES,
         config,
         tmp_path / "there" / "001",
-        reward=lambda texts: reward("there", texts),
         on_step=lambda: told.append(1),
         seed=5,
     )
-    here = train_adapter(
-        *model, DIALOGUES, config, tmp_path / "here" / "001", reward=lambda texts: reward("here", texts), seed=5
-    )
+    here = train_adapter(*model, DIALOGUES, config, tmp_path / "here" / "001", seed=5)
     for name in ("adapter_model.safetensors", "adapter_config.json", "dialogues.jsonl"):
         assert (tmp_path / "here" / "001" / name).read_bytes() == (tmp_path / "there" / "001" / name).read_bytes()
-    assert there.losses == here.losses and (there.adapter, there.method, there.dialogues) == ("001", "grpo", 3)
+    assert there.losses == here.losses and (there.adapter, there.method, there.dialogues) == ("001", METHOD, 3)
     assert len(told) == 3
-    assert asked["here"] == asked["there"] and len(asked["there"]) == 3
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["001"], "no log is left"
     assert GUARD.refused == {Refusal("sitecustomize", "example.org"): 1}
 

@@ -109,7 +109,7 @@ def test_groups_are_not_mixed() -> None:
     dialogues = build(GROUP, later)
     assert {dialogue.reply for dialogue in dialogues} == {*WINNERS, *(f"later {text}" for text in WINNERS)}
     for dialogue in dialogues:
-        for text in [*shown_in(dialogue), dialogue.worse]:
+        for text in shown_in(dialogue):
             assert text.startswith("later") == dialogue.reply.startswith("later")
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_learnt_from_too_few_or_equal_gains(gains: tuple[float, ...])
 def test_no_prefix_is_neither_taught_nor_shown() -> None:
     dialogues = build([scored("", 0.0), scored("a", -0.2), scored("b", -0.1), scored("c", -0.3)], per_winner=8)
     assert dialogues
-    assert all(dialogue.reply and dialogue.worse and "" not in shown_in(dialogue) for dialogue in dialogues)
+    assert all(dialogue.reply and "" not in shown_in(dialogue) for dialogue in dialogues)
 
 
 def test_label_texts_that_start_the_head_better_are_taught() -> None:
@@ -139,15 +139,6 @@ def test_label_texts_that_start_the_head_better_are_taught() -> None:
     best, second = (of(dialogues, write_label_texts(SETS[number].texts))[0] for number in (3, 1))
     assert best.weight > second.weight
     assert read_label_texts(best.reply, CARD.label_names) == SETS[3].texts
-
-
-@pytest.mark.parametrize("losses", [(2.0, 1.0, 1.8, 0.5), (2.0, 1.0, 1.0), (3.0, 3.0, 1.0, 1.0)])
-def test_worse_label_texts_have_a_higher_loss(losses: tuple[float, ...]) -> None:
-    sets = [label_texts(loss, f"w{number}") for number, loss in enumerate(losses)]
-    loss_of = {write_label_texts(entry.texts): entry.loss for entry in sets}
-    dialogues = build(sets=sets)
-    assert dialogues
-    assert all(loss_of[dialogue.worse] > loss_of[dialogue.reply] for dialogue in dialogues)
 
 
 @pytest.mark.parametrize("sets", [SETS[:1], (SETS[0], replace(SETS[1], loss=2.0))])
@@ -175,11 +166,13 @@ class TestExampleTexts:
             assert set(said) <= KEPT[CARD.label_names[number // 3]]
         assert len({dialogue.reply for dialogue in dialogues}) == 6
 
-    def test_worse_are_refused_texts_filled_up_with_those_of_other_labels(self) -> None:
-        for_bad, for_good = (set(read_lines(build(texts=TEXTS, per_winner=1)[number].worse)) for number in (0, 1))
-        assert REFUSED < for_bad <= REFUSED | KEPT["good"]
-        assert for_good < KEPT["bad"]
-        assert len(for_bad) == len(for_good) == 8
+    def test_a_reply_is_filled_up_with_the_likeliest_refused_texts(self) -> None:
+        kept = [text for text in TEXTS if text.kept and text.label == "bad" and not text.own][:6]
+        refused = [ExampleText("bad", f"refused {n}", n / 10, False) for n in range(5)]
+        dialogues = build(texts=[*refused, *kept], per_winner=2)
+        assert len(dialogues) == 2
+        for dialogue in dialogues:
+            assert set(read_lines(dialogue.reply)) == {*(text.text for text in kept), "refused 4", "refused 3"}
 
     def test_weights_are_as_the_probability_of_the_label(self) -> None:
         texts = [replace(text, probability=0.3) if text.label == "good" else text for text in TEXTS]
@@ -197,21 +190,16 @@ def test_only_the_kinds_that_are_to_be_taught_are(kind: str) -> None:
     assert {dialogue.request.kind for dialogue in dialogues} == {kind}
 
 
-def test_a_method_that_scores_prefixes_itself_is_shown_no_other_kind() -> None:
-    dialogues = build(GROUP, sets=SETS, texts=TEXTS, method="grpo")
-    assert {dialogue.request.kind for dialogue in dialogues} == {"prefix"}
-
-
 def test_requests_are_those_of_a_run_and_hold_nothing_else() -> None:
     entries = {entry.text: entry for entry in GROUP}
     replies = {write_label_texts(entry.texts) for entry in SETS}
     for dialogue in build(GROUP, sets=SETS, per_winner=8, shown=6):
         if dialogue.request.kind == "prefix":
             assert dialogue.request == prefix_request(CARD, [entries[text] for text in shown_in(dialogue)])
-            assert {dialogue.reply, dialogue.worse} <= set(entries)
+            assert dialogue.reply in entries
         else:
             assert dialogue.request == label_texts_request(CARD)
-            assert {dialogue.reply, dialogue.worse} <= replies
+            assert dialogue.reply in replies
 
 
 HISTORIES = st.lists(
@@ -233,8 +221,7 @@ def test_every_dialogue_of_any_history_keeps_the_promises(
         history = shown_in(dialogue)
         assert sum(gain >= gains[dialogue.reply] for gain in gains.values()) <= max(1, round(0.5 * len(gains)))
         assert len(history) == len(set(history)) <= shown
-        assert all(gains[text] < gains[dialogue.reply] for text in [*history, dialogue.worse])
-        assert dialogue.worse not in history
+        assert all(gains[text] < gains[dialogue.reply] for text in history)
         assert dialogue.weight > 0
     if dialogues:
         assert sum(dialogue.weight for dialogue in dialogues) == pytest.approx(len(dialogues))

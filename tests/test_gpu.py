@@ -147,7 +147,7 @@ def test_card_is_shared_with_vllm_while_its_model_is_taught(
         changes = {
             "assistant": {**served, "max_new_tokens": 8},
             "search": {"rounds": 2, "proposals": 8, "label_text_samples": 0},
-            "dialogue_gradient": {"method": "sft", "steps": 4, "rank": 8, "device": "cuda:0", "winners": 0.5},
+            "dialogue_gradient": {"steps": 4, "rank": 8, "device": "cuda:0", "winners": 0.5},
         }
         result = invoke("train", run_of(tmp_path, sentence, changes), "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output

@@ -201,13 +201,6 @@ class TestDialogueGradient:
         with pytest.raises(sqlite3.IntegrityError):
             history.add_step(1, STEP, "on trial")
 
-    def test_scores_that_training_found_are_those_of_the_round(self, history: History) -> None:
-        history.add_round(Round(1, {}, (), (scored("a", 0.1),), scored("a", 0.1), None, 1.0))
-        history.add_round(Round(2, {}, (), (scored("b", 0.2),), scored("b", 0.2), None, 1.0))
-        history.add_step(2, STEP, "on trial", [scored("found", 0.3)])
-        assert history.scored_by_round() == {1: [scored("a", 0.1)], 2: [scored("b", 0.2), scored("found", 0.3)]}
-        assert [entry.text for entry in history.scored()] == ["a", "b", "found"]
-
 
 def test_two_can_open_a_new_file_at_once(tmp_path: Path) -> None:
     def opened(path: Path, barrier: threading.Barrier) -> None:

@@ -187,12 +187,11 @@ class TestRequests:
         ):
             scan(ROW).check(request)
 
-    @pytest.mark.parametrize("replies", [(f"bad: {ROW}", "Note:"), ("Text:", f"bad: {ROW}")])
-    def test_reply_that_would_be_taught_is_scanned(self, replies: tuple[str, str]) -> None:
+    def test_reply_that_would_be_taught_is_scanned(self) -> None:
         request = prefix_request(CARD, [])
-        scan(ROW).check_dialogue(request, "Text:", "Note:")
+        scan(ROW).check_dialogue(request, "Text:")
         with pytest.raises(PrivacyError, match="taught"):
-            scan(ROW).check_dialogue(request, *replies)
+            scan(ROW).check_dialogue(request, f"Text:\nbad: {ROW}")
 
     def test_every_line_that_is_sent_is_scanned(self) -> None:
         request = prefix_request(replace(CARD, name="two\n\nlines"), [scored("Text:", 0.1)])

@@ -149,12 +149,11 @@ def test_where_no_prefix_is_better_the_model_is_shipped_without(
 
 
 class TestTeaching:
-    @pytest.mark.parametrize("method", ["sft", "weighted-sft"])
-    def test_template_that_leaves_replies_out_is_told(self, method: str, tmp_path: Path) -> None:
+    def test_template_that_leaves_replies_out_is_told(self, tmp_path: Path) -> None:
         folder = tiny_chat_llama(tmp_path / "chat")
         silent = TEMPLATE.replace("{% for message in messages %}", "{% for message in messages[:2] %}")
         (folder / "chat_template.jinja").write_text(silent, encoding="utf-8")
         model, tokenizer = LocalAssistant(str(folder), "cpu").base()
         with pytest.raises(TrainingError, match="dialogue_gradient"):
-            train_adapter(model, tokenizer, DIALOGUES, settings(method), tmp_path / "001", seed=0)
+            train_adapter(model, tokenizer, DIALOGUES, settings(), tmp_path / "001", seed=0)
         assert not (tmp_path / "001").exists()

@@ -97,7 +97,7 @@ for kind in (SOCK_STREAM, SOCK_DGRAM):
             {
                 "search": {"rounds": 2, "proposals": 6},
                 "finish": {"plain_control": False},
-                "dialogue_gradient": {"method": "sft", "steps": 2, "batch_size": 2, "device": "cpu"},
+                "dialogue_gradient": {"steps": 2, "batch_size": 2, "device": "cpu"},
             },
         )
         script = f"""

@@ -20,7 +20,6 @@ from gpta_local.knowledge.label_texts import (
 from gpta_local.knowledge.prefixes import (
     FIRST_HEAT,
     Candidates,
-    GainReward,
     PrefixReader,
     choose,
     clean,
@@ -434,51 +433,3 @@ class TestFigures:
 
     def test_without_anything_new_there_is_no_mean(self) -> None:
         assert figures("", [[]], self.SCORED, None) == ProposalFigures("", 1, 0, 0, None)
-
-
-class TestGainReward:
-    KNOWN = (scored("best one", 0.4), scored("worst one", -0.2))
-
-    def reward(self, known: Sequence[ScoredPrefix] = KNOWN) -> tuple[GainReward, list[str]]:
-        """Rewards, and the prefixes that it has scored: each word gains 0.1 nats."""
-        asked: list[str] = []
-
-        def losses(prefix: str, rows: Sequence[int]) -> NDArray[np.float64]:
-            asked.append(prefix)
-            return np.array([2.0 + row / 10 - len(prefix.split()) / 10 for row in rows])
-
-        return GainReward(known, losses, [0, 1, 2, 3], read=reader().read), asked
-
-    def test_new_prefix_is_worth_its_gain(self) -> None:
-        reward, _ = self.reward()
-        assert reward(["two words", "three words here"]) == pytest.approx([0.2, 0.3])
-
-    def test_known_prefix_is_worth_what_it_gained_and_not_scored_again(self) -> None:
-        reward, asked = self.reward()
-        assert reward(["best one", "Worst  one"]) == [0.4, -0.2]
-        assert asked == [""] and reward.found == []
-
-    def test_new_prefix_is_scored_once(self) -> None:
-        reward, asked = self.reward()
-        assert reward(["new", "NEW"]) + reward([" new "]) == pytest.approx([0.1] * 3)
-        assert asked == ["", "new"]
-        assert [entry.text for entry in reward.found] == ["new"]
-
-    def test_what_was_found_has_gain_loss_and_rows(self) -> None:
-        reward, _ = self.reward()
-        reward(["two words"])
-        (found,) = reward.found
-        assert (found.rows, found.standard_error) == (4, pytest.approx(0))
-        assert (found.gain, found.loss) == (pytest.approx(0.2), pytest.approx(1.95))
-
-    @pytest.mark.parametrize("text", ["", "Good:", "...", "far too many words here"])
-    def test_unusable_text_is_as_far_below_the_worst_as_that_is_below_the_best(self, text: str) -> None:
-        reward, asked = self.reward()
-        first = reward([text])
-        assert first == pytest.approx([-0.8]) and asked == [""]
-        reward(["one", "two words"])
-        assert reward([text]) == first, "whatever was found since"
-
-    def test_prefix_is_read_out_of_the_text_as_in_a_round(self) -> None:
-        reward, _ = self.reward()
-        assert reward(['Prefix: "best one"']) == [0.4]

@@ -117,7 +117,7 @@ class TestTypes:
         assert "__dict__" not in dir(record)
 
     def test_what_is_taught_is_a_request_two_replies_and_figures(self) -> None:
-        assert typing.get_type_hints(Dialogue) == {"request": Request, "reply": str, "weight": float, "worse": str}
+        assert typing.get_type_hints(Dialogue) == {"request": Request, "reply": str, "weight": float}
 
     def allowed(self, kind: Any) -> bool:
         if typing.get_origin(kind) is typing.Literal:

@@ -30,8 +30,6 @@ SMALL = (
     "dialogue_gradient.steps=3",
     "dialogue_gradient.batch_size=4",
 )
-# of what a random model says little can be used
-GRPO = ("search.rounds=2", "dialogue_gradient.method=grpo", "dialogue_gradient.batch_size=24")
 Finished = tuple[Path, Silent]
 Train = Callable[..., Finished]
 
@@ -52,12 +50,6 @@ def train(near_prefixes_count: None, chat_model: Path, sentence: Path) -> Train:
 @pytest.fixture(scope="module")
 def finished(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return train(tmp_path_factory.mktemp("runs") / "first")
-
-
-@pytest.fixture(scope="module")
-def sampled(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run of two rounds in which training samples and scores prefixes of its own."""
-    return train(tmp_path_factory.mktemp("runs") / "grpo", *GRPO)
 
 
 def adapters(folder: Path) -> list[Path]:
@@ -135,19 +127,8 @@ def test_same_seed_gives_the_same_history_and_adapters(finished: Finished, train
     assert observer.verdicts == finished[1].verdicts
 
 
-def test_prefixes_that_training_sampled_are_recorded_with_their_gains_and_not_new_later(sampled: Finished) -> None:
-    folder, observer = sampled
-    raced = {entry.text for entry in observer.rounds[0].scored}
-    found = [entry for entry in record(folder).scored_by_round()[1] if entry.text not in raced]
-    assert found
-    assert all(entry.rows == 56 for entry in found)
-    first, later = (record(folder).scored_by_round()[number] for number in (1, 2))
-    assert not {entry.text for entry in first} & {entry.text for entry in later}
-
-
-@pytest.mark.parametrize("run", ["finished", "sampled"])
-def test_no_row_is_in_what_was_taught(request: pytest.FixtureRequest, run: str) -> None:
-    folder: Path = request.getfixturevalue(run)[0]
+def test_no_row_is_in_what_was_taught(finished: Finished) -> None:
+    folder = finished[0]
     rows = [row["text"] for split in ("train", "validation", "test") for row in read_rows(split)]
     files = [path for path in (folder / "adapters").rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"dialogues.jsonl", "step.json", "adapter_model.safetensors"}

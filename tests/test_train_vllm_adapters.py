@@ -22,7 +22,6 @@ from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 BY_HEART = {
-    "method": "sft",
     "steps": 80,
     "learning_rate": 1e-2,
     "rank": 16,

@@ -32,8 +32,8 @@ def adapters(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = load_model(chat_model, "cpu", "assistant")
     for name, sentence in SENTENCES.items():
         config = settings(steps=60, learning_rate=1e-2, rank=16)
-        train_adapter(*model, [Dialogue(REQUEST, sentence, 1.0, "")], config, folder / name, seed=0)
-    train_adapter(*model, [Dialogue(REQUEST, "a", 1.0, "")], settings(steps=1, rank=32), folder / "large", seed=0)
+        train_adapter(*model, [Dialogue(REQUEST, sentence, 1.0)], config, folder / name, seed=0)
+    train_adapter(*model, [Dialogue(REQUEST, "a", 1.0)], settings(steps=1, rank=32), folder / "large", seed=0)
     return folder
 
 

@@ -164,25 +164,20 @@ class SearchConfig(Section):
 class DialogueGradientConfig(Section):
     """Fine-tuning the assistant on its own history: what gained, and what did not."""
 
-    method: Literal["sft", "weighted-sft", "dpo", "kto", "grpo"] = "weighted-sft"
-    """sft: on the winners alike. weighted-sft: on the winners by their advantage. dpo, kto: on winners
-    against what did worse. grpo: on replies sampled in training, the gain as reward."""
     every: int = Field(default=1, ge=1)
     """Rounds between two steps."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps of one fine-tuning. None: three passes over the dialogues."""
     batch_size: int = Field(default=8, ge=2)
-    """Dialogues per optimiser step; for grpo the replies to one request."""
+    """Dialogues per optimiser step."""
     learning_rate: float = Field(default=3e-3, gt=0)
     rank: int = Field(default=16, ge=1, le=512)
     taught: list[RequestKind] = Field(default=["prefix", "label-texts", "example-texts"], min_length=1)
-    """Of what the assistant gives; grpo knows prefixes alone."""
+    """Of what the assistant gives."""
     winners: float = Field(default=0.125, gt=0, le=0.5)
     """The share of the scored prefixes and label texts, from the best down, that is taught."""
     dialogues_per_winner: int = Field(default=8, ge=1, le=64)
     """How often a winner is taught, each time with other entries of the history; of example texts: for each label."""
-    beta: float = Field(default=0.1, gt=0)
-    """For dpo and kto: how closely the assistant is held to what it was."""
     temperature: float = Field(default=1.5, gt=0, le=5)
     """Prefixes of an adapter are sampled at this × assistant.temperature: it knows its winners nearly by heart."""
     device: str = "auto"

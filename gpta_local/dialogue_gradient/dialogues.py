@@ -28,14 +28,12 @@ from gpta_local.schema import DatasetCard, ExampleText, Request, ScoredLabelText
 class Dialogue:
     """A request and the reply that is taught.
 
-    `weight`: how much the reply counts; 1 on average over dialogues of a kind. `worse`: a reply to the
-    same request that did worse.
+    `weight`: how much the reply counts; 1 on average over dialogues of a kind.
     """
 
     request: Request
     reply: str
     weight: float
-    worse: str
 
 
 def build_dialogues(
@@ -48,16 +46,14 @@ def build_dialogues(
     shown: int,
     seed: int,
 ) -> list[Dialogue]:
-    """All that the history of one run teaches, of the kinds that the configuration names; for `grpo`, whose reward is
-    a prefix's gain, of prefixes alone.
+    """All that the history of one run teaches, of the kinds that the configuration names.
 
     Args:
         groups: scored prefixes; within a group gains compare (the same θ and rows).
         example_texts: those without a verdict teach nothing.
         shown: most entries of a history.
     """
-    winners, per_winner = config.winners, config.dialogues_per_winner
-    taught = ["prefix"] if config.method == "grpo" else config.taught
+    winners, per_winner, taught = config.winners, config.dialogues_per_winner, config.taught
     dialogues = []
     if "label-texts" in taught:
         dialogues += label_text_dialogues(card, label_texts, winners=winners, per_winner=per_winner)
@@ -93,8 +89,7 @@ def prefix_dialogues(
             rng = random.Random(f"dialogue {seed} {winner.text} {number}")
             size = min(shown, len(lower) - 1) if number == 0 else rng.randint(0, min(shown, len(lower) - 1))
             entries = shown_history(lower, size, f"{seed} {winner.text} {number}")
-            worse = rng.choice([scored for scored in lower if scored not in entries])
-            dialogues.append(Dialogue(prefix_request(card, entries), winner.text, 1.0, worse.text))
+            dialogues.append(Dialogue(prefix_request(card, entries), winner.text, 1.0))
             advantages.append(winner.gain - ranked[first - 1].gain)
     return _weighted(dialogues, advantages)
 
@@ -110,13 +105,10 @@ def label_text_dialogues(
         return []
     dialogues, advantages = [], []
     for winner in [scored for scored in ranked[first:] if scored.loss < ranked[first - 1].loss]:
-        for loser in ranked[:first][:per_winner]:
+        for _ in range(min(per_winner, first)):
             for part in parts_of(card):
-                reply, worse = (
-                    write_label_texts({name: scored.texts[name] for name in part.label_names})
-                    for scored in (winner, loser)
-                )
-                dialogues.append(Dialogue(label_texts_request(part), reply, 1.0, worse))
+                reply = write_label_texts({name: winner.texts[name] for name in part.label_names})
+                dialogues.append(Dialogue(label_texts_request(part), reply, 1.0))
                 advantages.append(ranked[first - 1].loss - winner.loss)
     return _weighted(dialogues, advantages)
 
@@ -125,22 +117,21 @@ def example_text_dialogues(
     card: DatasetCard, texts: Sequence[ExampleText], *, per_label: int, seed: int
 ) -> list[Dialogue]:
     """Dialogues {card, label} → texts that were kept, for each label `per_label` of them, which differ in the texts
-    that are drawn. Their advantage is the mean probability of the label. What did worse are refused texts and, where
-    these are too few, texts that were kept for other labels. Texts of the user are not taught."""
-    its = [text for text in texts if not text.own]
-    kept, refused = ([text for text in its if text.kept is verdict] for verdict in (True, False))
+    that are drawn. Their advantage is the mean probability of the label. Where too few for a reply were kept, the
+    most probable refused ones fill it up: taught short replies, an assistant writes short ones. Texts of the user
+    are not taught."""
+    judged = [text for text in texts if not text.own and text.kept is not None]
     dialogues, advantages = [], []
     for request, label in ((example_texts_request(p, label), label.name) for p in parts_of(card) for label in p.labels):
-        own, others = ([text for text in kept if (text.label == label) is same] for same in (True, False))
-        bad = [text for text in refused if text.label == label]
-        size = min(TEXTS_OF_A_REPLY, len(own), len(bad) + len(others))
-        for number in range(per_label if size else 0):
+        ranked = [text for text in judged if text.label == label]
+        ranked.sort(key=lambda text: (not text.kept, -(text.probability or 0.0)))
+        kept = sum(bool(text.kept) for text in ranked)
+        taught = ranked[: max(kept, TEXTS_OF_A_REPLY)] if kept else []
+        for number in range(per_label if taught else 0):
             rng = random.Random(f"dialogue {seed} {label} {number}")
-            reply, worse = rng.sample(own, size), rng.sample(bad, min(size, len(bad)))
-            worse += rng.sample(others, size - len(worse))
-            said, not_said = (write_example_texts(text.text for text in side) for side in (reply, worse))
-            dialogues.append(Dialogue(request, said, 1.0, not_said))
-            advantages.append(sum(text.probability or 0.0 for text in reply) / size)
+            reply = rng.sample(taught, min(TEXTS_OF_A_REPLY, len(taught)))
+            dialogues.append(Dialogue(request, write_example_texts(text.text for text in reply), 1.0))
+            advantages.append(sum(text.probability or 0.0 for text in reply) / len(reply))
     return _weighted(dialogues, advantages)
 
 

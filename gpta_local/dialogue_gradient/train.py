@@ -1,6 +1,6 @@
 """Dialogues → one fine-tuning of the assistant → a LoRA adapter in a folder of its own.
 
-Knows TRL, peft and how each method reads a dialogue. Does not know where dialogues come from, who
+Knows TRL, peft and how they read a dialogue. Does not know where dialogues come from, who
 serves the adapter, nor whether it is any good: the guard is `trial`'s.
 
 The base model is never changed: an adapter is put on it, trained, written and taken off.
@@ -37,17 +37,13 @@ from gpta_local.system.files import flush_all
 from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import multiplies_in_bf16
 
-REPLY_TOKENS = 48
-"""Room of a completion that `grpo` samples."""
-
+METHOD = "weighted-sft"
+"""How a step learns; of the methods that were measured the one that is left (docs/LOG.md)."""
 DIALOGUES_FILE = "dialogues.jsonl"
 STEP_FILE = "step.json"
 
 PASSES = 3
 """Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
-
-Reward = Callable[[list[str]], list[float]]
-"""Completions → their rewards: the gain, in nats, of the prefix that each proposes."""
 
 
 def train_adapter(
@@ -59,7 +55,6 @@ def train_adapter(
     *,
     seed: int,
     start: Path | None = None,
-    reward: Reward | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> DialogueGradientStep:
     """Train a new adapter on the base `model` and write it to `folder`, which must not exist.
@@ -70,7 +65,6 @@ def train_adapter(
     Args:
         model: a causal LM of transformers without adapters; its weights are not changed.
         start: an adapter to go on from; None starts a new one of `config.rank`.
-        reward: for `grpo`, which samples replies of its own.
 
     Raises:
         FileExistsError: `folder` is there.
@@ -86,12 +80,12 @@ def train_adapter(
     lora = LoraConfig(
         r=config.rank, lora_alpha=2 * config.rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    dialogues = _fitting(dialogues, model, tokenizer, config.method)
+    dialogues = _fitting(dialogues, model, tokenizer)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _own_random_state(seed), _quiet(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         adapted = PeftModel.from_pretrained(model, start, is_trainable=True) if start else get_peft_model(model, lora)
         try:
-            trainer = _trainer(adapted, tokenizer, dialogues, config, scratch, seed, reward)
+            trainer = _trainer(adapted, tokenizer, dialogues, config, scratch, seed)
             trainer.add_callback(_steps_callback(on_step))
             trainer.train()
             losses = tuple(float(row["loss"]) for row in trainer.state.log_history if "loss" in row)
@@ -118,7 +112,7 @@ def train_adapter(
         _complete(made, dialogues, config, seed, losses, seconds)
         flush_all(made)
         made.replace(folder)  # a folder under its name is whole
-    return DialogueGradientStep(folder.name, config.method, len(dialogues), losses, seconds)
+    return DialogueGradientStep(folder.name, METHOD, len(dialogues), losses, seconds)
 
 
 def number_of_steps(config: DialogueGradientConfig, dialogues: int) -> int:
@@ -149,7 +143,6 @@ def _trainer(
     config: DialogueGradientConfig,
     scratch: str,
     seed: int,
-    reward: Reward | None,
 ) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -157,7 +150,7 @@ def _trainer(
     trl: Any = importlib.import_module("trl")  # its lazy exports are hidden from type checkers
     on_cpu = model.device.type == "cpu"
     steps = number_of_steps(config, len(dialogues))
-    common: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "output_dir": scratch,
         "use_cpu": on_cpu,
         "bf16": multiplies_in_bf16("auto", model.device),
@@ -173,31 +166,14 @@ def _trainer(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
+        "max_length": None,
+        "remove_unused_columns": False,
         "seed": seed,
     }
-    rows = [_row(dialogue, config.method, tokenizer) for dialogue in dialogues]
-    if config.method == "kto":
-        rows = [
-            {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
-            for row in rows
-            for side in ("chosen", "rejected")
-        ]
-    data = Dataset.from_list(rows)
-    given: dict[str, Any] = {"model": model, "train_dataset": data, "processing_class": tokenizer}
-    match config.method:
-        case "sft" | "weighted-sft":
-            kind = _weighted(trl.SFTTrainer)
-            args = trl.SFTConfig(**common, max_length=None, remove_unused_columns=False)
-            trainer = kind(**given, args=args)
-            trainer.train_dataset = _with_a_reply(trainer.train_dataset)
-        case "dpo":
-            trainer = trl.DPOTrainer(**given, args=trl.DPOConfig(**common, max_length=None, beta=config.beta))
-        case "kto":
-            trainer = trl.KTOTrainer(**given, args=trl.KTOConfig(**common, max_length=None, beta=config.beta))
-        case "grpo":
-            assert reward is not None
-            args = trl.GRPOConfig(**common, num_generations=config.batch_size, max_completion_length=REPLY_TOKENS)
-            trainer = trl.GRPOTrainer(**given, args=args, reward_funcs=_as_reward_function(reward))
+    data = Dataset.from_list([_row(dialogue, tokenizer) for dialogue in dialogues])
+    args = trl.SFTConfig(**settings)
+    trainer = _weighted(trl.SFTTrainer)(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+    trainer.train_dataset = _with_a_reply(trainer.train_dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -269,22 +245,17 @@ def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
     return torch.tensor([[value] * (longest - len(row)) + row for row in rows])
 
 
-def _row(dialogue: Dialogue, method: str, tokenizer: Any) -> dict[str, Any]:
-    """A dialogue as TRL wants it for a method."""
+def _row(dialogue: Dialogue, tokenizer: Any) -> dict[str, Any]:
+    """A dialogue as TRL wants it."""
     prompt = chat(tokenizer, dialogue.request, "dialogue_gradient")
-    if method == "grpo":
-        return {"prompt": prompt}
-    reply, worse = ([{"role": "assistant", "content": text}] for text in (dialogue.reply, dialogue.worse))
-    if method in ("dpo", "kto"):
-        return {"prompt": prompt, "chosen": reply, "rejected": worse}
-    return {"prompt": prompt, "completion": reply, "weight": 1.0 if method == "sft" else dialogue.weight}
+    reply = [{"role": "assistant", "content": dialogue.reply}]
+    return {"prompt": prompt, "completion": reply, "weight": dialogue.weight}
 
 
-def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any, method: str) -> list[Dialogue]:
+def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any) -> list[Dialogue]:
     """Those that fit into the model's context."""
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
-    free = room - REPLY_TOKENS if method == "grpo" else room
-    fitting = [dialogue for dialogue in dialogues if _length(tokenizer, _row(dialogue, method, tokenizer)) <= free]
+    fitting = [dialogue for dialogue in dialogues if _length(tokenizer, _row(dialogue, tokenizer)) <= room]
     if not fitting:
         raise ModelError(
             f"no dialogue fits into the context of {room} tokens",
@@ -295,17 +266,9 @@ def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any, method: 
 
 
 def _length(tokenizer: Any, row: dict[str, Any]) -> int:
-    """Tokens of the longest conversation of a row."""
-    ends = [row[name] for name in ("completion", "chosen", "rejected") if name in row] or [[]]
-    texts = [tokenizer.apply_chat_template(row["prompt"] + end, tokenize=False) for end in ends]
-    return max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-
-
-def _as_reward_function(reward: Reward) -> Callable[..., list[float]]:
-    def gain(completions: list[Any], **_: Any) -> list[float]:
-        return reward([completion[0]["content"] for completion in completions])
-
-    return gain
+    """Tokens of the conversation of a row."""
+    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _steps_callback(on_step: Callable[[], None]) -> Any:
@@ -331,6 +294,7 @@ def _complete(
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     saved["target_modules"] = sorted(saved["target_modules"])  # a set, in the order of its hashes
     record = {
+        "method": METHOD,
         **config.model_dump(mode="json"),
         "optimiser": "AdamW, linear decay",
         "seed": seed,
@@ -348,7 +312,6 @@ def _complete(
                 "messages": [asdict(message) for message in dialogue.request.messages],
                 "reply": dialogue.reply,
                 "weight": round(dialogue.weight, 4),
-                "worse": dialogue.worse,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

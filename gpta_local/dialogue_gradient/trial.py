@@ -22,7 +22,7 @@ from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, ReplayAssistantConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
-from gpta_local.dialogue_gradient.train import Reward, train_adapter
+from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
 from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
@@ -102,7 +102,7 @@ class AdapterTrials:
         self._assistant.use_adapter(None)
 
     def step(
-        self, number: int, dialogues: Sequence[Dialogue], reward: Reward | None, on_step: Callable[[], None]
+        self, number: int, dialogues: Sequence[Dialogue], on_step: Callable[[], None]
     ) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
         saved, why.
@@ -112,12 +112,7 @@ class AdapterTrials:
         """
         assert self._config is not None
         folder = self.folder / f"{number:03d}"
-        settings: dict[str, Any] = {
-            "seed": self._seed + number,
-            "start": self._start,
-            "reward": reward,
-            "on_step": on_step,
-        }
+        settings: dict[str, Any] = {"seed": self._seed + number, "start": self._start, "on_step": on_step}
         if self._weights is None:
             assert isinstance(self._assistant, LocalAssistant)
             step = train_adapter(*self._assistant.base(), dialogues, self._config, folder, **settings)

@@ -26,13 +26,10 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     """What the histories of the runs teach; each run counts alike.
 
     Raises:
-        InputError: a folder is no run, is of a version that kept no card, or teaches nothing; or the method needs rows.
+        InputError: a folder is no run, is of a version that kept no card, or or teaches nothing.
         PrivacyError: personal data are in a history. Words of rows are looked for while a run goes on:
             here the rows are not known.
     """
-    if config.method == "grpo":
-        what = "grpo samples prefixes of its own and scores them on rows; histories hold none"
-        raise InputError(what, where="--set method", fix="Use another method")
     dialogues = []
     leak_scan = LeakScan(LeakScanConfig(), texts=(), label_names=())
     for run in runs:
@@ -57,7 +54,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
         history.close()
         for dialogue in of_run:
             try:
-                leak_scan.check_dialogue(dialogue.request, dialogue.reply, dialogue.worse)
+                leak_scan.check_dialogue(dialogue.request, dialogue.reply)
             except PrivacyError as exc:
                 raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
         if not of_run:

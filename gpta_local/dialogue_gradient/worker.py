@@ -1,7 +1,7 @@
 """The dialogue gradient in a process of its own, which gives all its memory back when it ends.
 
 For assistants that another program serves: this process loads the served weights, trains an adapter
-and ends. Job, progress, rewards and result are JSON lines on its standard input and output; what
+and ends. Job, progress and result are JSON lines on its standard input and output; what
 libraries print goes to a log. Knows the pipe; what is trained is `dialogue_gradient`'s.
 """
 
@@ -43,7 +43,6 @@ def train_in_process_of_its_own(
     *,
     seed: int,
     start: Path | None = None,
-    reward: Callable[[list[str]], list[float]] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> DialogueGradientStep:
     """`dialogue_gradient.train_adapter` on the weights of a folder, in a child process.
@@ -82,9 +81,6 @@ def train_in_process_of_its_own(
             match event["event"]:
                 case "step":
                     on_step()
-                case "reward":
-                    assert reward is not None
-                    _send(worker.stdin, reward(event["texts"]))
                 case "refused":
                     GUARD.refused[Refusal(event["asked_by"], event["host"])] += event["times"]
                 case "done":
@@ -147,11 +143,6 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log
     job = json.loads(sys.stdin.readline())
 
-    def reward(texts: list[str]) -> list[float]:
-        _send(parent, {"event": "reward", "texts": texts})
-        rewards: list[float] = json.loads(sys.stdin.readline())
-        return rewards
-
     end: dict[str, Any]
     try:
         from gpta_local.assistant.local import load_model
@@ -168,7 +159,6 @@ def main() -> None:
             Path(job["folder"]),
             seed=job["seed"],
             start=Path(job["start"]) if job["start"] else None,
-            reward=reward,
             on_step=lambda: _send(parent, {"event": "step"}),
         )
     except GptaError as exc:

@@ -195,48 +195,6 @@ def race(
         size = min(2 * size, len(rows))
 
 
-class GainReward:
-    """Completions → gains, for a method that samples in training. What cannot be used is worth as much
-    less than the worst known prefix as that one is less than the best.
-
-    `found`: the prefixes that were scored here for the first time.
-
-    Args:
-        known: scored prefixes whose gains compare with what is found here.
-        losses: (prefix, rows) → loss per row, in nats.
-    """
-
-    def __init__(
-        self,
-        known: Sequence[ScoredPrefix],
-        losses: Callable[[str, Sequence[int]], NDArray[np.float64]],
-        rows: Sequence[int],
-        *,
-        read: Callable[[str], list[str]],
-    ) -> None:
-        self.found: list[ScoredPrefix] = []
-        self._gains = {_fold(s.text): s.gain for s in known}
-        worst, best = min(self._gains.values(), default=0.0), max(self._gains.values(), default=0.0)
-        self._unusable = 2 * worst - best
-        self._losses, self._rows, self._read = losses, rows, read
-        self._baseline = losses("", rows)
-
-    def __call__(self, texts: list[str]) -> list[float]:
-        return [self._gain(text) for text in texts]
-
-    def _gain(self, text: str) -> float:
-        try:
-            prefix, *_ = self._read(text)
-        except UnusableReply:
-            return self._unusable
-        if _fold(prefix) not in self._gains:
-            losses = self._losses(prefix, self._rows)
-            scored = ScoredPrefix(prefix, *paired_mean(self._baseline - losses), float(losses.mean()), len(self._rows))
-            self.found.append(scored)
-            self._gains[_fold(prefix)] = scored.gain
-        return self._gains[_fold(prefix)]
-
-
 def figures(
     adapter: str, found: Sequence[Sequence[str]], scored: Sequence[ScoredPrefix], best_shown: ScoredPrefix | None
 ) -> ProposalFigures:

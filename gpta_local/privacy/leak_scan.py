@@ -127,12 +127,11 @@ class LeakScan:
         for field, line in named_lines(request):
             self.check_text(field, line)
 
-    def check_dialogue(self, request: Request, *replies: str) -> None:
-        """As `check`, for the request and the replies that the assistant would be taught."""
+    def check_dialogue(self, request: Request, reply: str) -> None:
+        """As `check`, for the request and the reply that the assistant would be taught."""
         self.check(request)
-        for reply in replies:
-            for line in reply.splitlines():
-                self.check_text("a reply that the assistant would be taught", line)
+        for line in reply.splitlines():
+            self.check_text("a reply that the assistant would be taught", line)
 
     def check_text(self, field: str, text: str) -> None:
         """

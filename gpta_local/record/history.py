@@ -193,13 +193,10 @@ class History:
             )
             db.execute("UPDATE runs SET label_texts = ?", (json.dumps(list(map(dict, chosen)), ensure_ascii=False),))
 
-    def add_step(
-        self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict, found: Sequence[ScoredPrefix] = ()
-    ) -> None:
-        """Record a fine-tuning of the assistant, and the prefixes that `grpo` proposed and scored in it."""
+    def add_step(self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict) -> None:
+        """Record a fine-tuning of the assistant."""
         losses = json.dumps(step.losses)
         with self._connection as db:
-            self._add_scores(db, round_number, found)
             db.execute(
                 f"INSERT INTO dialogue_gradient_steps (round, {STEP}, verdict) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (round_number, step.adapter, step.method, step.dialogues, losses, step.seconds, verdict),
@@ -277,7 +274,7 @@ class History:
         return self._only("SELECT min(id) FROM requests WHERE id NOT IN (SELECT request_id FROM completions)") or 0
 
     def round(self, number: int) -> Round | None:
-        """A round as it was recorded, with all scores of it: those that `grpo` found come last."""
+        """A round as it was recorded, with all scores of it."""
         row = self._first("SELECT proposals, chosen, training_loss, seconds FROM rounds WHERE number = ?", (number,))
         if row is None:
             return None

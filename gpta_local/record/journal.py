@@ -36,7 +36,6 @@ from gpta_local.schema import (
     MeasuredRow,
     Regime,
     Round,
-    ScoredPrefix,
     StepVerdict,
 )
 from gpta_local.system.files import flush, write_whole
@@ -156,15 +155,9 @@ class Journal(History):
         super().add_round(entry, verdict, base_only=base_only)
         self.keep_time()
 
-    def add_step(
-        self,
-        round_number: int,
-        step: DialogueGradientStep,
-        verdict: StepVerdict,
-        found: Sequence[ScoredPrefix] = (),
-    ) -> None:
+    def add_step(self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict) -> None:
         self.audit.wrote(self.folder / run_folder.ADAPTERS_FOLDER / step.adapter)
-        super().add_step(round_number, step, verdict, found)
+        super().add_step(round_number, step, verdict)
 
     # ── fine-tunings ────────────────────────────────────────────────────────────────────────────
 

@@ -117,7 +117,7 @@ def _dialogue_gradients(run: Run) -> float:
     """Seconds for all of them, from a short one; 0 where another process would train (that takes as long
     as loading the weights there, and longer)."""
     config, search = run.plan.config.dialogue_gradient, run.plan.config.search
-    if config is None or not isinstance(run.assistant, LocalAssistant) or config.method == "grpo":
+    if config is None or not isinstance(run.assistant, LocalAssistant):
         return 0.0
     history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(search.proposals)]
     shown = search.history_shown

@@ -151,7 +151,7 @@ class Run:
             if training is not None:
                 current = entry.chosen.text
                 fine_tuner.take_share(training, entry)
-            search.teach(number, model)
+            search.teach(number)
         if training is not None and (journal.ended_by() or not plan.config.search.rounds):
             fine_tuner.take_rest(training, current, number - 1)
         self.assistant.close()

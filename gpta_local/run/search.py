@@ -301,7 +301,7 @@ class Search:
         self.observer.judged(figures[0], figures[1], verdict)
         return figures, (figures[1].adapter, verdict)
 
-    def teach(self, number: int, model: DownstreamModel) -> None:
+    def teach(self, number: int) -> None:
         """The dialogue gradient: fine-tune the assistant on the history, and put the new adapter on
         trial for the next round."""
         config = self.config.dialogue_gradient
@@ -325,33 +325,19 @@ class Search:
             )
             return
         for dialogue in dialogues:
-            self.leak_scan.check_dialogue(dialogue.request, dialogue.reply, dialogue.worse)
+            self.leak_scan.check_dialogue(dialogue.request, dialogue.reply)
         self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
-        reward = self.reward(number, model) if config.method == "grpo" else None
         try:
-            step, refused = self.adapters.step(number // config.every, dialogues, reward, self.observer.advance)
+            step, refused = self.adapters.step(number // config.every, dialogues, self.observer.advance)
         except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
             self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
             return
-        # where θ has moved since, what was found does not compare with the round's scores
-        found = [] if self.plan.online or reward is None else reward.found
-        self.journal.add_step(number, step, "saved only" if refused else "on trial", found)
+        self.journal.add_step(number, step, "saved only" if refused else "on trial")
         self.observer.taught(step, refused)
 
     def says_a_row(self, dialogue: Dialogue) -> bool:
         """Whether label texts happen to say words of a row: they are not taught. (Prefixes that do are not kept.)"""
-        lines = f"{dialogue.reply}\n{dialogue.worse}".splitlines()
-        return dialogue.request.kind == "label-texts" and any(map(self.leak_scan.find, lines))
-
-    def reward(self, number: int, model: DownstreamModel) -> prefixes.GainReward:
-        """The gain of what `grpo` samples, on the rows of the round (online: of its first heat)."""
-        rows, first_heat = self.plan.scoring_rows(number), self.plan.first_heat
-        return prefixes.GainReward(
-            [] if self.plan.online else self.journal.scored(),
-            self.plan.task.scorer(model, self.plan.splits.train).losses,
-            rows if len(rows) <= 2 * first_heat else rows[:first_heat],
-            read=self.plan.prefix_reader(model, self.leak_scan.find),
-        )
+        return dialogue.request.kind == "label-texts" and any(map(self.leak_scan.find, dialogue.reply.splitlines()))
 
     def own_prefixes(self, number: int) -> list[str]:
         """Those of the user, where they have their turn."""
