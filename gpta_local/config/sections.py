@@ -170,7 +170,7 @@ class DialogueGradientConfig(Section):
     """Optimiser steps of one fine-tuning. None: three passes over the dialogues."""
     batch_size: int = Field(default=8, ge=2)
     """Dialogues per optimiser step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     rank: int = Field(default=16, ge=1, le=512)
     taught: list[RequestKind] = Field(default=["prefix", "label-texts", "example-texts"], min_length=1)
     """Of what the assistant gives."""
