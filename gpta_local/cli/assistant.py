@@ -97,11 +97,12 @@ def serve(
     from gpta_local.config import ServeConfig
     from gpta_local.system.files import read_secret
     from gpta_local.system.library import assistant_folder
+    from gpta_local.system.models import checked_folder
 
     config = _served_by(Path(model)) if model.endswith((".yaml", ".yml")) else None
     given_key = ""
     if config is not None:
-        model, name = config.weights or config.model, name or config.model
+        model, name = config.model, name or config.model
         port = port or urlsplit(config.base_url).port
         if config.api_key_file and not api_key_env:
             given_key = read_secret(Path(config.api_key_file), "assistant.api_key_file")
@@ -109,7 +110,9 @@ def serve(
     api_key_env = api_key_env or "GPTA_VLLM_KEY"
     asked = config.serve if config else ServeConfig()
     asked = asked.model_copy(update={option: value for option, value in sizes.items() if value is not None})
-    folder = assistant_folder(model)
+    folder = (
+        checked_folder(config.weights, "assistant.weights") if config and config.weights else assistant_folder(model)
+    )
     given_key = given_key or os.environ.get(api_key_env, "").strip()
     key = given_key or secrets.token_urlsafe(32)
     server = VLLMServer(
