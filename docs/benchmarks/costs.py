@@ -1,4 +1,4 @@
-"""What many runs would take and cost, by the figures of `results.jsonl`. A model of four numbers, no measurement.
+"""What many runs would take and cost, by the figures of `seconds.jsonl`. A model of four numbers, no measurement.
 
 A run takes its seconds on one place: a core, or a share of a card. What the assistant writes for a data set's card, it
 writes once on each node; the other runs wait for that and find it. A training takes its rows, three times over, at the
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-RESULTS = Path(__file__).with_name("results.jsonl")
+RESULTS = Path(__file__).with_name("seconds.jsonl")
 STEPS, BATCH = 40, 16
 """Of `plain` with 8 shots."""
 EPOCHS = 3
