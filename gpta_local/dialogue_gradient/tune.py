@@ -26,7 +26,7 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
     """What the histories of the runs teach; each run counts alike.
 
     Raises:
-        InputError: a folder is no run, is of a version that kept no card, or or teaches nothing.
+        InputError: a folder is no run, is of a version that kept no card, or teaches nothing.
         PrivacyError: personal data are in a history. Words of rows are looked for while a run goes on:
             here the rows are not known.
     """
