@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from gpta_local.downstream.training import Training
 from gpta_local.errors import InputError
 from gpta_local.record.history import open_existing
 from gpta_local.record.verification import verify
+from gpta_local.run import loop
 from gpta_local.run.fine_tuning import FineTuner
 from gpta_local.run.finish import Finish
 from gpta_local.run.loop import Run
@@ -96,7 +98,7 @@ def finished(whole: Path, run: Path) -> Path:
 class Stop:
     """Stops a run instead of the n-th call of a method."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, owner: type, method: str, at: int = 1) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type | ModuleType, method: str, at: int = 1) -> None:
         original, self.calls = getattr(owner, method), 0
 
         def counted(of: Any, *arguments: Any, **named: Any) -> Any:
@@ -112,7 +114,7 @@ def train(config: Path, run: Path, *options: object) -> Result:
     return invoke("train", config, "--output", run, *options)
 
 
-def stopped(config: Path, run: Path, method: str = "contest", owner: type = Finish, at: int = 1) -> Result:
+def stopped(config: Path, run: Path, method: str = "contest", owner: type | ModuleType = Finish, at: int = 1) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         Stop(patch, owner, method, at)
         result = train(config, run)
@@ -134,10 +136,12 @@ def files(folder: Path) -> dict[str, bytes]:
         (FineTuner, "fine_tune", 2),
         (FineTuner, "measure", 3),
         (Run, "write", 1),
+        (loop, "write_report", 1),
+        (loop, "track", 1),
     ],
 )
 def test_run_that_was_stopped_ends_as_one_that_was_not(
-    config: Path, run: Path, whole: Path, owner: type, method: str, at: int
+    config: Path, run: Path, whole: Path, owner: type | ModuleType, method: str, at: int
 ) -> None:
     stopped(config, run, method, owner, at)
     result = train(config, run, "--resume")

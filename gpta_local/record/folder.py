@@ -63,9 +63,10 @@ T = TypeVar("T")
 
 def state_of(folder: Path) -> State:
     """What is there: no run, one that was stopped (or is going on), or one that is whole."""
-    if (folder / SUMMARY_FILE).is_file() and (folder / HISTORY_FILE).is_file():
+    held, history = (folder / LOCK_FILE).is_file(), (folder / HISTORY_FILE).is_file()
+    if (folder / SUMMARY_FILE).is_file() and history and not held:
         return "finished"
-    begun = (folder / LOCK_FILE).is_file() or (folder / HISTORY_FILE).is_file()
+    begun = held or history
     return "stopped" if begun and (folder / CONFIG_FILE).is_file() else "nothing"
 
 
@@ -205,7 +206,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(json.dumps(owner) + "\n")
         file.flush()
         yield
-        if state_of(folder) == "finished":
+        if (folder / SUMMARY_FILE).is_file():
             (folder / LOCK_FILE).unlink()
 
 

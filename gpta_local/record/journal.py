@@ -80,7 +80,7 @@ class Journal(History):
 
     @property
     def ended(self) -> bool:
-        """Whether the run that was stopped here is over but for its summary."""
+        """Whether the run that was stopped here is over but for its summary and its report."""
         return self.audit.last_event == "finished"
 
     @property
@@ -226,10 +226,12 @@ class Journal(History):
     def sum_up(self) -> dict[str, Any]:
         """Leave nothing that is not for the user and, now that the log has its end, write the summary."""
         self._checkpoints.clear()
-        draft = self.folder / run_folder.DRAFT
+        draft, summary = self.folder / run_folder.DRAFT, self.folder / run_folder.SUMMARY_FILE
+        if not draft.is_file():  # the run was killed after this, before its report was whole
+            return run_folder.summary(self.folder)
         result: dict[str, Any] = json.loads(draft.read_text(encoding="utf-8")) | {HEAD_KEY: self.audit.head}
         write_whole(draft, run_folder.as_text(result))
-        draft.replace(self.folder / run_folder.SUMMARY_FILE)
+        draft.replace(summary)
         flush(self.folder)
         return result
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def track(run: Path, names: Sequence[str], warn: Callable[[str], None]) -> None:
 def _track(record: RunRecord, name: str, run: Path) -> None:
     _no_reports()
     folder = run / TRACKING_FOLDER / name
+    if folder.is_dir():
+        shutil.rmtree(folder)  # of the same run, which was killed there
     folder.mkdir(parents=True)
     tracker = _tracker(name, run.name, folder)
     tracker.start()
