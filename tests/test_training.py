@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -269,6 +271,19 @@ def test_bfloat16_trains_close_to_float32(request: pytest.FixtureRequest) -> Non
         losses.append(training(model, 4, precision=precision).run("Review:", 4))
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     assert losses[0] != losses[1]
+
+
+def test_what_a_training_holds_is_free_when_it_is_over(model: DownstreamModel) -> None:
+    """The optimiser has twice the weights: in a run they would pile up until Python looks for cycles."""
+    trained = training(model, 1)
+    trained.run("", 1)
+    optimizer = weakref.ref(trained._optimizer)
+    gc.disable()
+    try:
+        del trained
+        assert optimizer() is None
+    finally:
+        gc.enable()
 
 
 def test_trained_backbone_folder_stays_as_it_was(bert: Path, model: DownstreamModel) -> None:

@@ -107,9 +107,8 @@ class Training:
         with torch.random.fork_rng(self._gpus):
             torch.manual_seed(seed)
             self._random = self._random_states()
-        self._order = random.Random(f"batches-{seed}")
-        self._lengths = [sum(map(len, row)) for row in self._tokenised.alone]
-        self._batches = self._endless_batches()
+        lengths = [sum(map(len, row)) for row in self._tokenised.alone]
+        self._batches = endless_batches(lengths, self.batch_size, random.Random(f"batches-{seed}"))
         optimizer = torch.optim.AdamW(self._parameter_groups(config, weight_decay), fused=True)
         self._parameters, of_network = list(model.parameters()), dict(model.network.named_parameters())
         self._learning = {n: p for n, p in of_network.items() if p.requires_grad}
@@ -316,15 +315,20 @@ class Training:
             for decays in (True, False)
         ]
 
-    def _endless_batches(self) -> Iterator[list[int]]:
-        """Epoch after epoch: shuffled, sorted by length within buckets, batches shuffled."""
-        while True:
-            order = list(range(len(self._lengths)))
-            self._order.shuffle(order)
-            size = self.batch_size
-            batches: list[list[int]] = []
-            for start in range(0, len(order), size * BUCKET):
-                bucket = sorted(order[start : start + size * BUCKET], key=self._lengths.__getitem__)
-                batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-            self._order.shuffle(batches)
-            yield from batches
+
+def endless_batches(lengths: Sequence[int], size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Numbers of rows, epoch after epoch: shuffled, sorted by length within buckets, batches shuffled.
+
+    Args:
+        lengths: tokens of each row.
+        size: rows of a batch.
+    """
+    while True:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        batches: list[list[int]] = []
+        for start in range(0, len(order), size * BUCKET):
+            bucket = sorted(order[start : start + size * BUCKET], key=lengths.__getitem__)
+            batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
+        rng.shuffle(batches)
+        yield from batches
