@@ -23,6 +23,7 @@ from gpta_local.downstream.team import Order, Team
 from gpta_local.errors import DataError
 from gpta_local.record.checkpoints import Checkpoint
 from gpta_local.run.loop import Run, take_part
+from gpta_local.run.plan import THOUSANDS_OF_ROWS
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +96,27 @@ def test_two_processes_find_what_one_does(
         assert run[title] == pytest.approx(alone[title], abs=1e-4)
     for name, (accuracy, loss) in figures(folder / "alone").items():
         assert figures(together[0])[name] == (accuracy, pytest.approx(loss, abs=1e-4))
+
+
+def test_two_processes_find_on_thousands_of_rows_what_one_does(folder: Path) -> None:
+    """Shares of them are the main process's alone; the winner is trained by both."""
+    cities = ["Rome", "Oslo", "Lima", "Cairo", "Delhi", "Paris", "Kiev"]
+    more = [f"in {city} on {day} May" for city in cities for day in range(1, 13)]
+    rows = [{**row, "text": f"{row['text']} {words}"} for words in more for row in sentiment_rows()]
+    assert len(write_jsonl(folder / "many.jsonl", rows).read_text("utf-8").splitlines()) >= THOUSANDS_OF_ROWS
+    (folder / "many.yaml").write_text(
+        (folder / "guests.yaml").read_text("utf-8").replace("train.jsonl", "many.jsonl").replace("online", "auto")
+    )
+    done = launch(folder / "many.yaml", "--output", folder / "many-together")
+    assert done.returncode == 0, done.stderr
+    assert invoke("train", folder / "many.yaml", "--output", folder / "many-alone").exit_code == 0
+    alone, run = losses(folder / "many-alone"), losses(folder / "many-together")
+    *compared, last = alone
+    assert list(run) == [*compared, last] and len(compared) in (2, 4) and last.startswith("training")
+    assert all(run[title] == alone[title] for title in compared)
+    assert run[last] == pytest.approx(alone[last], abs=1e-4) and len(run[last]) == 30
+    for name, (accuracy, loss) in figures(folder / "many-alone").items():
+        assert figures(folder / "many-together")[name] == (accuracy, pytest.approx(loss, abs=1e-4))
 
 
 def test_one_process_speaks(together: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

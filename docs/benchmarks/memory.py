@@ -1,10 +1,11 @@
 """How much memory a training and a prediction take with so many rows: made-up rows of 50 words in a file, a run of a
 few steps, then `predict` on new ones, each in a process of its own.
 
-    python docs/benchmarks/memory.py FOLDER 100000 [300000 …] [--predict 20000] [--backbone TINY_MODEL]
+    python docs/benchmarks/memory.py FOLDER 100000 [300000 …] [--predict 20000 [1000000 …]] [--backbone TINY_MODEL]
 
 No assistant is asked. A hundred rows each are for validation and test. Peaks are of the whole process, torch included.
-`--predict` labels the first rows alone, which memory does not depend on; a tiny backbone has all labelled soon.
+`--predict` says how many rows are labelled, otherwise as many as are trained on; a tiny backbone has a million labelled
+soon.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Silent:
     def close(self) -> None: ...
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, _: str) -> None:
     from gpta_local.config import load
     from gpta_local.observer import Observer
     from gpta_local.run import loop
@@ -70,22 +71,22 @@ def tell(what: str) -> None:
     sys.stdout.flush()
 
 
-def predict(folder: Path) -> None:
+def predict(folder: Path, rows: str) -> None:
     from gpta_local.downstream.inference import predict
     from gpta_local.downstream.predicting import Wanted
 
-    predict(folder / "run", [str(folder / "new.jsonl")], folder / "labels.jsonl", Wanted())
+    predict(folder / "run", [str(folder / f"new-{rows}.jsonl")], folder / f"labels-{rows}.jsonl", Wanted())
     tell("predicted")
 
 
-def main(folder: Path, rows: int, labelled: int, backbone: str) -> None:
+def main(folder: Path, rows: int, labelled: list[int], backbone: str) -> None:
     from gpta_local.system.models import DEMO_BACKBONE, backbone_folder
 
     place = folder / str(rows)
     place.mkdir(parents=True)
     vocabulary = (backbone_folder(DEMO_BACKBONE) / "vocab.txt").read_text(encoding="utf-8").split("\n")
     words = [word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2]
-    sizes = {"train": rows, "validation": BESIDE, "test": BESIDE, "new": min(rows, labelled)}
+    sizes = {"train": rows, "validation": BESIDE, "test": BESIDE, **{f"new-{count}": count for count in labelled}}
     for number, (name, count) in enumerate(sizes.items()):
         write_rows(place / f"{name}.jsonl", count, words, number)
     (place / "config.yaml").write_text(
@@ -96,21 +97,21 @@ def main(folder: Path, rows: int, labelled: int, backbone: str) -> None:
         f"downstream: {{backbone: {backbone}}}\n",
         encoding="utf-8",
     )
-    for part in ("train", "predict"):
-        sys.stdout.write(f"{rows:,} rows, {part}:\n")
+    for part, count in (("train", rows), *(("predict", count) for count in labelled)):
+        sys.stdout.write(f"{count:,} rows, {part}:\n")
         sys.stdout.flush()
-        subprocess.run([sys.executable, __file__, part, str(place)], check=True)
+        subprocess.run([sys.executable, __file__, part, str(place), str(count)], check=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] in ("train", "predict"):
-        {"train": train, "predict": predict}[sys.argv[1]](Path(sys.argv[2]))
+        {"train": train, "predict": predict}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
     else:
         parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
         parser.add_argument("folder", type=Path)
         parser.add_argument("rows", type=int, nargs="+")
-        parser.add_argument("--predict", type=int, default=10**9)
+        parser.add_argument("--predict", type=int, nargs="+")
         parser.add_argument("--backbone", default="all-MiniLM-L6-v2")
         given = parser.parse_args()
         for count in given.rows:
-            main(given.folder, count, given.predict, given.backbone)
+            main(given.folder, count, given.predict or [count], given.backbone)

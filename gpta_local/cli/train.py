@@ -215,7 +215,7 @@ def _in_words(run: Run) -> str:
     return (
         f"{card.name}: {card.task}, {len(card.labels)} labels; {len(splits.train)} training, "
         f"{len(splits.validation)} validation, {len(splits.test)} test rows; "
-        f"{'no' if plan.shares else plan.regime} search, {plan.steps} training steps"
+        f"{plan.regime if plan.searches else 'no'} search, {plan.steps} training steps"
     )
 
 

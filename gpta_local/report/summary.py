@@ -184,7 +184,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     )
     if summary.get("product_is_plain"):
         why = "with so many rows no gain of anything else is expected"
-        why = why if summary.get("shares") else "since nothing else was clearly better"
+        why = "since nothing else was clearly better" if "no_prefix" in summary["differences"] else why
         return f"{right}; it is the plain fine-tuning, {why}."
     if plain := summary["differences"].get("plain"):
         words = {"gain": "a gain over", "loss": "a loss against", "no clear difference": "no clear difference from"}
@@ -204,6 +204,11 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'No' if nothing_usable(summary) else 'Few'} replies of the assistant could be used: {why}.")
     if shares := summary.get("shares"):
         lines.append(_compared_on_shares(shares, summary))
+    elif summary.get("product_is_plain") and against is None:
+        lines.append(
+            "With thousands of rows no prefix is searched, and label texts are for single texts and models of "
+            "sentence-transformers alone: the model is plain fine-tuning. The assistant was not asked."
+        )
     elif summary.get("product_is_plain"):
         what = "On validation rows nothing is clearly better than plain fine-tuning (random head): that is the model."
         lines.append(f"{what} It {_against(against, 'the training that starts from the label texts')}")
@@ -244,7 +249,8 @@ def _compared_on_shares(shares: Sequence[Mapping[str, Any]], summary: Mapping[st
         f"The start from them gained {found}"
     )
     if summary["product_is_plain"]:
-        why = "too little for all rows, as it shrinks" if Share(**last).clear else "not clearly more than nothing"
+        clear = Share(**last).clear
+        why = "but by both shares not clearly anything with all rows" if clear else "not clearly more than nothing"
         return (
             f"{begin}, {why}: the model is plain fine-tuning on all rows. What more label texts or prefixes "
             "would have given there was not measured; the assistant was not asked."

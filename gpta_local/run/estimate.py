@@ -33,7 +33,7 @@ MADE_UP = "I could not come last week, so please let me know when there is anoth
 def estimate(run: Run) -> dict[str, float]:
     """Seconds for each stage of the run. Rough: texts differ in length, machines in mood."""
     plan, task, search, splits = run.plan, run.plan.task, run.plan.config.search, run.plan.splits
-    search = search.model_copy(update={"rounds": 0}) if plan.shares else search
+    search = search.model_copy(update={"rounds": 0}) if not plan.searches else search
     templates = ["Text:"] * plan.most_templates
     model = task.build(templated(task.own_label_texts(), templates))
     rows = min(len(splits.train), search.scoring_rows)
@@ -56,7 +56,7 @@ def estimate(run: Run) -> dict[str, float]:
         asks = [Ask(request, n, plan.sampling(number, request)) for request in requests]
         return _seconds(lambda: run.assistant.complete_all(asks)) if n else 0.0
 
-    asking = seconds(label_texts, 0 if plan.shares else plan.label_text_samples, 0)
+    asking = seconds(label_texts, plan.label_text_samples if plan.searches else 0, 0)
     asking += seconds([prefixes], search.proposals, 1) * search.rounds if search.rounds else 0.0
     asking += _example_texts(run) if plan.example_texts else 0.0
     dialogue_gradients = _dialogue_gradients(run)
@@ -64,7 +64,7 @@ def estimate(run: Run) -> dict[str, float]:
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
     contestants = 1 + plan.config.finish.finalists + (len(templates) > 0) + plan.online * (plain + 2)
     compared = 2 + plain + plan.compares_with_card
-    if plan.shares:
+    if not plan.searches:
         contestants, compared = 1 + 2 * len(plan.shares), 1
     return {
         "asking the assistant": asking,
@@ -84,7 +84,7 @@ def steps_of_all_trainings(plan: Plan) -> float:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
     online search is one. With example texts a training takes more steps, and there is one more, to judge them. Of what
     they and the prefixes make, without validation rows only what is chosen is trained."""
-    if plan.shares:
+    if not plan.searches:
         return 1 + sum(2 / part for part in plan.shares)
     searched = plan.config.search.rounds > 0 and not plan.online
     finalists = (plan.config.finish.finalists if plan.splits.validation else 1) if searched else 0

@@ -14,7 +14,7 @@ from typing import Any
 from gpta_local.data.examples import Example
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
-from gpta_local.metrics import fit_temperature, paired_mean, softmax
+from gpta_local.metrics import Losses, fit_temperature, paired_mean, softmax
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
@@ -170,8 +170,12 @@ class Finish:
 
     def validation_gain(self, ours: Trained, theirs: Trained) -> tuple[float, float]:
         """Mean loss of theirs less that of ours on the validation rows, in nats, and its standard error."""
+        return paired_mean(self.validation_gains(ours, theirs))
+
+    def validation_gains(self, ours: Trained, theirs: Trained) -> Losses:
+        """The same row by row."""
         losses = [self.fine_tuner.measure(trained, "validation")[0].losses for trained in (theirs, ours)]
-        return paired_mean(losses[0] - losses[1])
+        return losses[0] - losses[1]
 
     def best_prefixes(self) -> list[str]:
         """Those with the highest gains of those that ran longest in their races, for templates; the gain must exceed

@@ -135,7 +135,7 @@ class Run:
         fine_tuner = FineTuner(plan, journal, self.observer, self.interrupt)
         finish = Finish(plan, journal, fine_tuner, self.observer)
 
-        if plan.shares:
+        if not plan.searches:
             contest = compared_on_shares(finish, search)
             self.assistant.close()
             return self.end(journal, finish, contest)

@@ -111,13 +111,20 @@ class Plan:
         )
 
     @property
-    def shares(self) -> tuple[int, ...]:
-        """The parts of the rows on which plain fine-tuning and the start from label texts are compared, instead of a
-        search with all controls. None where there are fewer than thousands of rows, or something else is asked for."""
+    def searches(self) -> bool:
+        """Whether prefixes are searched, and every control is trained in full. With thousands of rows that must be
+        asked for: otherwise one model alone is trained on all of them."""
         search, more = self.config.search, self.config.dialogue_gradient is not None or self.all_controls
         as_usual = search.regime == "auto" and not search.own_prefixes and not more
         enough = len(self.splits.train) >= THOUSANDS_OF_ROWS
-        return SHARES if enough and as_usual and self.online and self.trains_plainly else ()
+        compared = self.trains_plainly or not self.task.uses_label_texts
+        return not (enough and as_usual and self.online and compared)
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The parts of the rows on which plain fine-tuning and the start from label texts are compared, instead of a
+        search. None of pairs of texts, which no label texts can start."""
+        return () if self.searches or not self.task.uses_label_texts else SHARES
 
     def rows_of(self, part: int) -> int:
         return len(self.splits.train) // part
@@ -205,7 +212,7 @@ class Plan:
 
     def room(self, weights: int) -> int:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
-        if self.shares:
+        if not self.searches:
             return (2 + 2 * len(self.shares)) * weights
         few = 1 + 2 * self.trains_with_texts + self.config.finish.finalists
         contestants = 2 + self.trains_from_card + (1 if self.online else few)

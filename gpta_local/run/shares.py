@@ -8,9 +8,9 @@ on all. Knows what is trained and compared; not how.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
+from gpta_local.metrics import Losses, paired_mean
 from gpta_local.run.fine_tuning import ready
 from gpta_local.run.finish import Contest, Controls, Finish
 from gpta_local.run.search import Search
@@ -21,9 +21,9 @@ def compared_on_shares(finish: Finish, search: Search) -> Contest:
     """The winner's model, trained on all rows, and what the shares have told. The label texts that are compared are the
     card's own: the assistant is asked for more only where these win."""
     plan, task, tuner = finish.plan, finish.task, finish.fine_tuner
-    shares, label_texts = list[Share](), task.own_label_texts()
+    shares, label_texts, clear = dict[int, Losses](), task.own_label_texts(), bool(plan.shares)
 
-    def share(part: int) -> Share:
+    def gains(part: int) -> Losses:
         ours, theirs = (
             tuner.fine_tune(model, "", f"{how}, on 1/{part} of the rows", f"{slot}-{part}", part=part)
             for model, how, slot in (
@@ -31,19 +31,20 @@ def compared_on_shares(finish: Finish, search: Search) -> Contest:
                 (task.build_plain(), "plainly", "plain"),
             )
         )
-        return Share(plan.rows_of(part), *finish.validation_gain(ours, theirs))
+        return finish.validation_gains(ours, theirs)
 
     for part in plan.shares:
-        shares.append(share(part))
-        if not shares[-1].clear:
+        shares[plan.rows_of(part)] = gains(part)
+        if not (clear := told(shares)[-1].clear):
             break
-    with_label_texts = projected(shares, len(finish.splits.train)).clear
-    last = shares[-1]
-    finish.observer.note(
-        f"trained on {last.rows} of {len(finish.splits.train)} rows, the start from label texts lowers the loss of the "
-        f"validation rows by {last.gain:.3f} ± {last.standard_error:.3f} nats: "
-        + ("all rows are trained on from it" if with_label_texts else "all rows are trained on plainly")
-    )
+    with_label_texts = clear and projected(shares, len(finish.splits.train)).clear
+    if shares:
+        last = told(shares)[-1]
+        finish.observer.note(
+            f"trained on {last.rows} of {len(finish.splits.train)} rows, the start from label texts lowers the loss of "
+            f"the validation rows by {last.gain:.3f} ± {last.standard_error:.3f} nats: all rows are trained on "
+            + ("from it" if with_label_texts else "plainly")
+        )
     control = plain = None
     if with_label_texts:
         label_texts = search.choose_label_texts()
@@ -51,21 +52,22 @@ def compared_on_shares(finish: Finish, search: Search) -> Contest:
     else:
         winner = plain = tuner.fine_tune(task.build_plain(), "", "plainly", "plain")
     controls = Controls(no_prefix=control, card=None, plain=plain)
-    return Contest([ready(winner)], controls, label_texts, Templates(()), ExampleTexts(()), tuple(shares))
+    return Contest([ready(winner)], controls, label_texts, Templates(()), ExampleTexts(()), told(shares))
 
 
-def projected(shares: Sequence[Share], rows: int) -> Share:
-    """What would be seen with so many rows, if the gain went on to shrink by the same factor with each doubling; its
-    standard error by the delta method, as if the two last shares were independent. Where the gain does not shrink, or
-    is none, it is taken to stay."""
-    *before, last = shares
-    if not before or last.gain <= 0 or last.gain >= before[-1].gain:
-        return replace(last, rows=rows)
-    first = before[-1]
-    power = math.log(rows / last.rows) / math.log(last.rows / first.rows)
-    gain = last.gain * (last.gain / first.gain) ** power
-    relative = math.hypot(
-        (1 + power) * last.standard_error / last.gain,
-        power * first.standard_error / first.gain,
-    )
-    return Share(rows, gain, gain * relative)
+def told(shares: Mapping[int, Losses]) -> tuple[Share, ...]:
+    """
+    Args:
+        shares: by the rows that were trained on, the gain of each validation row.
+    """
+    return tuple(Share(rows, *paired_mean(gains)) for rows, gains in shares.items())
+
+
+def projected(shares: Mapping[int, Losses], rows: int) -> Share:
+    """What two shares promise of so many rows, if each doubling took away as many nats as that between them, so that it
+    may end below nothing; a gain that grows is taken to stay. The standard error is that of such a line, also where it
+    stays: that it does not fall is as uncertain."""
+    (before, first), (now, last) = shares.items()
+    doublings = math.log(rows / now) / math.log(now / before)
+    gain, standard_error = paired_mean(last - doublings * (first - last))
+    return Share(rows, min(gain, float(last.mean())), standard_error)
