@@ -32,10 +32,11 @@ TAKEN_AWAY = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_AD
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Steps of a training with a prefix, from a state on."""
+    """Steps of a training with a prefix, from a state on. `part`: 16 for one on a sixteenth of the rows."""
 
     prefix: str
     steps: int
+    part: int
     state: Checkpoint
 
 
@@ -71,7 +72,7 @@ class Team:
 
     def order(self, order: Order) -> None:
         """Let the others begin: they take the same steps."""
-        about = {"prefix": order.prefix, "steps": order.steps, "state": order.state.state}
+        about = {"prefix": order.prefix, "steps": order.steps, "part": order.part, "state": order.state.state}
         self._send(json.dumps(about).encode())
         self._send(save({name: tensor.contiguous() for name, tensor in order.state.tensors.items()}))
         self._training = True
@@ -87,7 +88,8 @@ class Team:
             if not content:
                 return None
             about = json.loads(content)
-            return Order(about["prefix"], about["steps"], Checkpoint(load(self._receive()), about["state"]))
+            state = Checkpoint(load(self._receive()), about["state"])
+            return Order(about["prefix"], about["steps"], about["part"], state)
         except RuntimeError:
             return None
 

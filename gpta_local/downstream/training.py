@@ -67,7 +67,7 @@ class Training:
     mean of both. A model that has not started from label texts is trained without.
 
     With a `team` each of its processes takes its share of the rows of a step, and the gradients are added up: the same
-    steps on the same rows, but for the last digits and the dropout.
+    steps on the same rows, but for the last digits and the dropout. `part` tells them of which share of the rows.
 
     `steps`: `total_steps`, or so many `times` as many. `losses`: one for each step taken, of the model's own head.
     `seconds`: spent on them. `watched`: steps taken, and the loss on the rows `watch` of the model as it would be if
@@ -85,9 +85,10 @@ class Training:
         times: int = 1,
         weight_decay: float = WEIGHT_DECAY,
         team: Team | None = None,
+        part: int = 1,
         watch: Sequence[Example] = (),
     ) -> None:
-        self.model, self._seed, self._team = model, seed, team
+        self.model, self._seed, self._team, self._part = model, seed, team, part
         self._anchored = model if label_texts and isinstance(model, SentenceClassifier) and model.label_rows else None
         anchored = self._anchored is not None
         self.batch_size = rows_of_a_step(config, label_texts=anchored)
@@ -128,7 +129,7 @@ class Training:
             TrainingError: if a loss, a gradient or then an output of the model is not a number.
         """
         if self._team and self._team.main:
-            self._team.order(Order(prefix, steps, self.state()))
+            self._team.order(Order(prefix, steps, self._part, self.state()))
         rows = self.model.tokenizer.encode(self._tokenised, prefix)
         if not self.done:
             self._look(prefix)

@@ -62,7 +62,7 @@ def take_part(load: Callable[[], Config], team: Team) -> None:
         raise  # the main one found nothing wrong
     with suppress(TrainingError):
         while order := team.next_order():
-            training = plan.training(task.build_plain())
+            training = plan.training(task.build_plain(), part=order.part)
             training.load(order.state)
             training.run(order.prefix, order.steps)
 

@@ -107,7 +107,8 @@ class Plan:
             label_texts=label_texts,
             times=times,
             watch=watch,
-            team=self.team if self.online and part == 1 else None,
+            team=self.team if self.online else None,
+            part=part,
         )
 
     @property
