@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from commands import ROOT
 from samples import PAIRS, config_of, pair_rows, read_rows, sentiment_rows
 
 from gpta_local.downstream import product as product_module
+from gpta_local.downstream.lean import Dropout, Linear
+from gpta_local.downstream.loaded import LoadedTorch
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.product import (
     PRODUCT_FILE,
@@ -86,6 +88,13 @@ def test_stock_libraries_give_the_logits_of_training(
     np.testing.assert_allclose(stock_logits(folder, rows), expected, atol=1e-5, rtol=0)
     own = np.concatenate(list(open_product(folder).logits(rows)))
     np.testing.assert_allclose(own, expected, atol=1e-5, rtol=0)
+
+
+def test_labelling_has_the_fast_network_and_an_export_reads_the_stock_one(sentence: Path, tmp_path: Path) -> None:
+    folder, _ = make(tmp_path, sentence, pair=False, prefix="")
+    loaded = [cast(LoadedTorch, open_product(folder).load(stock=stock)) for stock in (False, True)]
+    fast, stock = ({type(module) for module in one.model.modules()} for one in loaded)
+    assert {Linear, Dropout} <= fast and not {Linear, Dropout} & stock
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def export_onnx(product: Product, target: Path, *, int8: bool = False) -> Parity
     for package in ("onnx", "onnxscript", "onnxruntime"):
         extra_module(package, "onnx")
     check_folder(target)
-    loaded = product.load()
+    loaded = product.load(stock=True)
     if not isinstance(loaded, LoadedTorch):
         raise ModelError("this is an ONNX folder already", where=str(product.folder), fix="Export the run")
     with writing(target), whole_or_nothing(target) as partial:
