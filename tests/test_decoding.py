@@ -104,6 +104,23 @@ class TestGroupedAttention:
         )
         assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-4)
 
+    @pytest.mark.parametrize("mask", ["seen", "added"])
+    def test_where_there_are_gradients_they_are_those_of_torch(self, mask: str) -> None:
+        torch.manual_seed(0)
+        given = [torch.randn(3, heads, 5 if heads == 6 else 11, 8, requires_grad=True) for heads in (6, 2, 2)]
+        seen = (torch.rand(3, 1, 1, 11) > 0.4) & torch.ones(5, 11, dtype=torch.bool).tril(6)
+        seen[..., 0] = True
+        masks = {"seen": seen, "added": torch.zeros(3, 1, 5, 11).masked_fill(~seen, -1e9)}
+        outer = torch.randn(3, 5, 6, 8)
+        ours, _ = grouped_attention(None, *given, masks[mask])
+        theirs = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=masks[mask], enable_gqa=True)
+        for mine, wanted in zip(
+            (ours, *torch.autograd.grad(ours, given, outer)),
+            (theirs.transpose(1, 2), *torch.autograd.grad(theirs.transpose(1, 2), given, outer)),
+            strict=True,
+        ):
+            assert torch.allclose(mine, wanted, atol=1e-4)
+
 
 class TestSeveralRequests:
     ASKS = (

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient.dialogues import Dialogue
-from gpta_local.dialogue_gradient.train import METHOD, train_adapter
+from gpta_local.dialogue_gradient.train import METHOD, _WeightedLoss, train_adapter
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.schema import DialogueGradientStep, Message, Request
 from gpta_local.system.adapters import check_adapter
@@ -143,6 +143,16 @@ class TestWhatIsLearnt:
         assert before == weights(tmp_path / "first") != weights(tmp_path / "more")
         assistant.use_adapter(tmp_path / "more")
         assert greedy(assistant) == SENTENCE
+
+
+def test_weighted_loss_and_its_gradient_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    logits, targets, weights = torch.randn(150, 7, requires_grad=True), torch.randint(7, (150,)), torch.rand(150)
+    ours = _WeightedLoss.apply(logits, targets, weights)
+    theirs = (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).sum()
+    assert torch.allclose(ours, theirs)
+    (mine,), (wanted,) = (torch.autograd.grad(3 * loss, logits) for loss in (ours, theirs))
+    assert torch.allclose(mine, wanted, atol=1e-6)
 
 
 def log_likelihood(assistant: LocalAssistant, reply: str, request: Request = DIALOGUES[0].request) -> float:

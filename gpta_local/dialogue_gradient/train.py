@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gpta_local.assistant.decoding import shared_beginning
+from gpta_local.assistant.decoding import fast_attention, shared_beginning
 from gpta_local.assistant.local import chat
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
@@ -42,6 +42,8 @@ METHOD = "weighted-sft"
 DIALOGUES_FILE = "dialogues.jsonl"
 STEP_FILE = "step.json"
 
+TOKENS = 64
+"""Of which probabilities are computed together, so that these fit into a processor's cache."""
 PASSES = 3
 """Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
 
@@ -73,6 +75,7 @@ def train_adapter(
             failed; nothing is written.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.helpers import disable_input_dtype_casting
 
     if folder.exists():
         raise FileExistsError(f"{folder} is there already")
@@ -87,7 +90,9 @@ def train_adapter(
         try:
             trainer = _trainer(adapted, tokenizer, dialogues, config, scratch, seed)
             trainer.add_callback(_steps_callback(on_step))
-            trainer.train()
+            on_cpu = model.device.type == "cpu"
+            with fast_attention(model) if on_cpu else contextlib.nullcontext(), disable_input_dtype_casting(adapted):
+                trainer.train()
             losses = tuple(float(row["loss"]) for row in trainer.state.log_history if "loss" in row)
             learnt = [weights for weights in adapted.parameters() if weights.requires_grad]
             if not all(map(math.isfinite, losses)) or not all(bool(weights.isfinite().all()) for weights in learnt):
@@ -153,7 +158,8 @@ def _trainer(
     settings: dict[str, Any] = {
         "output_dir": scratch,
         "use_cpu": on_cpu,
-        "bf16": multiplies_in_bf16("auto", model.device),
+        "bf16": False,  # the libraries' own way makes float32 of all logits at once
+        "train_sampling_strategy": "group_by_length",
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "max_steps": steps,
@@ -193,8 +199,8 @@ def _weighted(base: Any) -> Any:
         """Σ_j w_j · (−log P(reply_j | request_j)), over the number of reply tokens of the batch.
 
         Conversations are padded on the left, so that all replies end together and logits are computed
-        for the replies alone: a third of the time, and a small part of the memory. What all requests of a
-        batch begin with is read once, unless activations are not kept (`gradient_checkpointing`).
+        for the replies alone. What all requests of a batch begin with is read once, unless activations are not kept
+        (`gradient_checkpointing`).
         """
 
         def __init__(self, **arguments: Any) -> None:
@@ -220,23 +226,52 @@ def _weighted(base: Any) -> Any:
             labels, mask, beginning = inputs["labels"], inputs["attention_mask"], inputs["beginning"]
             longest = int((labels != -100).sum(1).max())
             shared, read = beginning.shape[1], None
-            if shared:
-                read = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
-                read.batch_repeat_interleave(len(mask))
-            logits = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=torch.cat([mask.new_ones(len(mask), shared), mask], 1),
-                position_ids=shared + (mask.cumsum(1) - 1).clamp(min=0),
-                logits_to_keep=longest + 1,
-                past_key_values=read,
-                use_cache=bool(shared),
-            ).logits[:, :-1]  # (b, longest, v)
+            with torch.autocast(mask.device.type, torch.bfloat16, enabled=multiplies_in_bf16("auto", mask.device)):
+                if shared:
+                    read = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
+                    read.batch_repeat_interleave(len(mask))
+                logits = model(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=torch.cat([mask.new_ones(len(mask), shared), mask], 1),
+                    position_ids=shared + (mask.cumsum(1) - 1).clamp(min=0),
+                    logits_to_keep=torch.arange(-longest - 1, -1, device=mask.device),
+                    past_key_values=read,
+                    use_cache=bool(shared),
+                ).logits  # (b, longest, v)
             targets = labels[:, -longest:]
-            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-            loss: Tensor = (inputs["weight"][:, None] * losses).sum() / (targets != -100).sum()
+            weights = inputs["weight"][:, None] * (targets != -100) / (targets != -100).sum()
+            told = targets.flatten().clamp(min=0)
+            loss: Tensor = _WeightedLoss.apply(logits.flatten(0, 1), told, weights.flatten())
             return loss
 
     return WeightedSFTTrainer
+
+
+class _WeightedLoss(torch.autograd.Function):
+    """Σ weight · cross entropy of tokens, by a few at a time: on a CPU, float32 logits, logarithms and gradients of a
+    whole batch would take a third of the time of a step, most of it for fresh memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """
+        Args:
+            logits: (n, v). targets, weights: (n,).
+        """
+        gradients, loss = torch.empty_like(logits), weights.new_zeros(())
+        for some, aims, weight, gradient in zip(
+            *(x.split(TOKENS) for x in (logits, targets[:, None], weights[:, None], gradients)), strict=True
+        ):
+            chances = some.softmax(-1, dtype=torch.float32)
+            own = chances.gather(1, aims)
+            loss -= (weight * own.clamp(min=1e-38).log()).sum()  # 0 · log 0 is 0
+            gradient.copy_(chances.scatter_(1, aims, own - 1).mul_(weight))
+        ctx.save_for_backward(gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradients.mul_(outer[0]), None, None
 
 
 def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
