@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from gpta_local.assistant.local import LocalAssistant
 from gpta_local.dialogue_gradient.dialogues import Dialogue
-from gpta_local.dialogue_gradient.train import METHOD, _WeightedLoss, train_adapter
+from gpta_local.dialogue_gradient.train import CONTRAST, IMITATED, METHOD, _Losses, train_adapter
 from gpta_local.errors import ModelError, TrainingError
 from gpta_local.schema import DialogueGradientStep, Message, Request
 from gpta_local.system.adapters import check_adapter
@@ -128,11 +128,40 @@ class TestWhatIsLearnt:
         assistant.use_adapter(known)
         losses, tokens = 0.0, 0
         for entry in DIALOGUES:
-            reply = f"{entry.reply}</s>"
-            tokens += len(assistant._prompt(entry.request, 1, reply)) - len(assistant._prompt(entry.request, 1))
-            losses -= entry.weight * log_likelihood(assistant, reply, entry.request)
+            tokens += tokens_of(assistant, f"{entry.reply}</s>")
+            losses -= entry.weight * log_likelihood(assistant, f"{entry.reply}</s>", entry.request)
         assert losses / tokens < 8, "the requests must matter"
         assert step.losses[0] == pytest.approx(losses / tokens, rel=0.01)
+
+    def test_reply_becomes_less_probable_to_its_rival_than_to_its_request(
+        self, assistant: LocalAssistant, tmp_path: Path
+    ) -> None:
+        said, other = dialogue(SENTENCE), dialogue("My visit was", shown=0).request
+        before = advantage(assistant, other)
+        teach(assistant, tmp_path / "alone", [said], steps=20, learning_rate=3e-3)
+        teach(assistant, tmp_path / "rival", [replace(said, rival=other)], steps=20, learning_rate=3e-3)
+        assistant.use_adapter(tmp_path / "alone")
+        alone = advantage(assistant, other)
+        assistant.use_adapter(tmp_path / "rival")
+        assert advantage(assistant, other) > alone + 5 > before
+
+    def test_loss_of_a_reply_with_a_rival_is_imitation_and_contrast(
+        self, assistant: LocalAssistant, tmp_path: Path
+    ) -> None:
+        known = tmp_path / "known"  # it says different things of different requests
+        teach(assistant, known, steps=20, learning_rate=1e-2, batch_size=3)
+        first, second, third = DIALOGUES
+        taught = [first, replace(second, rival=third.request), replace(third, rival=first.request)]
+        step = teach(assistant, tmp_path / "001", taught, start=known, steps=1, batch_size=3)
+        assistant.use_adapter(known)
+        loss, lengths = 0.0, [tokens_of(assistant, f"{entry.reply}</s>") for entry in taught]
+        for entry, tokens in zip(taught, lengths, strict=True):
+            said = log_likelihood(assistant, f"{entry.reply}</s>", entry.request)
+            loss -= entry.weight * (IMITATED if entry.rival else 1.0) * said / sum(lengths)
+            if entry.rival:
+                ahead = (said - log_likelihood(assistant, f"{entry.reply}</s>", entry.rival)) / tokens
+                loss += entry.weight * math.log1p(math.exp(-CONTRAST * ahead)) / len(taught)
+        assert step.losses[0] == pytest.approx(loss, rel=0.01)
 
     def test_adapter_to_start_from_is_gone_on_with(self, assistant: LocalAssistant, tmp_path: Path) -> None:
         teach(assistant, tmp_path / "first", [dialogue(SENTENCE)], **LEARN)
@@ -145,14 +174,23 @@ class TestWhatIsLearnt:
         assert greedy(assistant) == SENTENCE
 
 
-def test_weighted_loss_and_its_gradient_are_those_of_torch() -> None:
+def test_losses_of_tokens_and_their_gradient_are_those_of_torch() -> None:
     torch.manual_seed(0)
-    logits, targets, weights = torch.randn(150, 7, requires_grad=True), torch.randint(7, (150,)), torch.rand(150)
-    ours = _WeightedLoss.apply(logits, targets, weights)
-    theirs = (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).sum()
-    assert torch.allclose(ours, theirs)
-    (mine,), (wanted,) = (torch.autograd.grad(3 * loss, logits) for loss in (ours, theirs))
+    logits, targets, outer = torch.randn(150, 7, requires_grad=True), torch.randint(7, (150,)), torch.rand(150)
+    ours, theirs = _Losses.apply(logits, targets), torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    (mine,), (wanted,) = (torch.autograd.grad(losses, logits, outer) for losses in (ours, theirs))
     assert torch.allclose(mine, wanted, atol=1e-6)
+
+
+def tokens_of(assistant: LocalAssistant, reply: str) -> int:
+    request = DIALOGUES[0].request
+    return len(assistant._prompt(request, 1, reply)) - len(assistant._prompt(request, 1))
+
+
+def advantage(assistant: LocalAssistant, other: Request) -> float:
+    """How much more probable the sentence is to its own request, in nats."""
+    return log_likelihood(assistant, SENTENCE) - log_likelihood(assistant, SENTENCE, other)
 
 
 def log_likelihood(assistant: LocalAssistant, reply: str, request: Request = DIALOGUES[0].request) -> float:
@@ -173,6 +211,7 @@ class TestRecord:
         for row, entry in zip(map(json.loads, lines), DIALOGUES, strict=True):
             assert (row["reply"], row["weight"]) == (entry.reply, entry.weight)
             assert row["messages"][-1]["content"] == entry.request.messages[-1].content
+            assert row["rival"] is None
         record = json.loads((tmp_path / "001" / "step.json").read_text())
         assert record.items() >= {"method": METHOD, "seed": 9, "learning_rate": 2e-3, "rank": 4, "steps": 2}.items()
         assert record["losses"] == pytest.approx(step.losses, abs=1e-4)

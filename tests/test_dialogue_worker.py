@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,16 @@ def test_process_of_its_own_trains_the_same_adapter_and_tells_what_was_refused_t
     )
     monkeypatch.setattr(GUARD, "refused", Counter())
     model, config = load_model(chat_model, "cpu", "assistant"), settings(steps=3)
+    dialogues = [replace(DIALOGUES[0], rival=DIALOGUES[1].request), *DIALOGUES[1:]]
     there = train_in_process_of_its_own(
         chat_model,
-        DIALOGUES,
+        dialogues,
         config,
         tmp_path / "there" / "001",
         on_step=lambda: told.append(1),
         seed=5,
     )
-    here = train_adapter(*model, DIALOGUES, config, tmp_path / "here" / "001", seed=5)
+    here = train_adapter(*model, dialogues, config, tmp_path / "here" / "001", seed=5)
     for name in ("adapter_model.safetensors", "adapter_config.json", "dialogues.jsonl"):
         assert (tmp_path / "here" / "001" / name).read_bytes() == (tmp_path / "there" / "001" / name).read_bytes()
     assert there.losses == here.losses and (there.adapter, there.method, there.dialogues) == ("001", METHOD, 3)

@@ -22,7 +22,7 @@ from gpta_local.assistant.prompts import (
 )
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
-from gpta_local.schema import ExampleText, ScoredLabelTexts, ScoredPrefix
+from gpta_local.schema import ExampleText, Label, ScoredLabelTexts, ScoredPrefix
 
 GAINS = (-0.3, -0.1, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 GROUP = tuple(scored(f"prefix {number}", gain) for number, gain in enumerate(GAINS))
@@ -165,6 +165,13 @@ class TestExampleTexts:
             assert len(said) == len(set(said)) == 8
             assert set(said) <= KEPT[CARD.label_names[number // 3]]
         assert len({dialogue.reply for dialogue in dialogues}) == 6
+
+    def test_their_rivals_ask_for_the_other_labels_in_turn(self) -> None:
+        card = replace(CARD, labels=(*CARD.labels, Label("mixed")))
+        config = DialogueGradientConfig(dialogues_per_winner=3)
+        dialogues = build_dialogues(card, (), (), TEXTS, config, shown=4, seed=0)
+        bad, good, mixed = (example_texts_request(card, label) for label in card.labels)
+        assert [d.rival for d in dialogues] == [good, mixed, good, mixed, bad, mixed]
 
     def test_a_reply_is_filled_up_with_the_likeliest_refused_texts(self) -> None:
         kept = [text for text in TEXTS if text.kept and text.label == "bad" and not text.own][:6]

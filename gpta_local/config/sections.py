@@ -167,8 +167,8 @@ class DialogueGradientConfig(Section):
     every: int = Field(default=1, ge=1)
     """Rounds between two steps."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps of one fine-tuning. None: three passes over the dialogues."""
-    batch_size: int = Field(default=8, ge=2)
+    """Optimiser steps of one fine-tuning. None: one pass over the dialogues."""
+    batch_size: int = Field(default=4, ge=2)
     """Dialogues per optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     rank: int = Field(default=16, ge=1, le=512)

@@ -28,12 +28,14 @@ from gpta_local.schema import DatasetCard, ExampleText, Request, ScoredLabelText
 class Dialogue:
     """A request and the reply that is taught.
 
-    `weight`: how much the reply counts; 1 on average over dialogues of a kind.
+    `weight`: how much the reply counts; 1 on average over dialogues of a kind. `rival`: a request that the reply does
+    not answer, to which it shall be less probable.
     """
 
     request: Request
     reply: str
     weight: float
+    rival: Request | None = None
 
 
 def build_dialogues(
@@ -117,20 +119,23 @@ def example_text_dialogues(
     card: DatasetCard, texts: Sequence[ExampleText], *, per_label: int, seed: int
 ) -> list[Dialogue]:
     """Dialogues {card, label} → texts that were kept, for each label `per_label` of them, which differ in the texts
-    that are drawn. Their advantage is the mean probability of the label. Where too few for a reply were kept, the
-    most probable refused ones fill it up: taught short replies, an assistant writes short ones. Texts of the user
-    are not taught."""
+    that are drawn; their rivals ask for the other labels in turn. Their advantage is the mean probability of the label.
+    Where too few for a reply were kept, the most probable refused ones fill it up: taught short replies, an assistant
+    writes short ones. Texts of the user are not taught."""
     judged = [text for text in texts if not text.own and text.kept is not None]
     dialogues, advantages = [], []
-    for request, label in ((example_texts_request(p, label), label.name) for p in parts_of(card) for label in p.labels):
+    requests = [(example_texts_request(p, label), label.name) for p in parts_of(card) for label in p.labels]
+    for place, (request, label) in enumerate(requests):
         ranked = [text for text in judged if text.label == label]
         ranked.sort(key=lambda text: (not text.kept, -(text.probability or 0.0)))
         kept = sum(bool(text.kept) for text in ranked)
         taught = ranked[: max(kept, TEXTS_OF_A_REPLY)] if kept else []
+        others = [other for other, _ in requests[place + 1 :] + requests[:place]]
         for number in range(per_label if taught else 0):
             rng = random.Random(f"dialogue {seed} {label} {number}")
             reply = rng.sample(taught, min(TEXTS_OF_A_REPLY, len(taught)))
-            dialogues.append(Dialogue(request, write_example_texts(text.text for text in reply), 1.0))
+            said = write_example_texts(text.text for text in reply)
+            dialogues.append(Dialogue(request, said, 1.0, others[number % len(others)]))
             advantages.append(sum(text.probability or 0.0 for text in reply) / len(reply))
     return _weighted(dialogues, advantages)
 

@@ -19,13 +19,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpta_local.assistant.decoding import fast_attention, shared_beginning
 from gpta_local.assistant.local import chat
@@ -37,15 +37,15 @@ from gpta_local.system.files import flush_all
 from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import multiplies_in_bf16
 
-METHOD = "weighted-sft"
-"""How a step learns; of the methods that were measured the one that is left (docs/LOG.md)."""
+METHOD = "imitation-and-contrast"
+"""How a step learns (docs/LOG.md)."""
+CONTRAST, IMITATED = 3.0, 0.1
+"""Of a reply with a rival: the factor on its advantage over the rival, and how much of it is imitated."""
 DIALOGUES_FILE = "dialogues.jsonl"
 STEP_FILE = "step.json"
 
 TOKENS = 64
 """Of which probabilities are computed together, so that these fit into a processor's cache."""
-PASSES = 3
-"""Over the dialogues, where the configuration gives no number of steps (docs/LOG.md: measured)."""
 
 
 def train_adapter(
@@ -121,8 +121,8 @@ def train_adapter(
 
 
 def number_of_steps(config: DialogueGradientConfig, dialogues: int) -> int:
-    """Optimiser steps on so many dialogues."""
-    return config.steps or math.ceil(PASSES * dialogues / config.batch_size)
+    """Optimiser steps on so many dialogues: one pass, where the configuration does not say."""
+    return config.steps or math.ceil(dialogues / config.batch_size)
 
 
 def taught_replies(adapter: Path) -> list[str]:
@@ -159,7 +159,6 @@ def _trainer(
         "output_dir": scratch,
         "use_cpu": on_cpu,
         "bf16": False,  # the libraries' own way makes float32 of all logits at once
-        "train_sampling_strategy": "group_by_length",
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "max_steps": steps,
@@ -176,27 +175,38 @@ def _trainer(
         "remove_unused_columns": False,
         "seed": seed,
     }
-    data = Dataset.from_list([_row(dialogue, tokenizer) for dialogue in dialogues])
+    answers = [_row(dialogue, tokenizer) for dialogue in dialogues]
+    rivals = [_row(replace(dialogue, request=dialogue.rival or dialogue.request), tokenizer) for dialogue in dialogues]
+    data = Dataset.from_list(answers + rivals)
     args = trl.SFTConfig(**settings)
     trainer = _weighted(trl.SFTTrainer)(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    trainer.train_dataset = _with_a_reply(trainer.train_dataset)
+    trainer.train_dataset = _joined(trainer.train_dataset, dialogues)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _with_a_reply(data: Any) -> Any:
-    """The rows with a token to learn from: a batch without any would have no loss."""
-    kept = [number for number, labels in enumerate(data["labels"]) if max(labels) >= 0]
+def _joined(data: Any, dialogues: Sequence[Dialogue]) -> Any:
+    """Rows with the tokens of a dialogue and those of its rival, if it has one. One without a token to learn from is
+    left out: a batch without any would have no loss.
+
+    Args:
+        data: tokens of all dialogues, then of all rivals.
+    """
+    n = len(dialogues)
+    rivals = [data[n + i]["input_ids"] if dialogue.rival else [] for i, dialogue in enumerate(dialogues)]
+    kept = [number for number, labels in enumerate(data["labels"][:n]) if max(labels) >= 0]
     if not kept:
         raise TrainingError(
             "the chat template leaves nothing of a reply to learn from", fix="Leave out the section dialogue_gradient"
         )
-    return data.select(kept)
+    return data.select(range(n)).add_column("rival", rivals).select(kept)
 
 
 def _weighted(base: Any) -> Any:
     class WeightedSFTTrainer(base):  # type: ignore[misc]  # trl has no types here
-        """Σ_j w_j · (−log P(reply_j | request_j)), over the number of reply tokens of the batch.
+        """Σ_j w_j · (−α log P(reply_j | request_j)), over the number of reply tokens of the batch; and of replies with
+        a rival the mean of w_j · (−log σ(β · (log P(reply_j | request_j) − log P(reply_j | rival_j)))), logarithms of
+        a token: what sets the label of a reply apart. Without a rival α is 1.
 
         Conversations are padded on the left, so that all replies end together and logits are computed
         for the replies alone. What all requests of a batch begin with is read once, unless activations are not kept
@@ -208,70 +218,74 @@ def _weighted(base: Any) -> Any:
             padding = self.processing_class.pad_token_id
 
             def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-                rows = [example["input_ids"] for example in examples]
-                starts = [next(n for n, label in enumerate(e["labels"]) if label != -100) for e in examples]
-                requests = [row[:start] for row, start in zip(rows, starts, strict=True)]
+                rivals = [example for example in examples if example["rival"]]
+                rows = [e["input_ids"] for e in examples] + [e["rival"] for e in rivals]
+                replies = [sum(label != -100 for label in e["labels"]) for e in [*examples, *rivals]]
+                requests = [row[:-said] for row, said in zip(rows, replies, strict=True)]
                 shared = 0 if self.args.gradient_checkpointing else shared_beginning(requests)
-                ids = _padded([row[shared:] for row in rows], padding)  # (b, t)
+                ids = _padded([row[shared:] for row in rows], padding)  # (n, t), the rivals last
                 mask = _padded([[1] * len(row[shared:]) for row in rows], 0)
-                labels = _padded([example["labels"][shared:] for example in examples], -100)
+                given = {"input_ids": ids, "attention_mask": mask, "said": torch.tensor(replies)}
                 weights = torch.tensor([example["weight"] for example in examples])  # (b,)
+                against = torch.tensor([bool(example["rival"]) for example in examples])  # (b,)
                 beginning = torch.tensor([rows[0][:shared]], dtype=torch.long)  # (1, s)
-                given = {"input_ids": ids, "attention_mask": mask, "labels": labels, "weight": weights}
-                return given | {"beginning": beginning}
+                return given | {"weight": weights, "against": against, "beginning": beginning}
 
             self.data_collator = collate
 
         def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-            labels, mask, beginning = inputs["labels"], inputs["attention_mask"], inputs["beginning"]
-            longest = int((labels != -100).sum(1).max())
+            ids, mask, said, beginning = (inputs[n] for n in ("input_ids", "attention_mask", "said", "beginning"))
+            longest = int(said.max())
             shared, read = beginning.shape[1], None
             with torch.autocast(mask.device.type, torch.bfloat16, enabled=multiplies_in_bf16("auto", mask.device)):
                 if shared:
                     read = model(input_ids=beginning, use_cache=True, logits_to_keep=1).past_key_values
                     read.batch_repeat_interleave(len(mask))
                 logits = model(
-                    input_ids=inputs["input_ids"],
+                    input_ids=ids,
                     attention_mask=torch.cat([mask.new_ones(len(mask), shared), mask], 1),
                     position_ids=shared + (mask.cumsum(1) - 1).clamp(min=0),
                     logits_to_keep=torch.arange(-longest - 1, -1, device=mask.device),
                     past_key_values=read,
                     use_cache=bool(shared),
-                ).logits  # (b, longest, v)
-            targets = labels[:, -longest:]
-            weights = inputs["weight"][:, None] * (targets != -100) / (targets != -100).sum()
-            told = targets.flatten().clamp(min=0)
-            loss: Tensor = _WeightedLoss.apply(logits.flatten(0, 1), told, weights.flatten())
-            return loss
+                ).logits  # (n, longest, v)
+            losses = _Losses.apply(logits.flatten(0, 1), ids[:, -longest:].flatten()).view(len(ids), longest)
+            own = torch.arange(longest, 0, -1, device=ids.device) <= said[:, None]
+            totals = torch.where(own, losses, 0.0).sum(1)  # (n,)
+            weight, against = inputs["weight"], inputs["against"]
+            b = len(weight)
+            total, tokens = totals[:b], said[:b]
+            rival = total.masked_scatter(against, totals[b:])
+            imitation = torch.where(against, IMITATED, 1.0) * total / tokens.sum()
+            contrast = torch.where(against, -nn.functional.logsigmoid(CONTRAST * (rival - total) / tokens), 0.0) / b
+            return (weight * (imitation + contrast)).sum()
 
     return WeightedSFTTrainer
 
 
-class _WeightedLoss(torch.autograd.Function):
-    """Σ weight · cross entropy of tokens, by a few at a time: on a CPU, float32 logits, logarithms and gradients of a
-    whole batch would take a third of the time of a step, most of it for fresh memory."""
+class _Losses(torch.autograd.Function):
+    """Cross entropy of each token, by a few at a time: on a CPU, float32 logits, logarithms and gradients of a whole
+    batch would take a third of the time of a step, most of it for fresh memory."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """
         Args:
-            logits: (n, v). targets, weights: (n,).
+            logits: (n, v). targets: (n,).
         """
-        gradients, loss = torch.empty_like(logits), weights.new_zeros(())
-        for some, aims, weight, gradient in zip(
-            *(x.split(TOKENS) for x in (logits, targets[:, None], weights[:, None], gradients)), strict=True
-        ):
+        gradients, losses = torch.empty_like(logits), []
+        for some, aims, gradient in zip(*(x.split(TOKENS) for x in (logits, targets[:, None], gradients)), strict=True):
             chances = some.softmax(-1, dtype=torch.float32)
             own = chances.gather(1, aims)
-            loss -= (weight * own.clamp(min=1e-38).log()).sum()  # 0 · log 0 is 0
-            gradient.copy_(chances.scatter_(1, aims, own - 1).mul_(weight))
+            losses.append(-own.clamp(min=1e-38).log()[:, 0])
+            gradient.copy_(chances.scatter_(1, aims, own - 1))
         ctx.save_for_backward(gradients)
-        return loss
+        return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
         (gradients,) = ctx.saved_tensors
-        return gradients.mul_(outer[0]), None, None
+        return gradients.mul_(outer[0][:, None]), None
 
 
 def _padded(rows: Sequence[list[int]], value: int) -> Tensor:
@@ -290,7 +304,12 @@ def _row(dialogue: Dialogue, tokenizer: Any) -> dict[str, Any]:
 def _fitting(dialogues: Sequence[Dialogue], model: Any, tokenizer: Any) -> list[Dialogue]:
     """Those that fit into the model's context."""
     room = getattr(model.config, "max_position_embeddings", None) or 10**9
-    fitting = [dialogue for dialogue in dialogues if _length(tokenizer, _row(dialogue, tokenizer)) <= room]
+
+    def longest(dialogue: Dialogue) -> int:
+        asked = [dialogue.request, *([dialogue.rival] if dialogue.rival else [])]
+        return max(_length(tokenizer, _row(replace(dialogue, request=request), tokenizer)) for request in asked)
+
+    fitting = [dialogue for dialogue in dialogues if longest(dialogue) <= room]
     if not fitting:
         raise ModelError(
             f"no dialogue fits into the context of {room} tokens",
@@ -346,6 +365,7 @@ def _complete(
             row = {
                 "messages": [asdict(message) for message in dialogue.request.messages],
                 "reply": dialogue.reply,
+                "rival": dialogue.rival.messages[-1].content if dialogue.rival else None,
                 "weight": round(dialogue.weight, 4),
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -55,6 +55,8 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
         for dialogue in of_run:
             try:
                 leak_scan.check_dialogue(dialogue.request, dialogue.reply)
+                if dialogue.rival:
+                    leak_scan.check(dialogue.rival)
             except PrivacyError as exc:
                 raise PrivacyError(exc.what, where=f"{run}: {exc.where}", fix="Leave this run out") from exc
         if not of_run:

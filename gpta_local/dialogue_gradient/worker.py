@@ -173,8 +173,12 @@ def main() -> None:
 def _dialogue(fields: dict[str, Any]) -> Dialogue:
     from gpta_local.dialogue_gradient.dialogues import Dialogue
 
-    request = Request(fields["request"]["kind"], tuple(Message(**m) for m in fields["request"]["messages"]))
-    return Dialogue(**fields | {"request": request})
+    asked = {
+        name: Request(fields[name]["kind"], tuple(Message(**m) for m in fields[name]["messages"]))
+        for name in ("request", "rival")
+        if fields[name]
+    }
+    return Dialogue(**fields | asked)
 
 
 if __name__ == "__main__":
