@@ -249,9 +249,10 @@ def _weighted(base: Any) -> Any:
                     past_key_values=read,
                     use_cache=bool(shared),
                 ).logits  # (n, longest, v)
-            losses = _Losses.apply(logits.flatten(0, 1), ids[:, -longest:].flatten()).view(len(ids), longest)
+            targets = ids[:, -longest:]
+            losses = _Losses.apply(logits.flatten(0, 1), targets.flatten())  # type: ignore[no-untyped-call]
             own = torch.arange(longest, 0, -1, device=ids.device) <= said[:, None]
-            totals = torch.where(own, losses, 0.0).sum(1)  # (n,)
+            totals = torch.where(own, losses.view_as(targets), 0.0).sum(1)  # (n,)
             weight, against = inputs["weight"], inputs["against"]
             b = len(weight)
             total, tokens = totals[:b], said[:b]
@@ -274,7 +275,8 @@ class _Losses(torch.autograd.Function):
             logits: (n, v). targets: (n,).
         """
         gradients, losses = torch.empty_like(logits), []
-        for some, aims, gradient in zip(*(x.split(TOKENS) for x in (logits, targets[:, None], gradients)), strict=True):
+        parts = (torch.split(x, TOKENS) for x in (logits, targets[:, None], gradients))
+        for some, aims, gradient in zip(*parts, strict=True):
             chances = some.softmax(-1, dtype=torch.float32)
             own = chances.gather(1, aims)
             losses.append(-own.clamp(min=1e-38).log()[:, 0])
