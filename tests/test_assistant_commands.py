@@ -20,6 +20,7 @@ from gpta_local.schema import Round
 from gpta_local.system.adapters import check_adapter
 
 QUICKSTART = DATA / "quickstart.yaml"
+DESCRIBED = "data: {train: rows.jsonl}\ncard: {description: Notes of guests.}\n"
 SHORT = ("--set", "steps=2", "--set", "batch_size=2", "--set", "rank=4")
 
 
@@ -65,6 +66,23 @@ def test_adapter_is_taught_the_example_texts_that_were_kept_but_none_with_person
     assert result.exit_code == 0, result.output
     taught = [json.loads(line) for line in (output / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["reply"] for row in taught} == {"1. cold soup", "1. warm soup"}
+
+
+class TestModelThatIsTaught:
+    def test_is_the_one_that_proposed_in_the_run(self, chat_model: Path, tmp_path: Path) -> None:
+        run, output = make_run(tmp_path / "run"), tmp_path / "adapter"
+        (run / "config.yaml").write_text(f"{DESCRIBED}assistant: {{model: {chat_model}}}\n")
+        result = invoke("assistant", "tune", run, "--output", output, *SHORT)
+        assert result.exit_code == 0, result.output
+        check_adapter(output, chat_model)
+
+    @pytest.mark.parametrize("other", ["{backend: replay, run: elsewhere}", "{model: SmolLM2-135M-Instruct}"])
+    def test_must_be_said_where_the_runs_do_not_tell(self, chat_model: Path, tmp_path: Path, other: str) -> None:
+        runs = [make_run(tmp_path / name) for name in ("first", "second")]
+        for run, assistant in zip(runs, (f"{{model: {chat_model}}}", other), strict=True):
+            (run / "config.yaml").write_text(f"{DESCRIBED}assistant: {assistant}\n")
+        result = invoke("assistant", "tune", *runs, "--output", tmp_path / "adapter")
+        assert_refused(result, "which model is to be taught", str(runs[1]), "--model")
 
 
 def test_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:

@@ -126,12 +126,12 @@ class TestWhatIsLearnt:
         teach(assistant, known, steps=20, learning_rate=1e-2, batch_size=3)
         step = teach(assistant, tmp_path / "001", start=known, steps=1, batch_size=3)
         assistant.use_adapter(known)
-        losses, tokens = 0.0, 0
+        loss = 0.0
         for entry in DIALOGUES:
-            tokens += tokens_of(assistant, f"{entry.reply}</s>")
-            losses -= entry.weight * log_likelihood(assistant, f"{entry.reply}</s>", entry.request)
-        assert losses / tokens < 8, "the requests must matter"
-        assert step.losses[0] == pytest.approx(losses / tokens, rel=0.01)
+            said = log_likelihood(assistant, f"{entry.reply}</s>", entry.request)
+            loss -= entry.weight * said / tokens_of(assistant, f"{entry.reply}</s>") / len(DIALOGUES)
+        assert loss < 8, "the requests must matter"
+        assert step.losses[0] == pytest.approx(loss, rel=0.01)
 
     def test_reply_becomes_less_probable_to_its_rival_than_to_its_request(
         self, assistant: LocalAssistant, tmp_path: Path
@@ -154,10 +154,11 @@ class TestWhatIsLearnt:
         taught = [first, replace(second, rival=third.request), replace(third, rival=first.request)]
         step = teach(assistant, tmp_path / "001", taught, start=known, steps=1, batch_size=3)
         assistant.use_adapter(known)
-        loss, lengths = 0.0, [tokens_of(assistant, f"{entry.reply}</s>") for entry in taught]
-        for entry, tokens in zip(taught, lengths, strict=True):
+        loss = 0.0
+        for entry in taught:
+            tokens = tokens_of(assistant, f"{entry.reply}</s>")
             said = log_likelihood(assistant, f"{entry.reply}</s>", entry.request)
-            loss -= entry.weight * (IMITATED if entry.rival else 1.0) * said / sum(lengths)
+            loss -= entry.weight * (IMITATED if entry.rival else 1.0) * said / tokens / len(taught)
             if entry.rival:
                 ahead = (said - log_likelihood(assistant, f"{entry.reply}</s>", entry.rival)) / tokens
                 loss += entry.weight * math.log1p(math.exp(-CONTRAST * ahead)) / len(taught)

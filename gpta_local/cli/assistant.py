@@ -185,7 +185,7 @@ def _tell_of_waiting(server: VLLMServer, at_most: float, seconds: float) -> None
 @assistant.command()
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option("--output", type=PATH, required=True, help="Folder for the adapter; must not exist.")
-@click.option("--model", show_default="the default assistant", help="Name or folder of the base model.")
+@click.option("--model", show_default="the assistant of the runs", help="Name or folder of the base model.")
 @click.option(
     "--set",
     "overrides",
@@ -214,13 +214,12 @@ def tune(
     from gpta_local.dialogue_gradient import tune
     from gpta_local.dialogue_gradient.train import number_of_steps
     from gpta_local.system.library import assistant_folder
-    from gpta_local.system.models import EMBEDDED_ASSISTANT
 
     settings = dialogue_gradient(overrides)
     dialogues = tune.dialogues_of(runs, settings, shown=history_shown, seed=seed)
     with console.TerminalObserver(0) as observer:
         observer.stage("teaching the assistant", number_of_steps(settings, len(dialogues)))
-        folder = assistant_folder(model or EMBEDDED_ASSISTANT)
+        folder = assistant_folder(model or tune.assistant_of(runs))
         step = tune.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
         observer.taught(step, "")
     click.echo(f"{output}: set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG")

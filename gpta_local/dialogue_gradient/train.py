@@ -155,6 +155,7 @@ def _trainer(
     trl: Any = importlib.import_module("trl")  # its lazy exports are hidden from type checkers
     on_cpu = model.device.type == "cpu"
     steps = number_of_steps(config, len(dialogues))
+    together = 1 if any(dialogue.rival for dialogue in dialogues) else config.batch_size  # these are long
     settings: dict[str, Any] = {
         "output_dir": scratch,
         "use_cpu": on_cpu,
@@ -162,7 +163,8 @@ def _trainer(
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "max_steps": steps,
-        "per_device_train_batch_size": config.batch_size,
+        "per_device_train_batch_size": together,
+        "gradient_accumulation_steps": config.batch_size // together,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": steps // 10,
@@ -204,9 +206,9 @@ def _joined(data: Any, dialogues: Sequence[Dialogue]) -> Any:
 
 def _weighted(base: Any) -> Any:
     class WeightedSFTTrainer(base):  # type: ignore[misc]  # trl has no types here
-        """Σ_j w_j · (−α log P(reply_j | request_j)), over the number of reply tokens of the batch; and of replies with
-        a rival the mean of w_j · (−log σ(β · (log P(reply_j | request_j) − log P(reply_j | rival_j)))), logarithms of
-        a token: what sets the label of a reply apart. Without a rival α is 1.
+        """The mean over the dialogues of w_j · (−α log P(reply_j | request_j)), with a rival besides of w_j · (−log
+        σ(β · (log P(reply_j | request_j) − log P(reply_j | rival_j)))): what sets the label of a reply apart.
+        Logarithms are those of a token of the reply; without a rival α is 1.
 
         Conversations are padded on the left, so that all replies end together and logits are computed
         for the replies alone. What all requests of a batch begin with is read once, unless activations are not kept
@@ -257,9 +259,10 @@ def _weighted(base: Any) -> Any:
             b = len(weight)
             total, tokens = totals[:b], said[:b]
             rival = total.masked_scatter(against, totals[b:])
-            imitation = torch.where(against, IMITATED, 1.0) * total / tokens.sum()
-            contrast = torch.where(against, -nn.functional.logsigmoid(CONTRAST * (rival - total) / tokens), 0.0) / b
-            return (weight * (imitation + contrast)).sum()
+            imitation = torch.where(against, IMITATED, 1.0) * total / tokens
+            contrast = torch.where(against, -nn.functional.logsigmoid(CONTRAST * (rival - total) / tokens), 0.0)
+            loss: Tensor = (weight * (imitation + contrast)).mean()  # over the parts of a batch the base takes the mean
+            return loss
 
     return WeightedSFTTrainer
 

@@ -10,13 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpta_local.assistant.local import load_model
-from gpta_local.config import DialogueGradientConfig, LeakScanConfig
+from gpta_local.config import (
+    AssistantConfig,
+    DialogueGradientConfig,
+    LeakScanConfig,
+    LocalAssistantConfig,
+    ReplayAssistantConfig,
+    load,
+)
 from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
 from gpta_local.dialogue_gradient.plots import plot_dialogue_gradient
 from gpta_local.dialogue_gradient.train import train_adapter
 from gpta_local.errors import InputError, OutputError, PrivacyError
 from gpta_local.privacy.leak_scan import LeakScan
-from gpta_local.record.folder import example_texts
+from gpta_local.record.folder import CONFIG_FILE, example_texts
 from gpta_local.record.history import open_with_texts
 from gpta_local.schema import DialogueGradientStep
 from gpta_local.system.files import owner_only
@@ -65,6 +72,25 @@ def dialogues_of(runs: Sequence[Path], config: DialogueGradientConfig, *, shown:
         dialogues.append(of_run)
     mean = sum(map(len, dialogues)) / len(dialogues)
     return [replace(d, weight=d.weight * mean / len(of_run)) for of_run in dialogues for d in of_run]
+
+
+def assistant_of(runs: Sequence[Path]) -> str:
+    """The name or folder of the model that proposed in the runs.
+
+    Raises:
+        InputError: they do not tell: one replayed the answers of another, or named no weights, or they differ.
+    """
+    told = {run: _weights(load(run / CONFIG_FILE).assistant) for run in runs}
+    if len({*told.values()}) > 1 or None in told.values():
+        where = ", ".join(f"{run}: {model or 'unknown'}" for run, model in told.items())
+        raise InputError("which model is to be taught, the runs do not tell", where=where, fix="Say it with --model")
+    return str(told[runs[0]])
+
+
+def _weights(assistant: AssistantConfig) -> str | None:
+    if isinstance(assistant, LocalAssistantConfig):
+        return assistant.model
+    return None if isinstance(assistant, ReplayAssistantConfig) else assistant.weights
 
 
 @owner_only()
