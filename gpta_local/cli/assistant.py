@@ -222,7 +222,8 @@ def tune(
         folder = assistant_folder(model or tune.assistant_of(runs))
         step = tune.tune(folder, dialogues, output, settings, seed=seed, on_step=observer.advance)
         observer.taught(step, "")
-    click.echo(f"{output.absolute()}: set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG")
+    how = "set assistant.adapter to it, or compare it first: gpta-local assistant evaluate CONFIG"
+    click.echo(f"{output.absolute()}: {how}")
 
 
 @assistant.command()
