@@ -116,8 +116,9 @@ class TestTypes:
         assert record.__dataclass_params__.frozen
         assert "__dict__" not in dir(record)
 
-    def test_what_is_taught_is_a_request_two_replies_and_figures(self) -> None:
-        assert typing.get_type_hints(Dialogue) == {"request": Request, "reply": str, "weight": float}
+    def test_what_is_taught_is_two_requests_a_reply_and_its_weight(self) -> None:
+        types = {"request": Request, "reply": str, "weight": float, "rival": Request | None}
+        assert typing.get_type_hints(Dialogue) == types
 
     def allowed(self, kind: Any) -> bool:
         if typing.get_origin(kind) is typing.Literal:
