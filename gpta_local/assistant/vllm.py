@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from openai._types import RequestOptions
 
 LINE_WORDS = 25
-"""Words that a line may have after its start, where the form of the reply is given. Not so many characters: vLLM takes
-fourteen times as long to make ready for that, five seconds with 150,000 tokens, and there it gives up."""
+"""Words that a line may have after its start, where the form of the reply is given. A limit on characters takes vLLM
+fourteen times as long to prepare: nearly five seconds with 150,000 tokens, and after five it gives up (docs/LOG.md)."""
 PATIENCE = 5.0
 """Seconds for what is only tidying up."""
 NO_SUCH_FOLDER = "/gpta-local asks whether this server takes adapters"
