@@ -206,9 +206,9 @@ def _joined(data: Any, dialogues: Sequence[Dialogue]) -> Any:
 
 def _weighted(base: Any) -> Any:
     class WeightedSFTTrainer(base):  # type: ignore[misc]  # trl has no types here
-        """The mean over the dialogues of w_j · (−α log P(reply_j | request_j)), with a rival besides of w_j · (−log
-        σ(β · (log P(reply_j | request_j) − log P(reply_j | rival_j)))): what sets the label of a reply apart.
-        Logarithms are those of a token of the reply; without a rival α is 1.
+        """The mean over the dialogues of w · −log P(reply | request), logarithms being those of a token of the reply.
+        Of one with a rival, which comes alone: w · (−α log P(reply | request) − log σ(β · (log P(reply | request) −
+        log P(reply | rival)))): what sets the label of a reply apart.
 
         Conversations are padded on the left, so that all replies end together and logits are computed
         for the replies alone. What all requests of a batch begin with is read once, unless activations are not kept
@@ -220,18 +220,17 @@ def _weighted(base: Any) -> Any:
             padding = self.processing_class.pad_token_id
 
             def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-                rivals = [example for example in examples if example["rival"]]
-                rows = [e["input_ids"] for e in examples] + [e["rival"] for e in rivals]
-                replies = [sum(label != -100 for label in e["labels"]) for e in [*examples, *rivals]]
+                rivals = [e["rival"] for e in examples if e["rival"]]  # one of one dialogue, or none
+                rows = [*(e["input_ids"] for e in examples), *rivals]
+                replies = [sum(label != -100 for label in e["labels"]) for e in examples * (1 + len(rivals))]
                 requests = [row[:-said] for row, said in zip(rows, replies, strict=True)]
                 shared = 0 if self.args.gradient_checkpointing else shared_beginning(requests)
-                ids = _padded([row[shared:] for row in rows], padding)  # (n, t), the rivals last
+                ids = _padded([row[shared:] for row in rows], padding)  # (n, t), the rival last
                 mask = _padded([[1] * len(row[shared:]) for row in rows], 0)
                 given = {"input_ids": ids, "attention_mask": mask, "said": torch.tensor(replies)}
                 weights = torch.tensor([example["weight"] for example in examples])  # (b,)
-                against = torch.tensor([bool(example["rival"]) for example in examples])  # (b,)
                 beginning = torch.tensor([rows[0][:shared]], dtype=torch.long)  # (1, s)
-                return given | {"weight": weights, "against": against, "beginning": beginning}
+                return given | {"weight": weights, "beginning": beginning}
 
             self.data_collator = collate
 
@@ -254,14 +253,12 @@ def _weighted(base: Any) -> Any:
             targets = ids[:, -longest:]
             losses = _Losses.apply(logits.flatten(0, 1), targets.flatten())  # type: ignore[no-untyped-call]
             own = torch.arange(longest, 0, -1, device=ids.device) <= said[:, None]
-            totals = torch.where(own, losses.view_as(targets), 0.0).sum(1)  # (n,)
-            weight, against = inputs["weight"], inputs["against"]
-            b = len(weight)
-            total, tokens = totals[:b], said[:b]
-            rival = total.masked_scatter(against, totals[b:])
-            imitation = torch.where(against, IMITATED, 1.0) * total / tokens
-            contrast = torch.where(against, -nn.functional.logsigmoid(CONTRAST * (rival - total) / tokens), 0.0)
-            loss: Tensor = (weight * (imitation + contrast)).mean()  # over the parts of a batch the base takes the mean
+            means = torch.where(own, losses.view_as(targets), 0.0).sum(1) / said  # (n,)
+            weight = inputs["weight"]  # (b,)
+            of_replies, of_rival = means[: len(weight)], means[len(weight) :]
+            if len(of_rival):
+                of_replies = IMITATED * of_replies - nn.functional.logsigmoid(CONTRAST * (of_rival - of_replies))
+            loss: Tensor = (weight * of_replies).mean()  # over the parts of a batch the base takes the mean
             return loss
 
     return WeightedSFTTrainer
