@@ -170,7 +170,8 @@ class ProposalFigures:
 
     `adapter` is the name of its folder, "" for the base model. Of `asked` completions, `fresh` were
     prefixes that had not been there before, and `hits` of these gained more than the best prefix that
-    the assistant was shown. `mean_gain` is that of the fresh ones, in nats; None without any.
+    the assistant was shown. `mean_gain` is that of the fresh ones, in nats; None without any. Of example texts:
+    `asked` lines, of which `fresh` are usable and `hits` of these have the label that was asked for by the judge.
     """
 
     adapter: str

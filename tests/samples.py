@@ -214,6 +214,7 @@ class Silent(Observer):
         self.warnings: list[str] = []
         self.rounds: list[Round] = []
         self.verdicts: list[tuple[ProposalFigures, ProposalFigures, StepVerdict]] = []
+        self.texts: list[tuple[ProposalFigures, ProposalFigures, StepVerdict]] = []
         self.steps: list[tuple[DialogueGradientStep, str]] = []
         self.selections: list[Selection] = []
         self.usable = 0
@@ -240,6 +241,9 @@ class Silent(Observer):
 
     def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
         self.verdicts.append((before, after, verdict))
+
+    def texts_judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
+        self.texts.append((before, after, verdict))
 
     def taught(self, step: DialogueGradientStep, refused: str) -> None:
         self.steps.append((step, refused))

@@ -15,7 +15,7 @@ from gpta_local.run.loop import Run
 TITLES = {
     "training without a prefix": "control",
     "training with templates": "product",
-    "training with example texts, to judge them": "judge",
+    "training with example texts, to judge": "judge",
     "training with example texts": "product",
     'training with "': "product",
     "training from the card's label texts": "card",

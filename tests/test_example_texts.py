@@ -36,9 +36,9 @@ from gpta_local.record.history import History, open_existing
 from gpta_local.record.journal import Journal
 from gpta_local.record.verification import verify
 from gpta_local.report.summary import verdict
-from gpta_local.run import finish
+from gpta_local.run import judging
 from gpta_local.run.fine_tuning import FineTuner
-from gpta_local.run.finish import Finish
+from gpta_local.run.judging import Judges
 from gpta_local.run.loop import Run
 from gpta_local.run.search import Search
 from gpta_local.schema import Completion, DatasetCard, Label, Message, Request, Sampling
@@ -176,7 +176,7 @@ def train(near_prefixes_count: None) -> Callable[..., tuple[dict[str, Any], Sile
     def run(config: Path, *, resume: bool = False) -> tuple[dict[str, Any], Silent]:
         observer = Silent()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(finish, "LEAST_AGREEMENT", -9.0)
+            patch.setattr(judging, "LEAST_AGREEMENT", -9.0)
             return Run(load(config), observer).run(config.parent / "run", resume=resume), observer
 
     return run
@@ -212,7 +212,7 @@ class TestWholeRun:
         ]
         assert all(0 <= text["probability"] <= 1 and text["kept"] == (text["probability"] > 0.5) for text in texts)
         kept = sum(text["kept"] for text in texts)
-        figures = {"usable": 10, "kept": kept, "used": True, "gain": None, "standard_error": None}
+        figures = {"usable": 10, "kept": kept, "used": True, "gain": None, "standard_error": None, "askings": []}
         assert result["example_texts"] == figures and kept
 
     def test_control_is_trained_without_and_the_product_with_them(self, whole: tuple[Path, dict[str, Any]]) -> None:
@@ -279,7 +279,7 @@ class TestWholeRun:
 def test_validation_rows_decide_whether_they_are_used(
     gain: float, used: bool, train: Train, sentence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finish, "validation_gain", lambda *_: (gain, 0.1))
+    monkeypatch.setattr(FineTuner, "validation_gain", lambda *_: (gain, 0.1))
     changes = {"data": {"validation": "validation.jsonl"}, "search": {"rounds": 0}}
     result, observer = train(configured(tmp_path, sentence, changes))
     told = result["example_texts"]
@@ -296,7 +296,7 @@ def test_validation_rows_decide_whether_they_are_used(
         (Journal, "add_completions", 2),
         (Audit, "answered", 3),
         (Journal, "judge_completions", 3),
-        (Finish, "judge_example_texts", 1),
+        (Judges, "judge_example_texts", 1),
         (FineTuner, "fine_tune", 2),
         (FineTuner, "fine_tune", 3),
     ],
@@ -441,7 +441,7 @@ class TestWithoutLabelledRows:
         folder, result, _ = no_rows
         assert [kind for _, kind, *_ in asked(folder)] == ["example-texts"] * 2
         assert [line["title"] for line in lines_of(folder, "metrics.jsonl")] == [
-            "training with example texts, to judge them",
+            "training with example texts, to judge 10 of them",
             "training with example texts",
         ]
         assert result["training_rows"] == 0 and result["example_texts"]["used"]

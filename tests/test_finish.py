@@ -12,8 +12,7 @@ from samples import Silent, config_of, label_text_reply, record_replies, sentime
 
 from gpta_local.config import load
 from gpta_local.run import estimate
-from gpta_local.run.fine_tuning import Trained
-from gpta_local.run.finish import Finish
+from gpta_local.run.fine_tuning import FineTuner, Trained
 from gpta_local.run.loop import Run
 from gpta_local.tasks.base import Evaluation
 from gpta_local.tasks.classification import ClassificationTask
@@ -29,8 +28,8 @@ def test_gain_on_validation_rows_is_above_zero_where_ours_has_the_lower_loss() -
         return Evaluation(np.zeros(2), losses[trained.slot], np.zeros((2, 2)), np.zeros(2, dtype=np.int64), {}), 0.0
 
     ours, theirs = (Trained(cast(Any, None), "", 0.0, slot) for slot in ("ours", "theirs"))
-    finish = cast(Finish, SimpleNamespace(fine_tuner=SimpleNamespace(measure=measure)))
-    assert Finish.validation_gains(finish, ours, theirs).tolist() == pytest.approx([0.3, 0.5])
+    fine_tuner = cast(FineTuner, SimpleNamespace(measure=measure))
+    assert FineTuner.validation_gains(fine_tuner, ours, theirs).tolist() == pytest.approx([0.3, 0.5])
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def configured(near_prefixes_count: None, sentence: Path, tmp_path: Path, monkey
 def test_validation_rows_decide_on_the_label_texts_of_the_assistant(
     gain: float, kept: bool, configured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finish, "validation_gain", lambda *_: (gain, 0.1))
+    monkeypatch.setattr(FineTuner, "validation_gain", lambda *_: (gain, 0.1))
     observer = Silent()
     run = Run(load(configured), observer)
     result = run.run(tmp_path / "run")
@@ -74,7 +73,7 @@ def test_validation_rows_decide_on_the_label_texts_of_the_assistant(
 def test_model_without_the_label_texts_is_the_one_that_is_shipped(
     configured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finish, "validation_gain", lambda *_: (-0.05, 0.1))
+    monkeypatch.setattr(FineTuner, "validation_gain", lambda *_: (-0.05, 0.1))
     without = Run(load(configured), Silent()).run(tmp_path / "without")
     never_asked = Run(load(configured, ["search.label_text_samples=0"]), Silent()).run(tmp_path / "never-asked")
     assert without["label_texts"] == never_asked["label_texts"]

@@ -197,9 +197,14 @@ class TestDialogueGradient:
         history.add_round(Round(3, {}, (), (), scored("", 0.0), None, 1.0), ("001", verdict))
         assert history.steps() == [(1, STEP, verdict), (2, other, "on trial")]
 
-    def test_step_needs_its_round(self, history: History) -> None:
-        with pytest.raises(sqlite3.IntegrityError):
-            history.add_step(1, STEP, "on trial")
+    def test_figures_and_verdict_of_an_asking_for_texts_belong_to_no_round(self, history: History) -> None:
+        history.add_round(Round(1, {}, (FIGURES,), (), scored("", 0.0), None, 1.0))
+        history.add_asking(0, [NOTHING_NEW])
+        history.add_step(2, STEP, "on trial")
+        history.add_asking(2, [FIGURES], (STEP.adapter, "kept"))
+        assert history.askings() == [(0, NOTHING_NEW), (2, FIGURES)]
+        assert history.proposal_figures() == [(1, FIGURES)]
+        assert history.steps() == [(2, STEP, "kept")]
 
 
 def test_two_can_open_a_new_file_at_once(tmp_path: Path) -> None:

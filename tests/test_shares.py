@@ -27,7 +27,7 @@ from gpta_local.downstream.training import Training
 from gpta_local.metrics import Losses
 from gpta_local.report.summary import headline, verdict
 from gpta_local.run import estimate, plan
-from gpta_local.run.finish import Finish
+from gpta_local.run.fine_tuning import FineTuner
 from gpta_local.run.loop import Run
 from gpta_local.run.shares import projected, told
 
@@ -102,7 +102,7 @@ def test_winner_on_shares_alone_is_trained_on_all_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     of_rows = iter([gains(*of) for of in found])
-    monkeypatch.setattr(Finish, "validation_gains", lambda *_: next(of_rows))
+    monkeypatch.setattr(FineTuner, "validation_gains", lambda *_: next(of_rows))
     run = Run(load(config), Silent())
     result = run.run(tmp_path / "run")
     assert titles(tmp_path / "run") == trained

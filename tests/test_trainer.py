@@ -26,6 +26,7 @@ from gpta_local.record.history import open_existing
 from gpta_local.record.verification import verify
 from gpta_local.report import summary
 from gpta_local.run import loop
+from gpta_local.run.fine_tuning import FineTuner
 from gpta_local.run.finish import Finish
 from gpta_local.schema import Ask, Completion, Request, Sampling
 from gpta_local.tasks.base import Evaluation
@@ -209,7 +210,7 @@ class TestWithoutValidationRows:
 def test_templates_that_validation_rows_speak_against_are_left_out(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finish, "validation_gain", lambda *_: (-0.3, 0.1))
+    monkeypatch.setattr(FineTuner, "validation_gain", lambda *_: (-0.3, 0.1))
     result, observer = train(tmp_path / "run", *FEWER, assistant=Scripted())
     assert result["templates"] == []
     assert [note for note in observer.notes if note.startswith("no templates: the best ")]
@@ -343,7 +344,7 @@ def test_online_search_trains_between_the_rounds(train: Train, tmp_path: Path) -
 def test_online_the_plain_model_is_the_product_unless_another_is_clearly_better(
     train: Train, tmp_path: Path, gain: float, plain_wins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finish, "validation_gain", lambda *_: (gain, 0.2))
+    monkeypatch.setattr(FineTuner, "validation_gain", lambda *_: (gain, 0.2))
     changes = ("data.test=validation.jsonl", "search.regime=online")
     result, observer = train(tmp_path / "run", *changes, assistant=Scripted(prefixes=("!?",)))
     assert result["product_is_plain"] == plain_wins

@@ -142,8 +142,7 @@ def test_configured_adapter_answers_first(tmp_path: Path) -> None:
 class TestStep:
     def step(self, trials: AdapterTrials, folder: Path, dialogues: Sequence[Any] = DIALOGUES) -> tuple[Any, str]:
         trials.folder = folder
-        number = 1 + sum(path.is_dir() and path.name.isdigit() for path in folder.glob("*"))
-        return trials.step(number, dialogues, lambda: None)
+        return trials.step(dialogues, lambda: None)
 
     def test_each_step_has_a_folder_and_a_seed_of_its_own(self, chat_model: Path, tmp_path: Path) -> None:
         trials = AdapterTrials(LocalAssistant(str(chat_model), "cpu"), configured())

@@ -175,8 +175,14 @@ class TerminalObserver(Observer):
 
     def judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
         self._print(
-            f"adapter {after.adapter} {verdict}: {_figures(after)}, "
-            f"against {_figures(before)} of {f'adapter {before.adapter}' if before.adapter else 'the base model'}"
+            f"adapter {after.adapter} {verdict}: {_figures(after)}, against {_figures(before)} of {_who(before)}"
+        )
+
+    def texts_judged(self, before: ProposalFigures, after: ProposalFigures, verdict: StepVerdict) -> None:
+        self._print(
+            f"adapter {after.adapter} {verdict}: {after.hits} of {after.asked} example texts have the label that was "
+            f"asked for ({after.fresh} usable), against {before.hits} of {before.asked} ({before.fresh} usable) of "
+            f"{_who(before)}"
         )
 
     def taught(self, step: DialogueGradientStep, refused: str) -> None:
@@ -326,6 +332,10 @@ def show_checks(findings: Sequence[Finding]) -> None:
     counts = Counter[str](f.grade for f in findings)
     errors, warnings = (f"{counts[g]} {g}" + "s" * (counts[g] != 1) for g in ("error", "warning"))
     console.print(f"\n{errors}, {warnings}, {counts['ok']} ok")
+
+
+def _who(figures: ProposalFigures) -> str:
+    return f"adapter {figures.adapter}" if figures.adapter else "the base model"
 
 
 def _figures(figures: ProposalFigures) -> str:

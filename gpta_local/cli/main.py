@@ -201,10 +201,13 @@ def history(run: Path, best: int) -> None:
         for f in (f for of, f in figures if of == number and record.steps()):
             who = f"adapter {f.adapter}" if f.adapter else "the base model"
             click.echo(f"  {who}: {f.hits} hits among {f.fresh} new of {f.asked} proposals")
+    rounds = {number for number, *_ in record.rounds()}
     for number, step, verdict in record.steps():
-        click.echo(
-            f"adapter {step.adapter}, after round {number} ({step.method}, {step.dialogues} dialogues): {verdict}"
-        )
+        what = f"after round {number}" if number in rounds else "for example texts"
+        click.echo(f"adapter {step.adapter}, {what} ({step.method}, {step.dialogues} dialogues): {verdict}")
+    for _, f in record.askings():
+        who = f"adapter {f.adapter}" if f.adapter else "the base model"
+        click.echo(f"  {who}: {f.hits} example texts with their label among {f.fresh} usable of {f.asked} asked for")
     for entry in sorted(record.scored(), key=lambda s: s.gain, reverse=True)[:best]:
         click.echo(f"{entry.gain:+.3f} ± {entry.standard_error:.3f} ({entry.rows} rows)  {entry.text}")
 

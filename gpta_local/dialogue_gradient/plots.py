@@ -15,26 +15,33 @@ BEFORE, TRIAL, LOSS = "#1b6ca8", "#c4511a", "#555555"
 
 
 def plot_dialogue_gradient(
-    figures: Sequence[tuple[int, ProposalFigures]], steps: Sequence[DialogueGradientStep], folder: Path
+    figures: Sequence[tuple[int, ProposalFigures]],
+    askings: Sequence[ProposalFigures],
+    steps: Sequence[DialogueGradientStep],
+    folder: Path,
 ) -> None:
     """Write `dialogue_gradient.png` and `.svg`: hit rate and mean gain of each round's proposals, by
-    adapter, and the loss of every optimiser step.
+    adapter, what became of each asking's example texts, and the loss of every optimiser step.
 
     Args:
         figures: (round, figures), the adapter in use first where a round has two. The first round, in
             which no history is shown, is left out of the hit rates.
+        askings: of example texts, the first one first.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "gpta-local", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(11 if figures else 4, 3), layout="constrained")
-        panels: Any = figure.subplots(1, 3 if figures else 1, squeeze=False)[0]
+        number = 1 + 2 * bool(figures) + bool(askings)
+        figure = Figure(figsize=(0.5 + 3.5 * number, 3), layout="constrained")
+        panels: Any = figure.subplots(1, number, squeeze=False)[0]
         if figures:
             _curve(panels[0], figures[1:], "hit rate", [f.hit_rate for _, f in figures[1:]])
             panels[0].set(title="Proposals that beat the best shown", ylim=(-0.02, max(0.1, panels[0].get_ylim()[1])))
             _curve(panels[1], figures, "mean gain, nats", [f.mean_gain or 0.0 for _, f in figures])
             panels[1].set(title="New proposals")
+        if askings:
+            _askings(panels[-2], askings)
         _losses(panels[-1], steps)
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
@@ -58,6 +65,20 @@ def _curve(panel: Axes, figures: Sequence[tuple[int, ProposalFigures]], what: st
     panel.margins(y=0.2)
     rounds = sorted(first)
     panel.set_xticks(rounds if len(rounds) <= 12 else rounds[:: len(rounds) // 12 + 1])
+    panel.legend(frameon=False)
+
+
+def _askings(panel: Axes, askings: Sequence[ProposalFigures]) -> None:
+    """Of the lines of each asking the shares that are usable, and that have their label."""
+    names = [of.adapter or "base" for of in askings]
+    for counts, colour, label in (
+        ([of.fresh for of in askings], LOSS, "usable"),
+        ([of.hits for of in askings], BEFORE, "with their label"),
+    ):
+        shares = [count / max(1, of.asked) for count, of in zip(counts, askings, strict=True)]
+        panel.plot(range(len(askings)), shares, "o-", color=colour, label=label)
+    panel.set(xlabel="adapter", ylabel="share of lines asked for", title="Example texts", ylim=(-0.02, None))
+    panel.set_xticks(range(len(askings)), names)
     panel.legend(frameon=False)
 
 

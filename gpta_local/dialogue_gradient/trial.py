@@ -47,13 +47,14 @@ class AdapterTrials:
         self._assistant, self._config = assistant, config.dialogue_gradient
         self._seed = config.seed
         self._weights = weights_to_train(assistant, config.assistant) if self._config else None
-        self._start = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
+        self.start = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
+        """The adapter that every step goes on from."""
         self.folder = Path("adapters")
-        self.trusted = self._start
+        self.trusted = self.start
         """The adapter that answers; None is the base model."""
         self.trial: Path | None = None
         """A newer one, not yet trusted."""
-        assistant.use_adapter(self._start)
+        assistant.use_adapter(self.start)
 
     def resume(self, steps: Sequence[tuple[int, DialogueGradientStep, str]]) -> None:
         """Go on after the steps of a run that was stopped, as the history has them. Adapters that are not among
@@ -101,18 +102,14 @@ class AdapterTrials:
         self.trusted = self.trial = None
         self._assistant.use_adapter(None)
 
-    def step(
-        self, number: int, dialogues: Sequence[Dialogue], on_step: Callable[[], None]
-    ) -> tuple[DialogueGradientStep, str]:
+    def step(self, dialogues: Sequence[Dialogue], on_step: Callable[[], None]) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
-        saved, why.
-
-        Args:
-            number: of the step in the run, from 1 on: it names the folder and varies the seed.
+        saved, why. The number of the step names the folder and varies the seed.
         """
         assert self._config is not None
+        number = 1 + sum(path.is_dir() for path in self.folder.glob("[0-9]*"))
         folder = self.folder / f"{number:03d}"
-        settings: dict[str, Any] = {"seed": self._seed + number, "start": self._start, "on_step": on_step}
+        settings: dict[str, Any] = {"seed": self._seed + number, "start": self.start, "on_step": on_step}
         if self._weights is None:
             assert isinstance(self._assistant, LocalAssistant)
             step = train_adapter(*self._assistant.base(), dialogues, self._config, folder, **settings)

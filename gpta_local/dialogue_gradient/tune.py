@@ -116,5 +116,5 @@ def tune(
         raise OutputError(f"cannot be made ({exc.strerror})", where=str(output)) from exc
     model, tokenizer = load_model(base, config.device, "dialogue_gradient")
     step = train_adapter(model, tokenizer, dialogues, config, output, seed=seed, on_step=on_step)
-    plot_dialogue_gradient([], [step], output)
+    plot_dialogue_gradient([], [], [step], output)
     return step

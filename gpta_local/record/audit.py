@@ -27,7 +27,8 @@ from gpta_local.errors import InputError, OutputError
 from gpta_local.record import entries
 from gpta_local.record.entries import GENESIS, LOG, FileDigest, Files, HistoryDigest, TextDigest, canonical, hex_digest
 from gpta_local.record.folder import EXAMPLES_FILE, METRICS_FILE, PREDICTIONS_FILE
-from gpta_local.record.history import History, as_json
+from gpta_local.record.history import History
+from gpta_local.record.requests import as_json
 from gpta_local.record.tables import NUMBERS, RESULTS
 from gpta_local.schema import Checked, Completion, Request, Sampling
 from gpta_local.system.adapters import ADAPTER_WEIGHTS, adapter_digest

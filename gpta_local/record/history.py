@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from gpta_local import __version__
 from gpta_local.errors import InputError, OutputError
 from gpta_local.record.folder import HISTORY_FILE
-from gpta_local.record.tables import SCHEMA, VERSION
+from gpta_local.record.requests import RecordedRequest, as_json
+from gpta_local.record.tables import COMPLETION, FIGURES, SCHEMA, SCORE, STEP, VERSION
 from gpta_local.schema import (
     Completion,
     DatasetCard,
@@ -34,13 +35,6 @@ from gpta_local.schema import (
     StepVerdict,
 )
 
-COMPLETION = "text, model, finish_reason, prompt_tokens, completion_tokens"
-SCORE = "prefix, gain, standard_error, loss, rows"
-FIGURES = "adapter, asked, fresh, hits, mean_gain"
-STEP = "adapter, method, dialogues, losses, seconds"
-"""The columns of a `Completion` (whether it was cached stands in the audit log), `ScoredPrefix`, `ProposalFigures`,
-`DialogueGradientStep`, in the order of fields."""
-
 GONE_MESSAGES = "[]"
 GONE_TEXT = ""
 """What stands in a purged history in the place of a request's messages and of a completion's text."""
@@ -48,23 +42,6 @@ GONE_TEXT = ""
 Outcome = tuple[str, str]
 """What became of a completion: its outcome (accepted, repeated, unusable) and, for an accepted
 one, the text that was read out of it, otherwise the reason. Both are empty until it is judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedRequest:
-    """A request as it was asked: `messages` and `sampling` as JSON; no completions if it was not answered."""
-
-    number: int
-    kind: str
-    messages: str
-    sampling: str
-    completions: list[Completion]
-
-    def is_for(self, request: Request, n: int, sampling: Sampling) -> bool:
-        """Whether it is this request that was asked, and if it was answered, for `n` completions."""
-        asked = (self.kind, self.messages, self.sampling)
-        same = asked == (request.kind, as_json(request), json.dumps(asdict(sampling)))
-        return same and len(self.completions) in (0, n)
 
 
 class History:
@@ -156,15 +133,31 @@ class History:
                 (number, entry.chosen.text, json.dumps(dict(entry.proposals)), entry.training_loss, entry.seconds),
             )
             self._add_scores(db, number, entry.scored)
-            db.executemany(
-                f"INSERT INTO proposal_figures (round, {FIGURES}) VALUES (?, ?, ?, ?, ?, ?)",
-                [(number, *astuple(figures)) for figures in entry.figures],
-            )
-            if verdict is not None:
-                adapter, of_adapter = verdict
-                db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (of_adapter, adapter))
+            self._add_figures(db, number, entry.figures, verdict)
             if base_only:
                 db.execute("UPDATE dialogue_gradient_steps SET verdict = 'saved only' WHERE verdict <> 'rolled back'")
+
+    def add_asking(
+        self, number: int, figures: Sequence[ProposalFigures], verdict: tuple[str, StepVerdict] | None = None
+    ) -> None:
+        """Record what became of example texts that were asked for, and the verdict on the adapter that gave them."""
+        with self._connection as db:
+            self._add_figures(db, number, figures, verdict)
+
+    @staticmethod
+    def _add_figures(
+        db: sqlite3.Connection,
+        number: int,
+        figures: Sequence[ProposalFigures],
+        verdict: tuple[str, StepVerdict] | None,
+    ) -> None:
+        db.executemany(
+            f"INSERT INTO proposal_figures (round, {FIGURES}) VALUES (?, ?, ?, ?, ?, ?)",
+            [(number, *astuple(of)) for of in figures],
+        )
+        if verdict is not None:
+            adapter, of_adapter = verdict
+            db.execute("UPDATE dialogue_gradient_steps SET verdict = ? WHERE adapter = ?", (of_adapter, adapter))
 
     def add_training(self, round_number: int, loss: float | None, seconds: float) -> None:
         """Record that the model was trained in a round, and how long the round took with that."""
@@ -311,9 +304,19 @@ class History:
         return [ScoredLabelTexts(json.loads(texts), loss) for texts, loss in rows]
 
     def proposal_figures(self) -> list[tuple[int, ProposalFigures]]:
-        """(round, figures), in order."""
-        rows = self._connection.execute(f"SELECT round, {FIGURES} FROM proposal_figures ORDER BY id")
-        return [(number, ProposalFigures(*figures)) for number, *figures in rows]
+        """(round, figures) of prefixes, in order."""
+        return self._figures("IN")
+
+    def askings(self) -> list[tuple[int, ProposalFigures]]:
+        """(number, figures) of each asking for example texts that were judged for the dialogue gradient: the first, 0,
+        and those after its steps, which have the numbers after the last round."""
+        return self._figures("NOT IN")
+
+    def _figures(self, how: str) -> list[tuple[int, ProposalFigures]]:
+        query = (
+            f"SELECT round, {FIGURES} FROM proposal_figures WHERE round {how} (SELECT number FROM rounds) ORDER BY id"
+        )
+        return [(number, ProposalFigures(*figures)) for number, *figures in self._connection.execute(query)]
 
     def steps(self) -> list[tuple[int, DialogueGradientStep, str]]:
         """(round, step, verdict), in order."""
@@ -415,11 +418,6 @@ class History:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def as_json(request: Request) -> str:
-    """The messages of a request as the history keeps them."""
-    return json.dumps([asdict(message) for message in request.messages], ensure_ascii=False)
 
 
 def open_existing(run: Path) -> History:

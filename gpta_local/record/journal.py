@@ -34,6 +34,7 @@ from gpta_local.schema import (
     DialogueGradientStep,
     ExampleText,
     MeasuredRow,
+    ProposalFigures,
     Regime,
     Round,
     StepVerdict,
@@ -155,6 +156,12 @@ class Journal(History):
         super().add_round(entry, verdict, base_only=base_only)
         self.keep_time()
 
+    def add_asking(
+        self, number: int, figures: Sequence[ProposalFigures], verdict: tuple[str, StepVerdict] | None = None
+    ) -> None:
+        super().add_asking(number, figures, verdict)
+        self.keep_time()
+
     def add_step(self, round_number: int, step: DialogueGradientStep, verdict: StepVerdict) -> None:
         self.audit.wrote(self.folder / run_folder.ADAPTERS_FOLDER / step.adapter)
         super().add_step(round_number, step, verdict)
@@ -179,6 +186,11 @@ class Journal(History):
         """`examples.jsonl`: what the assistant made up, and what became of it."""
         lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in texts]
         write_whole(self.folder / run_folder.EXAMPLES_FILE, "".join(lines))
+
+    @property
+    def example_texts_are_final(self) -> bool:
+        """Whether all of them are judged, and trained on: no more are asked for."""
+        return (self.folder / run_folder.EXAMPLES_FILE).is_file()
 
     def add_predictions(self, rows: Sequence[MeasuredRow]) -> None:
         """`predictions.jsonl`: what the product says of each row that it is measured on."""

@@ -63,7 +63,7 @@ SCHEMA = """
     );
     CREATE TABLE dialogue_gradient_steps (
         adapter TEXT PRIMARY KEY,
-        round INTEGER NOT NULL REFERENCES rounds (number),
+        round INTEGER NOT NULL,
         method TEXT NOT NULL,
         dialogues INTEGER NOT NULL,
         losses TEXT NOT NULL,
@@ -75,6 +75,13 @@ SCHEMA = """
     );
 """
 
+
+COMPLETION = "text, model, finish_reason, prompt_tokens, completion_tokens"
+SCORE = "prefix, gain, standard_error, loss, rows"
+FIGURES = "adapter, asked, fresh, hits, mean_gain"
+STEP = "adapter, method, dialogues, losses, seconds"
+"""The columns of a `Completion` (whether it was cached stands in the audit log), `ScoredPrefix`, `ProposalFigures`,
+`DialogueGradientStep`, in the order of fields."""
 
 VERSION = 5
 """Of the tables, and of all that a run is resumed from. A file says its own in PRAGMA user_version."""

@@ -291,6 +291,8 @@ def _example_texts(record: RunRecord) -> Iterator[Block]:
     if told["gain"] is not None:
         gain = f" On validation rows that gains {told['gain']:+.3f} ± {_number(told['standard_error'], 3)} nats."
     use = "The model is trained on these." if told["used"] else "The model is not trained on them."
+    if len(askings := told.get("askings", ())) > 1:
+        yield plain(_askings(askings))
     yield as_table(
         f"Example texts: {told['usable']} usable; a model of the rows labels {told['kept']} as was asked for.{gain} "
         f"{use} Some of each label, with the probability of that label; all are in {EXAMPLES_FILE}.",
@@ -300,6 +302,19 @@ def _example_texts(record: RunRecord) -> Iterator[Block]:
             for text in _some(texts)
         ],
         words=(1,),
+    )
+
+
+def _askings(askings: Sequence[Mapping[str, Any]]) -> str:
+    """What the steps of the dialogue gradient did, in a sentence."""
+    told = [
+        f"{of['kept']} of {of['asked']} ({of['usable']} usable)"
+        + (f" by adapter {of['adapter']}, {of['verdict']}" if of["verdict"] else "")
+        for of in askings
+    ]
+    return (
+        "The assistant was taught what was kept, and asked for as many again. Texts with their label, by a model of "
+        f"rows and the first texts: {'; '.join(told)}."
     )
 
 

@@ -20,7 +20,16 @@ from gpta_local.metrics import (
     softmax,
     wilson_interval,
 )
-from gpta_local.schema import DatasetCard, ExampleTexts, ScoredPrefix, Selection, Share, Templates
+from gpta_local.schema import (
+    DatasetCard,
+    DialogueGradientStep,
+    ExampleTexts,
+    ProposalFigures,
+    ScoredPrefix,
+    Selection,
+    Share,
+    Templates,
+)
 
 if TYPE_CHECKING:
     from gpta_local.tasks.base import Evaluation
@@ -137,6 +146,23 @@ def describe_run(
             "chosen": selection.chosen,
         },
     }
+
+
+def askings(
+    figures: Sequence[tuple[int, ProposalFigures]], steps: Sequence[tuple[int, DialogueGradientStep, str]]
+) -> list[dict[str, Any]]:
+    """What became of the example texts of each asking, where the assistant was taught between them."""
+    verdicts = {step.adapter: verdict for _, step, verdict in steps}
+    return [
+        {
+            "adapter": of.adapter,
+            "asked": of.asked,
+            "usable": of.fresh,
+            "kept": of.hits,
+            "verdict": verdicts.get(of.adapter, ""),
+        }
+        for _, of in figures
+    ]
 
 
 def _contestant(gain: ScoredPrefix) -> dict[str, Any]:

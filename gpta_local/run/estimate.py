@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from gpta_local.assistant.prompts import (
     parts_of,
     prefix_request,
 )
-from gpta_local.dialogue_gradient.dialogues import build_dialogues
+from gpta_local.config import DialogueGradientConfig
+from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues, example_text_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, train_adapter
 from gpta_local.knowledge.label_texts import templated
 from gpta_local.run.loop import Run
@@ -58,7 +59,7 @@ def estimate(run: Run) -> dict[str, float]:
 
     asking = seconds(label_texts, plan.label_text_samples if plan.searches else 0, 0)
     asking += seconds([prefixes], search.proposals, 1) * search.rounds if search.rounds else 0.0
-    asking += _example_texts(run) if plan.example_texts else 0.0
+    asking += _example_texts(run) * (1 + plan.text_steps) if plan.example_texts else 0.0
     dialogue_gradients = _dialogue_gradients(run)
     plain = plan.trains_plainly
     # online besides: plain fine-tuning, the model of the search with its prefix, and without
@@ -82,8 +83,9 @@ def estimate(run: Run) -> dict[str, float]:
 
 def steps_of_all_trainings(plan: Plan) -> float:
     """In units of one training's steps, with as many templates and finalists as a run may have; the training of an
-    online search is one. With example texts a training takes more steps, and there is one more, to judge them. Of what
-    they and the prefixes make, without validation rows only what is chosen is trained."""
+    online search is one. With example texts a training takes more steps, and there is one more, to judge them, and
+    another where the assistant is taught them. Of what they and the prefixes make, without validation rows only what is
+    chosen is trained."""
     if not plan.searches:
         return 1 + sum(2 / part for part in plan.shares)
     searched = plan.config.search.rounds > 0 and not plan.online
@@ -92,7 +94,8 @@ def steps_of_all_trainings(plan: Plan) -> float:
     control = bool(plan.splits.train) and (plan.measured or with_texts or not with_templates)
     contestants = with_texts + with_templates + finalists
     trained = contestants if plan.splits.validation else min(1, contestants)
-    after_texts = (with_texts + trained) * (WITH_TEXTS if with_texts else 1)
+    judges = with_texts + (plan.text_steps > 0)
+    after_texts = (judges + trained) * (WITH_TEXTS if with_texts else 1)
     of_a_part = (WITH_TEXTS + 1 if with_texts else 1) + plan.compares_with_plain
     parts = plan.config.finish.folds * of_a_part if plan.cross_validates else 0
     return control + plan.trains_from_card + after_texts + plan.online + plan.trains_plainly + parts
@@ -114,32 +117,33 @@ def _example_texts(run: Run) -> float:
 
 
 def _dialogue_gradients(run: Run) -> float:
-    """Seconds for all of them, from a short one; 0 where another process would train (that takes as long
+    """Seconds for all of them, from short ones; 0 where another process would train (that takes as long
     as loading the weights there, and longer)."""
-    config, search = run.plan.config.dialogue_gradient, run.plan.config.search
+    plan, config, search = run.plan, run.plan.config.dialogue_gradient, run.plan.config.search
     if config is None or not isinstance(run.assistant, LocalAssistant):
         return 0.0
     history = [ScoredPrefix(f"Text number {i}:", i / 100, 0.01, 0.5, 16) for i in range(search.proposals)]
+    texts = [ExampleText(label, MADE_UP, 0.9, kept=True) for label in plan.task.label_names] * TEXTS_OF_A_REPLY
     shown = search.history_shown
-    dialogues = build_dialogues(
-        run.plan.card,
-        [history],
-        [],
-        [],
-        config,
-        shown=shown,
-        seed=0,
-    )
-    if not dialogues:
-        return 0.0
+    of_prefixes = build_dialogues(plan.card, [history], [], [], config, shown=shown, seed=0)
+    of_texts = example_text_dialogues(plan.card, texts, per_label=config.dialogues_per_winner, seed=0)
+    rounds = range(config.every, search.rounds, config.every)
+    steps = sum(number_of_steps(config, len(of_prefixes) * number) for number in rounds)  # the history grows
+    seconds = _one_step(run.assistant, of_prefixes, config) * steps if of_prefixes and rounds else 0.0
+    if plan.text_steps:
+        steps = plan.text_steps * number_of_steps(config, len(of_texts))
+        seconds += _one_step(run.assistant, of_texts, config) * steps
+    return seconds
+
+
+def _one_step(assistant: LocalAssistant, dialogues: Sequence[Dialogue], config: DialogueGradientConfig) -> float:
+    """Seconds for one optimiser step."""
     short = config.model_copy(update={"steps": MEASURED_STEPS})
-    model, tokenizer = run.assistant.base()
+    model, tokenizer = assistant.base()
     with tempfile.TemporaryDirectory() as scratch:
         train_adapter(model, tokenizer, dialogues, short, Path(scratch, "first"), seed=0)  # also imports
-        seconds = _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, Path(scratch, "second"), seed=0))
-    rounds = range(config.every, search.rounds, config.every)
-    steps = sum(number_of_steps(config, len(dialogues) * number) for number in rounds)  # the history grows
-    return seconds / MEASURED_STEPS * steps
+        again = Path(scratch, "second")
+        return _seconds(lambda: train_adapter(model, tokenizer, dialogues, short, again, seed=0)) / MEASURED_STEPS
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from gpta_local.downstream.model import DownstreamModel
 from gpta_local.downstream.training import Training
+from gpta_local.metrics import Losses, paired_mean
 from gpta_local.observer import Observer
 from gpta_local.record.checkpoints import KEPT
 from gpta_local.record.entries import hex_digest
@@ -25,8 +26,9 @@ from gpta_local.tasks.base import Evaluation
 
 SEARCH = "search"
 """The slot of the training that goes on while an online search does."""
-FIRST_TEXTS, TEXTS = "first-example-texts", "example-texts"
-"""The slots of the two trainings with example texts among the rows: of the second judge, and of a contestant."""
+JUDGE, TEXTS = "judge", "example-texts"
+"""The slots of the trainings with example texts among the rows: of a judge, with the number of texts behind it, and of
+a contestant."""
 OF_CONTROL = 0.4
 """Share of the model of the rows alone in the average with one that was trained on example texts too. It costs nothing
 where these help and keeps most of what they would spoil (docs/LOG.md)."""
@@ -115,7 +117,7 @@ class FineTuner:
 
     def training(self, model: DownstreamModel, slot: str, texts: Sequence[ExampleText] = (), part: int = 1) -> Training:
         """A training that goes on from its newest checkpoint, if there is one in its slot."""
-        watch = () if slot == FIRST_TEXTS or part > 1 else self.plan.watched
+        watch = () if slot.startswith(JUDGE) or part > 1 else self.plan.watched
         training = self.plan.training(model, texts=texts, watch=watch, part=part)
         if checkpoint := self.journal.checkpoint(slot):
             training.load(checkpoint)
@@ -185,6 +187,15 @@ class FineTuner:
 
         found, (seconds,) = self.once(f"{split}-{trained.slot}-{hex_digest(trained.prefix.encode())[:8]}", work)
         return found, seconds
+
+    def validation_gain(self, ours: Trained, theirs: Trained) -> tuple[float, float]:
+        """Mean loss of theirs less that of ours on the validation rows, in nats, and its standard error."""
+        return paired_mean(self.validation_gains(ours, theirs))
+
+    def validation_gains(self, ours: Trained, theirs: Trained) -> Losses:
+        """The same row by row."""
+        losses = [self.measure(trained, "validation")[0].losses for trained in (theirs, ours)]
+        return losses[0] - losses[1]
 
     def once(self, slot: str, work: Callable[[], tuple[Evaluation, list[float]]]) -> tuple[Evaluation, list[float]]:
         """What `work` measures and the seconds that it says: done once, whenever the run is stopped."""

@@ -14,13 +14,14 @@ from typing import Any
 from gpta_local.data.examples import Example
 from gpta_local.knowledge import prefixes
 from gpta_local.knowledge.label_texts import templated
-from gpta_local.metrics import Losses, fit_temperature, paired_mean, softmax
+from gpta_local.metrics import fit_temperature, paired_mean, softmax
 from gpta_local.observer import Observer
 from gpta_local.record.entries import hex_digest
 from gpta_local.record.journal import Journal
 from gpta_local.report import summary
 from gpta_local.run.cross_validation import Recipe, cross_validated
-from gpta_local.run.fine_tuning import FIRST_TEXTS, OWN, TEXTS, Contestant, FineTuner, Trained, contestant, ready
+from gpta_local.run.fine_tuning import Contestant, FineTuner, Trained, contestant, ready
+from gpta_local.run.judging import Judges
 from gpta_local.run.plan import Plan
 from gpta_local.schema import (
     ExampleText,
@@ -32,10 +33,6 @@ from gpta_local.schema import (
     Templates,
 )
 from gpta_local.tasks.base import Evaluation
-
-LEAST_AGREEMENT = 0.2
-"""Kappa of example texts with a model of the rows below which they are left out: "slight" agreement by Landis and Koch
-(1977). With small assistants it saves half of what such texts cost (docs/LOG.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +63,17 @@ class Finish:
         self.task, self.splits = plan.task, plan.splits
         self.fine_tune, self.with_texts = fine_tuner.fine_tune, fine_tuner.with_texts
 
-    def contest(
-        self, label_texts: Sequence[dict[str, str]], example_texts: Sequence[ExampleText], searched: Trained
-    ) -> Contest:
+    def contest(self, judges: Judges, example_texts: Sequence[ExampleText], searched: Trained) -> Contest:
         """Train the controls, and the contestants where validation rows choose among them; without any, the choice is
         made before, and the chosen one is trained alone. What the assistant gave is left out where validation rows
         speak for plain fine-tuning: with many rows unless it is clearly better, with few where it is clearly worse."""
         templates, made_up = Templates(tuple(self.best_prefixes())), ExampleTexts(())
-        control = own = bare = plain = None
+        label_texts, control, own, bare, plain = judges.label_texts, None, None, None, None
         if self.plan.measured or example_texts or not templates.texts:
-            label_texts, control, own = self.judge_label_texts(label_texts)
-            bare = ready(control)
-        if control and example_texts:
-            made_up, bare = self.judge_example_texts(label_texts, example_texts, control)
+            of = judges.of_label_texts
+            label_texts, control, own, bare = of.label_texts, of.control, of.own, ready(of.control)
+        if example_texts:
+            made_up, bare = judges.judge_example_texts(example_texts)
         if templates.texts:
             head = partial(self.task.build, templated(label_texts, templates.texts))
             texts = made_up.trained_on
@@ -98,28 +93,6 @@ class Finish:
         controls = Controls(control, own if self.plan.compares_with_card else None, plain)
         return Contest(contestants, controls, label_texts, templates, made_up)
 
-    def judge_label_texts(
-        self, label_texts: Sequence[dict[str, str]]
-    ) -> tuple[Sequence[dict[str, str]], Trained, Trained]:
-        """The label texts to go on with, a model that was trained from them alone, and one from the card's own, where
-        there is one. The card's own are gone on with where those of the assistant beside them raise the loss of the
-        validation rows."""
-        control = self.fine_tune(self.task.build(label_texts), "", "without a prefix", "no-prefix")
-        own = self.task.own_label_texts()
-        if not self.plan.trains_from_card or len(label_texts) == len(own):
-            return label_texts, control, control
-        without = self.fine_tune(self.task.build(own), "", "from the card's label texts", OWN)
-        if not self.plan.judges_label_texts:
-            return label_texts, control, without
-        gain, standard_error = self.validation_gain(control, without)
-        if gain > 0:
-            return label_texts, control, without
-        self.observer.note(
-            f"no label texts of the assistant: {len(label_texts) - len(own)} sets beside the card's raise the loss of "
-            f"the validation rows, by {-gain:.3f} ± {standard_error:.3f} nats"
-        )
-        return own, without, without
-
     def plain_wins(self, plain: Trained, bare: Trained) -> bool:
         if self.plan.online and not self.clearly_better(bare, plain):
             self.observer.note("on validation rows label texts are not clearly better as a start than a random head")
@@ -129,53 +102,10 @@ class Finish:
             return True
         return False
 
-    def judge_example_texts(
-        self, label_texts: Sequence[dict[str, str]], texts: Sequence[ExampleText], control: Trained
-    ) -> tuple[ExampleTexts, Contestant]:
-        """The texts with their verdicts, and the model to go on with: one that was trained on those that it would label
-        as asked, unless that clearly raises the loss of the validation rows. The first judge is the control; what it
-        keeps trains a second one, which knows more."""
-        found = ExampleTexts(tuple(self.task.judged(control.model, texts)))
-        agreement = found.agreement(len(self.task.label_names))
-        if agreement < LEAST_AGREEMENT:
-            self.journal.add_example_texts(found.texts)
-            self.observer.note(
-                f"no example texts: a model of the rows labels {len(found.kept)} of {len(texts)} as was asked for, "
-                "little oftener than by chance"
-            )
-            return found, ready(control)
-        head = self.task.build(label_texts)
-        judge = self.fine_tune(head, "", "with example texts, to judge them", FIRST_TEXTS, found.kept)
-        found = ExampleTexts(tuple(self.task.judged(judge.model, texts)))
-        self.journal.add_example_texts(found.texts)
-        build, kept = partial(self.task.build, label_texts), found.kept
-        with_them = contestant(
-            "", TEXTS, lambda: self.with_texts(build(), "", "with example texts", TEXTS, kept, control)
-        )
-        if not self.splits.validation:
-            return replace(found, used=True), with_them
-        gain, standard_error = self.validation_gain(with_them.train(), control)
-        found = replace(found, used=gain >= -standard_error, gain=gain, standard_error=standard_error)
-        if not found.used:
-            self.observer.note(
-                f"no example texts: training on {len(found.kept)} of them clearly raises the loss of the validation "
-                f"rows, by {-gain:.3f} ± {standard_error:.3f} nats"
-            )
-        return found, with_them if found.used else ready(control)
-
     def clearly_better(self, ours: Trained, theirs: Trained) -> bool:
         """Whether the loss on the validation rows is lower by more than its standard error."""
-        gain, standard_error = self.validation_gain(ours, theirs)
+        gain, standard_error = self.fine_tuner.validation_gain(ours, theirs)
         return gain > standard_error
-
-    def validation_gain(self, ours: Trained, theirs: Trained) -> tuple[float, float]:
-        """Mean loss of theirs less that of ours on the validation rows, in nats, and its standard error."""
-        return paired_mean(self.validation_gains(ours, theirs))
-
-    def validation_gains(self, ours: Trained, theirs: Trained) -> Losses:
-        """The same row by row."""
-        losses = [self.fine_tuner.measure(trained, "validation")[0].losses for trained in (theirs, ours)]
-        return losses[0] - losses[1]
 
     def best_prefixes(self) -> list[str]:
         """Those with the highest gains of those that ran longest in their races, for templates; the gain must exceed
@@ -186,7 +116,7 @@ class Finish:
 
     def judge_templates(self, templates: Templates, without: Trained, with_them: Trained) -> Templates:
         """The templates with their gain on the validation rows; none of them, where that is clearly below 0."""
-        gain, standard_error = self.validation_gain(with_them, without)
+        gain, standard_error = self.fine_tuner.validation_gain(with_them, without)
         if gain >= -standard_error:
             return Templates(templates.texts, gain, standard_error)
         self.observer.note(

@@ -35,9 +35,11 @@ from gpta_local.report.run_report import write_report
 from gpta_local.report.trackers import check_trackers, track
 from gpta_local.run.fine_tuning import SEARCH, FineTuner, Trained
 from gpta_local.run.finish import Contest, Finish
+from gpta_local.run.judging import Judges
 from gpta_local.run.plan import Plan
 from gpta_local.run.search import Search
 from gpta_local.run.shares import compared_on_shares
+from gpta_local.run.text_steps import TextSteps
 from gpta_local.system.disk import explained
 from gpta_local.system.files import owner_only
 from gpta_local.system.interrupt import Interrupt
@@ -154,10 +156,12 @@ class Run:
             search.teach(number)
         if training is not None and (journal.ended_by() or not plan.config.search.rounds):
             fine_tuner.take_rest(training, current, number - 1)
+        searched = Trained(model, current, journal.search_seconds(), SEARCH)
+        judges = Judges(fine_tuner, label_texts)
+        example_texts = TextSteps(search, judges).grown(example_texts)
         self.assistant.close()
 
-        searched = Trained(model, current, journal.search_seconds(), SEARCH)
-        return self.end(journal, finish, finish.contest(label_texts, example_texts, searched))
+        return self.end(journal, finish, finish.contest(judges, example_texts, searched))
 
     def end(self, journal: Journal, finish: Finish, contest: Contest) -> dict[str, Any]:
         """Choose, evaluate once on test, export."""
@@ -167,6 +171,7 @@ class Run:
         result = summary.describe_run(
             plan.card, plan.regime, contest.label_texts, contest.templates, contest.example_texts, selection
         )
+        result["example_texts"]["askings"] = summary.askings(journal.askings(), journal.steps())
         result["shares"] = [asdict(share) for share in contest.shares]
         if plan.measured:
             result |= finish.evaluate(product, contest.controls)
@@ -213,4 +218,5 @@ class Run:
             card=model_card(result, library_of(product.model), Path(self.plan.config.downstream.backbone).name),
         )
         if steps:
-            plot_dialogue_gradient(journal.proposal_figures(), [step for _, step, _ in steps], folder)
+            askings = [figures for _, figures in journal.askings()]
+            plot_dialogue_gradient(journal.proposal_figures(), askings, [step for _, step, _ in steps], folder)

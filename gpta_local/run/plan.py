@@ -164,6 +164,12 @@ class Plan:
         return wanted
 
     @property
+    def text_steps(self) -> int:
+        """Steps of the dialogue gradient that teach example texts."""
+        config = self.config.dialogue_gradient
+        return config.text_steps if config and "example-texts" in config.taught and self.example_texts else 0
+
+    @property
     def measured(self) -> bool:
         """Whether there are rows besides those of the training."""
         return bool(self.splits.validation or self.splits.test)
@@ -215,7 +221,7 @@ class Plan:
         """Bytes of weights that a run has on the disk before its end, of a model of so many."""
         if not self.searches:
             return (2 + 2 * len(self.shares)) * weights
-        few = 1 + 2 * self.trains_with_texts + self.config.finish.finalists
+        few = 1 + 2 * self.trains_with_texts + (self.text_steps > 0) + self.config.finish.finalists
         contestants = 2 + self.trains_from_card + (1 if self.online else few)
         return (1 + contestants) * weights
 

@@ -21,6 +21,7 @@ from gpta_local.assistant.prompts import (
     prefix_request,
 )
 from gpta_local.assistant.replay import ReplayAssistant
+from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue, build_dialogues
 from gpta_local.dialogue_gradient.train import number_of_steps, sampling_temperature
 from gpta_local.dialogue_gradient.trial import AdapterTrials
@@ -77,6 +78,7 @@ class Search:
         self.config = plan.config
         self.assistant, self.adapters, self.leak_scan = assistant, adapters, leak_scan
         self.hinted: set[str] = set()
+        self.reader = ExampleTextReader(plan.card, plan.own_example_texts)
         adapters.folder = journal.folder / ADAPTERS_FOLDER
         adapters.resume(journal.steps())
         if isinstance(assistant, ReplayAssistant):
@@ -92,7 +94,7 @@ class Search:
         if asked:
             self.observer.stage("asking for label texts", 1)
             try:
-                answered = self.ask_all(0, [*map(label_texts_request, parts)], n, self.adapters.trusted)
+                answered = self.ask_all(0, [*map(label_texts_request, parts)], n, self.adapters.start)
             except (AdapterRefused, EndpointError, ModelError) as exc:
                 self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
@@ -121,45 +123,51 @@ class Search:
 
     def example_texts(self) -> list[ExampleText]:
         """Texts for each label: those of the user, then those that the assistant makes up."""
-        own = self.plan.own_example_texts
-        texts = [*own, *self.made_up(own)]
+        texts = [*self.plan.own_example_texts, *(self.made_up(0, self.adapters.start) or [])]
         if texts and (missing := sorted({*self.plan.card.label_names} - {text.label for text in texts})):
             self.observer.warn(f"no example texts: none for the label {missing[0]!r} can be used")
             return []
         return texts
 
-    def made_up(self, own: Sequence[ExampleText]) -> list[ExampleText]:
-        """Texts that the assistant makes up for each label, cleaned; in the order of the labels.
+    def made_up(self, number: int, adapter: Path | None) -> list[ExampleText] | None:
+        """Texts that the assistant makes up for each label, cleaned; in the order of the labels. They differ from those
+        of the user and of the askings before. None: it was not asked, or does not answer.
 
         Args:
-            own: of the user, which they must differ from.
+            number: of the asking; 0 for the first, then above those of all rounds.
         """
-        card, wanted = self.plan.card, self.plan.example_texts
-        spent = len(self.journal.completions("label-texts"))
-        most = len(card.labels) * -(-wanted // TEXTS_OF_A_REPLY)
-        n = max(0, self.affordable("calls", 0, spent + most) - spent) // len(card.labels)
-        failed_before = self.journal.gone_on(0) and not self.journal.completions("example-texts")
-        if not n or failed_before:
-            return []
+        card, lines = self.plan.card, self.lines_asked(number)
+        failed_before = not number and self.journal.gone_on(0) and not self.journal.completions("example-texts")
+        if not lines or failed_before:
+            return None
         self.observer.stage("asking for example texts", 1)
         requests = [example_texts_request(part, label) for part in parts_of(card) for label in part.labels]
         try:
-            answered = self.ask_all(0, requests, n, self.adapters.trusted)
+            if adapter and adapter == self.adapters.trial:
+                self.assistant.use_adapter(adapter)
+            answered = self.ask_all(number, requests, lines // TEXTS_OF_A_REPLY // len(card.labels), adapter)
         except (AdapterRefused, EndpointError, ModelError, ReplayExhausted) as exc:
             self.observer.advance()
-            self.observer.warn(f"no example texts: {exc}")
-            return []
-        reader, texts = ExampleTextReader(card, own), list[ExampleText]()
-        received, verdicts = list[Completion](), list[Outcome]()
-        for label, (number, completions) in zip(card.labels, answered, strict=True):
-            found, outcomes = reader.read(completions, label.name)
-            self.journal.judge_completions(number, outcomes)
-            texts += found[:wanted]
+            self.observer.warn(f"no{' further' if number else ''} example texts: {exc}")
+            return None
+        texts, received, verdicts = list[ExampleText](), list[Completion](), list[Outcome]()
+        for label, (asking, completions) in zip(card.labels, answered, strict=True):
+            found, outcomes = self.reader.read(completions, label.name)
+            self.journal.judge_completions(asking, outcomes)
+            texts += found[: self.plan.example_texts]
             received += completions
             verdicts += outcomes
         self.explain("example texts", received, verdicts)
-        self.observer.example_texts(texts, n * TEXTS_OF_A_REPLY * len(card.labels))
+        self.observer.example_texts(texts, lines)
         return texts
+
+    def lines_asked(self, number: int) -> int:
+        """How many example texts of all labels are asked for at once: whole replies, for each label alike."""
+        labels, wanted = len(self.plan.card.labels), self.plan.example_texts
+        spent = 0 if number else len(self.journal.completions("label-texts"))
+        most = labels * -(-wanted // TEXTS_OF_A_REPLY)
+        replies = max(0, self.affordable("calls", number, spent + most) - spent) // labels
+        return replies * TEXTS_OF_A_REPLY * labels
 
     def round(self, number: int, model: DownstreamModel, current: str) -> Round | None:
         """One round, on record when this returns; at the current θ. None: the search has ended before it."""
@@ -307,37 +315,47 @@ class Search:
         config = self.config.dialogue_gradient
         if config is None or number % config.every or number == self.config.search.rounds:
             return
-        if self.journal.taught(number):
+        if set(config.taught) == {"example-texts"} or self.journal.taught(number):
             return
         dialogues = build_dialogues(
             self.plan.card,
             self.journal.comparable_groups(self.plan.regime),
             self.journal.label_text_scores(),
-            [],  # they are judged when the search is over
+            [],  # they have steps of their own, after the rounds
             config,
             shown=self.config.search.history_shown,
             seed=self.config.seed,
         )
+        self.learn(number, f"round {number}", dialogues, config)
+
+    def learn(self, number: int, when: str, dialogues: Sequence[Dialogue], config: DialogueGradientConfig) -> bool:
+        """Train an adapter on dialogues and put it on trial; whether it answers.
+
+        Args:
+            number: of the round or asking that the step has on record.
+        """
         dialogues = [dialogue for dialogue in dialogues if not self.says_a_row(dialogue)]
         if not dialogues:
-            self.observer.warn(
-                f"round {number}: nothing did better than something else; the assistant has nothing to learn"
-            )
-            return
+            self.observer.warn(f"{when}: nothing did better than something else; the assistant has nothing to learn")
+            return False
         for dialogue in dialogues:
             self.leak_scan.check_dialogue(dialogue.request, dialogue.reply)
-        self.observer.stage(f"round {number}: teaching the assistant", number_of_steps(config, len(dialogues)))
+            if dialogue.rival:
+                self.leak_scan.check(dialogue.rival)
+        self.observer.stage(f"{when}: teaching the assistant", number_of_steps(config, len(dialogues)))
         try:
-            step, refused = self.adapters.step(number // config.every, dialogues, self.observer.advance)
-        except (ModelError, TrainingError) as exc:  # the search goes on without what it would have learnt
-            self.observer.warn(f"round {number}: the assistant stays as it is: {exc}")
-            return
+            step, refused = self.adapters.step(dialogues, self.observer.advance)
+        except (ModelError, TrainingError) as exc:  # the run goes on without what it would have learnt
+            self.observer.warn(f"{when}: the assistant stays as it is: {exc}")
+            return False
         self.journal.add_step(number, step, "saved only" if refused else "on trial")
         self.observer.taught(step, refused)
+        return not refused
 
     def says_a_row(self, dialogue: Dialogue) -> bool:
-        """Whether label texts happen to say words of a row: they are not taught. (Prefixes that do are not kept.)"""
-        return dialogue.request.kind == "label-texts" and any(map(self.leak_scan.find, dialogue.reply.splitlines()))
+        """Whether label texts or example texts happen to say words of a row: they are not taught. (Prefixes that do are
+        not kept.)"""
+        return dialogue.request.kind != "prefix" and any(map(self.leak_scan.find, dialogue.reply.splitlines()))
 
     def own_prefixes(self, number: int) -> list[str]:
         """Those of the user, where they have their turn."""
@@ -352,12 +370,15 @@ class Search:
 
     def budget_reached(self, number: int) -> bool:
         """Whether a budget leaves no room for a round; a round that has begun has its room."""
-        if self.journal.asked(number) is not None:
+        if self.journal.asked(number) is not None or not (name := self.reached(number)):
             return False
+        limit = getattr(self.config.budget, name)
+        self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
+        self.journal.end_search(f"budget.{name}")
+        return True
+
+    def reached(self, number: int) -> str:
+        """The first budget that leaves nothing before a round; "" for none."""
         spent = self.journal.spent(number) | {"seconds": self.journal.keep_time()}
-        for name, limit in self.config.budget.model_dump().items():
-            if limit is not None and spent[name] >= limit:
-                self.observer.warn(f"budget.{name} ({limit:g}) is reached before round {number}: the search ends")
-                self.journal.end_search(f"budget.{name}")
-                return True
-        return False
+        limits = self.config.budget.model_dump().items()
+        return next((name for name, limit in limits if limit is not None and spent[name] >= limit), "")

@@ -31,7 +31,7 @@ def compared_on_shares(finish: Finish, search: Search) -> Contest:
                 (task.build_plain(), "plainly", "plain"),
             )
         )
-        return finish.validation_gains(ours, theirs)
+        return tuner.validation_gains(ours, theirs)
 
     for part in plan.shares:
         shares[plan.rows_of(part)] = gains(part)
