@@ -70,6 +70,15 @@ def test_a_model_whose_texts_do_not_help_is_known_by_the_name_under_which_it_is_
     assert replace(plan, config=config).example_texts == 0
 
 
+@pytest.mark.parametrize(("adapter", "texts"), [(None, 0), ("/adapters/ours", 32)])
+def test_with_an_adapter_a_model_is_asked_for_texts_that_do_not_help_without(
+    plan: Plan, adapter: str | None, texts: int
+) -> None:
+    assistant = LocalAssistantConfig(model="SmolLM2-135M-Instruct", adapter=adapter)
+    config = plan.config.model_copy(update={"assistant": assistant, "knowledge": KnowledgeConfig()})
+    assert replace(plan, config=config).example_texts == texts
+
+
 def test_nothing_is_measured_or_trained_plainly_without_other_rows(plan: Plan) -> None:
     assert not plan.splits.validation and not plan.splits.test
     assert not plan.measured and not plan.trains_plainly

@@ -23,6 +23,10 @@ SECRET_VALUE = re.compile(r"(Bearer |sk-|hf_|ghp_|glpat-|eyJ)\S{8}")
 """As keys of well-known services begin."""
 
 
+TEACHER = "teacher"
+"""In the place of an adapter's path: the adapter that comes with this package for the model."""
+
+
 class SamplingConfig(Section):
     temperature: float = Field(default=0.9, ge=0, le=5)
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -43,8 +47,9 @@ class LocalAssistantConfig(AskedConfig):
     backend: Literal["local"] = "local"
     model: str = EMBEDDED_ASSISTANT
     """A name of `gpta-local models list`, or a model folder."""
-    adapter: str | None = None
-    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
+    adapter: str | None = TEACHER
+    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes. "teacher": the one that comes with this
+    package for this model, where there is one. None: the model as it is."""
     device: str = "auto"
 
 
@@ -131,7 +136,8 @@ class VLLMAssistantConfig(EndpointConfig):
     backend: Literal["vllm"]
     base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://")
     adapter: str | None = None
-    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes."""
+    """A LoRA adapter to begin with, such as `gpta-local assistant tune` makes; "teacher": the one that comes with this
+    package for this model."""
     serve: ServeConfig = ServeConfig()
 
 

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from gpta_local.config.assistants import LocalAssistantConfig
+from gpta_local.config.assistants import TEACHER, AssistantConfig, LocalAssistantConfig, ReplayAssistantConfig
 from gpta_local.config.messages import explain
 from gpta_local.config.section import Section
 from gpta_local.config.sections import Config, DialogueGradientConfig, InputConfig
 from gpta_local.errors import ConfigError
-from gpta_local.system.library import is_name
+from gpta_local.system.library import is_name, teacher
 from gpta_local.system.models import DEMO_BACKBONE
 
 MOST_PROBLEMS = 10
@@ -213,7 +213,7 @@ def _resolve(config: Config, path: Path) -> Config:
         }
     )
     card = config.card.model_copy(update={"name": config.card.name or path.stem})
-    assistant = config.assistant
+    assistant = _with_teacher(config.assistant, path)
     keys = ASSISTANT_PATHS & type(assistant).model_fields.keys()
     assistant = assistant.model_copy(update={key: absolute(getattr(assistant, key)) for key in keys})
     if isinstance(assistant, LocalAssistantConfig) and not is_name(assistant.model):
@@ -226,3 +226,23 @@ def _resolve(config: Config, path: Path) -> Config:
         search = search.model_copy(update={"rounds": 0, "label_text_samples": 0})
     found = {"data": data, "card": card, "assistant": assistant, "downstream": downstream, "search": search}
     return config.model_copy(update=found)
+
+
+def _with_teacher(assistant: AssistantConfig, path: Path) -> AssistantConfig:
+    """With the path of the adapter that comes with this package, where that is asked for; without one, where a local
+    model has none.
+
+    Raises:
+        ConfigError: a served model has none.
+    """
+    if getattr(assistant, "adapter", None) != TEACHER:
+        return assistant
+    assert not isinstance(assistant, ReplayAssistantConfig)
+    found = teacher(assistant.model)
+    if found is None and not isinstance(assistant, LocalAssistantConfig):
+        raise ConfigError(
+            f"no adapter comes with this package for {assistant.model!r}",
+            where=f"{path}: assistant.adapter",
+            fix="Give the folder of one, or leave the key out",
+        )
+    return assistant.model_copy(update={"adapter": found and str(found)})

@@ -81,7 +81,10 @@ class KnownModel(Entry):
     """Of one text, on two cores."""
     usable: UsableShares | None = None
     example_texts_help: bool | None = None
-    """Whether models trained on its example texts were better than without; None: not measured."""
+    """Whether models trained on its example texts, as it writes them without an adapter, were better than without; None:
+    not measured."""
+    teacher: SHA256 | None = None
+    """Of the weights of the adapter that comes with this package for it; None: there is none."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -100,12 +103,17 @@ class KnownModel(Entry):
                 yield name
 
 
+def shipped(name: str) -> Path:
+    """A file or folder of `models/`, in a wheel or in a checkout."""
+    package = Path(__file__).parent.parent
+    places = (package / "embedded" / name, package.parent / "models" / name)
+    return next((place for place in places if place.exists()), places[-1])
+
+
 @cache
 def read_catalogue() -> dict[str, KnownModel]:
     """The entries by name."""
-    package = Path(__file__).parent.parent
-    places = (package / "embedded" / "catalogue.yaml", package.parent / "models" / "catalogue.yaml")
-    path = next(place for place in places if place.is_file())
+    path = shipped("catalogue.yaml")
     entries = TypeAdapter(list[KnownModel]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     return {entry.name: entry for entry in entries}
 

@@ -22,7 +22,8 @@ from typing import BinaryIO
 
 from gpta_local import __version__
 from gpta_local.errors import ModelError, OutputError, StorageError
-from gpta_local.system.catalogue import KnownModel, read_catalogue
+from gpta_local.system.adapters import ADAPTER_WEIGHTS
+from gpta_local.system.catalogue import KnownModel, known_model, read_catalogue, shipped
 from gpta_local.system.disk import explained
 from gpta_local.system.files import files_below, owner_only, sha256, whole_or_nothing
 from gpta_local.system.gguf import convert
@@ -31,6 +32,8 @@ from gpta_local.system.models import EMBEDDED_ASSISTANT, backbone_folder, checke
 
 ORIGIN = "origin.json"
 """What a folder was made from (with the SHA-256 of a GGUF file), and by what."""
+TEACHERS = "teachers"
+"""The folder, below `models/`, of the adapters that come with this package."""
 EXTRA = "assistant"
 """The extra of this package that holds the default assistant's packages."""
 CONVERTER = "gguf"
@@ -95,6 +98,24 @@ def assistant_folder(model: str) -> Path:
     if (folder := stored(model)) is not None:
         return folder
     return add_known(read_catalogue()[model], logging.getLogger(__name__).warning)
+
+
+def teacher(model: str) -> Path | None:
+    """The folder of the adapter that comes with this package for a model of the catalogue, by its name; None: there is
+    none.
+
+    Raises:
+        ModelError: it is not what the catalogue says.
+    """
+    entry = None if Path(model).is_absolute() else known_model(model)
+    if entry is None or entry.teacher is None:
+        return None
+    folder = shipped(f"{TEACHERS}/{entry.name}")
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file() or sha256(weights) != entry.teacher:
+        what = "missing, or not what the catalogue says (SHA-256)"
+        raise ModelError(what, where=str(weights), fix="Do not use it; reinstall gpta-local")
+    return folder
 
 
 def known_folder(model: KnownModel) -> Path:
