@@ -1,4 +1,4 @@
-"""The adapters that come with this package: as the catalogue says, and used where a configuration does not say otherwise."""
+"""The adapters that come with this package: as the catalogue says, and used unless a configuration says otherwise."""
 
 from __future__ import annotations
 

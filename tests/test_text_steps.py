@@ -24,7 +24,7 @@ from gpta_local.errors import AdapterRefused, EndpointError, TrainingError
 from gpta_local.record.history import History, open_existing
 from gpta_local.record.journal import Journal
 from gpta_local.record.verification import verify
-from gpta_local.run import judging, loop
+from gpta_local.run import judging, loop, text_steps
 from gpta_local.run.fine_tuning import FineTuner
 from gpta_local.run.judging import Judges
 from gpta_local.run.loop import Run
@@ -72,7 +72,8 @@ Train = Callable[..., Trained]
 def train(
     near_prefixes_count: None, chat_model: Path, sentence: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Train:
-    """Make a run, or go on with it: `train(folder, *overrides)`. Any agreement with a model of the rows is enough."""
+    """Make a run, or go on with it: `train(folder, *overrides)`. Any agreement with a model of the rows is enough for
+    texts to be used, and none is too good for them to be taught, unless `taught_below` says otherwise."""
     place = tmp_path_factory.mktemp("config")
     for split in ("validation", "test"):
         write_jsonl(place / f"{split}.jsonl", sentiment_rows())
@@ -87,10 +88,13 @@ def train(
     }
     config_of(place, [*sentiment_rows(), {"text": ROW, "label": "bad"}], content)
 
-    def run(folder: Path, *overrides: str, assistant: type[LocalAssistant] = Scripted) -> Trained:
+    def run(
+        folder: Path, *overrides: str, assistant: type[LocalAssistant] = Scripted, taught_below: float = 9.0
+    ) -> Trained:
         observer = Silent()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(judging, "LEAST_AGREEMENT", -9.0)
+            patch.setattr(text_steps, "LEAST_AGREEMENT", taught_below)
             patch.setattr(loop, "open_assistant", lambda config: assistant(config.model, "cpu"))
             made = Run(load(place / "config.yaml", [*overrides]), observer)
             return folder, made.run(folder, resume=True), observer
@@ -284,3 +288,9 @@ def test_own_texts_of_the_user_are_not_taught(train: Train, tmp_path: Path) -> N
     assert result["example_texts"]["usable"] == 44
     assert [of["usable"] for of in result["example_texts"]["askings"]] == [14, 14, 14]
     assert not [text for adapter in (run / "adapters").iterdir() for text in taught_in(adapter) if "stone" in text]
+
+
+def test_texts_that_can_be_used_as_they_are_are_not_taught(train: Train, tmp_path: Path) -> None:
+    run, _, observer = train(tmp_path / "run", taught_below=-9.0)
+    assert len({number for number, *_ in asked(run)}) == 1
+    assert any("example texts are not taught" in note for note in observer.notes)

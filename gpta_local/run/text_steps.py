@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpta_local.dialogue_gradient.dialogues import example_text_dialogues
-from gpta_local.run.judging import Judges
+from gpta_local.run.judging import LEAST_AGREEMENT, Judges
 from gpta_local.run.search import Search
 from gpta_local.schema import ExampleText, ProposalFigures
 
@@ -27,11 +27,19 @@ class TextSteps:
 
     def grown(self, texts: list[ExampleText]) -> list[ExampleText]:
         """The texts of the first asking, and those of an assistant that has learnt from them, whatever the verdict on
-        it."""
+        it. It learns only where they could not be used as they are: an assistant whose texts mostly have their label
+        writes more of the obvious afterwards (docs/LOG.md)."""
         made_up = any(not text.own for text in texts)
         if not made_up or not self.plan.text_steps or self.journal.ended_by() not in GOES_ON:
             return texts
-        judge = self.judges.second(self.judges.by_control(texts)).model
+        found = self.judges.by_control(texts)
+        if found.agreement(len(self.plan.card.labels)) >= LEAST_AGREEMENT:
+            self.observer.note(
+                f"example texts are not taught: a model of the rows labels {len(found.kept)} of {len(texts)} as was "
+                "asked for, so they are trained on as they are"
+            )
+            return texts
+        judge = self.judges.second(found).model
         judged = self.plan.task.judged(judge, texts)
         start = self.search.adapters.start
         best = self.figures(0, start.name if start else "", judged)

@@ -81,8 +81,8 @@ class KnownModel(Entry):
     """Of one text, on two cores."""
     usable: UsableShares | None = None
     example_texts_help: bool | None = None
-    """Whether models trained on its example texts, as it writes them without an adapter, were better than without; None:
-    not measured."""
+    """Whether models trained on its example texts, written without an adapter, were better than without; None: not
+    measured."""
     teacher: SHA256 | None = None
     """Of the weights of the adapter that comes with this package for it; None: there is none."""
 
