@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,10 +140,19 @@ def test_configured_adapter_answers_first(tmp_path: Path) -> None:
     assert trials.shares(4) == [(tmp_path / "given", 4)]
 
 
+def test_configured_adapter_that_was_taught_example_texts_alone_writes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "step.json").write_text(json.dumps({"taught": ["example-texts"]}))
+    assistant = Recorder()
+    trials = AdapterTrials(assistant, configured({"adapter": str(tmp_path)}))
+    assert assistant.calls == [("use", tmp_path), ("use", None)]
+    assert trials.shares(4) == [(None, 4)]
+    assert [trials.start(kind) for kind in ("label-texts", "example-texts")] == [None, tmp_path]
+
+
 class TestStep:
     def step(self, trials: AdapterTrials, folder: Path, dialogues: Sequence[Any] = DIALOGUES) -> tuple[Any, str]:
         trials.folder = folder
-        return trials.step(dialogues, lambda: None)
+        return trials.step(dialogues, "prefix", lambda: None)
 
     def test_each_step_has_a_folder_and_a_seed_of_its_own(self, chat_model: Path, tmp_path: Path) -> None:
         trials = AdapterTrials(LocalAssistant(str(chat_model), "cpu"), configured())

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from gpta_local.assistant.local import chat
 from gpta_local.config import DialogueGradientConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
 from gpta_local.errors import GptaError, ModelError, TrainingError
-from gpta_local.schema import DialogueGradientStep
+from gpta_local.schema import DialogueGradientStep, RequestKind
 from gpta_local.system.files import flush_all
 from gpta_local.system.manifests import write_manifest
 from gpta_local.system.models import multiplies_in_bf16
@@ -132,6 +132,12 @@ def taught_replies(adapter: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8") as file:
         return [json.loads(line)["reply"] for line in file]
+
+
+def taught_kinds(adapter: Path) -> set[RequestKind]:
+    """Of the requests whose replies an adapter was taught; all of them for one that was trained elsewhere."""
+    path = adapter / STEP_FILE
+    return set(json.loads(path.read_text(encoding="utf-8"))["taught"] if path.is_file() else get_args(RequestKind))
 
 
 def sampling_temperature(adapter: Path | None) -> float:

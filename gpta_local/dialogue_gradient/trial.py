@@ -22,10 +22,10 @@ from gpta_local.assistant.local import LocalAssistant
 from gpta_local.assistant.vllm import VLLMAssistant
 from gpta_local.config import AssistantConfig, Config, LocalAssistantConfig, ReplayAssistantConfig
 from gpta_local.dialogue_gradient.dialogues import Dialogue
-from gpta_local.dialogue_gradient.train import train_adapter
+from gpta_local.dialogue_gradient.train import taught_kinds, train_adapter
 from gpta_local.dialogue_gradient.worker import train_in_process_of_its_own
 from gpta_local.errors import AdapterRefused, ConfigError, EndpointError
-from gpta_local.schema import DialogueGradientStep, ProposalFigures, StepVerdict
+from gpta_local.schema import DialogueGradientStep, ProposalFigures, RequestKind, StepVerdict
 from gpta_local.system.library import assistant_folder
 from gpta_local.system.manifests import verify_manifest
 from gpta_local.system.models import checked_folder
@@ -47,14 +47,21 @@ class AdapterTrials:
         self._assistant, self._config = assistant, config.dialogue_gradient
         self._seed = config.seed
         self._weights = weights_to_train(assistant, config.assistant) if self._config else None
-        self.start = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
-        """The adapter that every step goes on from."""
+        self._given = Path(adapter) if (adapter := getattr(config.assistant, "adapter", None)) else None
         self.folder = Path("adapters")
-        self.trusted = self.start
+        self.trusted = self.start("prefix")
         """The adapter that answers; None is the base model."""
         self.trial: Path | None = None
         """A newer one, not yet trusted."""
-        assistant.use_adapter(self.start)
+        assistant.use_adapter(self._given)  # it is said at once if that cannot be used
+        if self.trusted != self._given:
+            assistant.use_adapter(self.trusted)
+
+    def start(self, kind: RequestKind) -> Path | None:
+        """The adapter that answers requests of a kind at first, and that steps go on from: that of the configuration, if
+        it was taught replies of this kind. Others it would spoil: one that writes example texts makes prefixes too long
+        (docs/LOG.md)."""
+        return self._given if self._given and kind in taught_kinds(self._given) else None
 
     def resume(self, steps: Sequence[tuple[int, DialogueGradientStep, str]]) -> None:
         """Go on after the steps of a run that was stopped, as the history has them. Adapters that are not among
@@ -102,14 +109,19 @@ class AdapterTrials:
         self.trusted = self.trial = None
         self._assistant.use_adapter(None)
 
-    def step(self, dialogues: Sequence[Dialogue], on_step: Callable[[], None]) -> tuple[DialogueGradientStep, str]:
+    def step(
+        self, dialogues: Sequence[Dialogue], kind: RequestKind, on_step: Callable[[], None]
+    ) -> tuple[DialogueGradientStep, str]:
         """Train a new adapter and put it on trial. Returns the step and, where the adapter can only be
         saved, why. The number of the step names the folder and varies the seed.
+
+        Args:
+            kind: of the requests that it is on trial with.
         """
         assert self._config is not None
         number = 1 + sum(path.is_dir() for path in self.folder.glob("[0-9]*"))
         folder = self.folder / f"{number:03d}"
-        settings: dict[str, Any] = {"seed": self._seed + number, "start": self.start, "on_step": on_step}
+        settings: dict[str, Any] = {"seed": self._seed + number, "start": self.start(kind), "on_step": on_step}
         if self._weights is None:
             assert isinstance(self._assistant, LocalAssistant)
             step = train_adapter(*self._assistant.base(), dialogues, self._config, folder, **settings)

@@ -45,6 +45,7 @@ from gpta_local.schema import (
     ExampleText,
     ProposalFigures,
     Request,
+    RequestKind,
     Round,
     ScoredPrefix,
     StepVerdict,
@@ -93,8 +94,10 @@ class Search:
         asked, sets = n * len(parts), list[dict[str, str]]()
         if asked:
             self.observer.stage("asking for label texts", 1)
+            start = self.adapters.start("label-texts")
             try:
-                answered = self.ask_all(0, [*map(label_texts_request, parts)], n, self.adapters.start)
+                self.assistant.use_adapter(start)
+                answered = self.ask_all(0, [*map(label_texts_request, parts)], n, start)
             except (AdapterRefused, EndpointError, ModelError) as exc:
                 self.observer.advance()
                 self.observer.warn(f"no label texts: {exc}. The head starts from the card's own")
@@ -123,7 +126,7 @@ class Search:
 
     def example_texts(self) -> list[ExampleText]:
         """Texts for each label: those of the user, then those that the assistant makes up."""
-        texts = [*self.plan.own_example_texts, *(self.made_up(0, self.adapters.start) or [])]
+        texts = [*self.plan.own_example_texts, *(self.made_up(0, self.adapters.start("example-texts")) or [])]
         if texts and (missing := sorted({*self.plan.card.label_names} - {text.label for text in texts})):
             self.observer.warn(f"no example texts: none for the label {missing[0]!r} can be used")
             return []
@@ -143,7 +146,7 @@ class Search:
         self.observer.stage("asking for example texts", 1)
         requests = [example_texts_request(part, label) for part in parts_of(card) for label in part.labels]
         try:
-            if adapter and adapter == self.adapters.trial:
+            if not number or adapter == self.adapters.trial:  # others have answered before
                 self.assistant.use_adapter(adapter)
             answered = self.ask_all(number, requests, lines // TEXTS_OF_A_REPLY // len(card.labels), adapter)
         except (AdapterRefused, EndpointError, ModelError, ReplayExhausted) as exc:
@@ -326,14 +329,18 @@ class Search:
             shown=self.config.search.history_shown,
             seed=self.config.seed,
         )
-        self.learn(number, f"round {number}", dialogues, config)
+        self.learn(number, "prefix", dialogues, config)
 
-    def learn(self, number: int, when: str, dialogues: Sequence[Dialogue], config: DialogueGradientConfig) -> bool:
+    def learn(
+        self, number: int, kind: RequestKind, dialogues: Sequence[Dialogue], config: DialogueGradientConfig
+    ) -> bool:
         """Train an adapter on dialogues and put it on trial; whether it answers.
 
         Args:
             number: of the round or asking that the step has on record.
+            kind: of the requests that it is on trial with.
         """
+        when = f"round {number}" if kind == "prefix" else "example texts"
         dialogues = [dialogue for dialogue in dialogues if not self.says_a_row(dialogue)]
         if not dialogues:
             self.observer.warn(f"{when}: nothing did better than something else; the assistant has nothing to learn")
@@ -344,7 +351,7 @@ class Search:
                 self.leak_scan.check(dialogue.rival)
         self.observer.stage(f"{when}: teaching the assistant", number_of_steps(config, len(dialogues)))
         try:
-            step, refused = self.adapters.step(dialogues, self.observer.advance)
+            step, refused = self.adapters.step(dialogues, kind, self.observer.advance)
         except (ModelError, TrainingError) as exc:  # the run goes on without what it would have learnt
             self.observer.warn(f"{when}: the assistant stays as it is: {exc}")
             return False

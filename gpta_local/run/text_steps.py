@@ -41,7 +41,7 @@ class TextSteps:
             return texts
         judge = self.judges.second(found).model
         judged = self.plan.task.judged(judge, texts)
-        start = self.search.adapters.start
+        start = self.search.adapters.start("example-texts")
         best = self.figures(0, start.name if start else "", judged)
         if not self.journal.askings():
             self.journal.add_asking(0, [best])
@@ -74,7 +74,7 @@ class TextSteps:
             per_label=config.dialogues_per_winner,
             seed=self.plan.config.seed,
         )
-        learnt = self.search.learn(number, "example texts", dialogues, config)
+        learnt = self.search.learn(number, "example-texts", dialogues, config)
         return self.search.adapters.trial if learnt else None
 
     def better(self, number: int, best: ProposalFigures, after: ProposalFigures) -> ProposalFigures:
