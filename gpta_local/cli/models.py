@@ -27,8 +27,9 @@ def list_() -> None:
 
     known = read_catalogue()
     rows = [
-        (entry.name, entry.kind, state(entry), f"{entry.memory_gb:g} GB", entry.licence, entry.source)
+        (entry.name, kind, state(entry), f"{entry.memory_gb:g} GB", entry.licence, entry.source)
         for entry in known.values()
+        for kind in [f"{entry.kind} with adapter" if entry.teacher else entry.kind]
     ]
     rows += [(name, "assistant", "added", "", "", "added by you") for name in names() if name not in known]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -58,9 +58,9 @@ class AdapterTrials:
             assistant.use_adapter(self.trusted)
 
     def start(self, kind: RequestKind) -> Path | None:
-        """The adapter that answers requests of a kind at first, and that steps go on from: that of the configuration, if
-        it was taught replies of this kind. Others it would spoil: one that writes example texts makes prefixes too long
-        (docs/LOG.md)."""
+        """The adapter that answers requests of a kind at first, and that steps go on from: that of the configuration,
+        if it was taught replies of this kind. Others it would spoil: one that writes example texts makes prefixes too
+        long (docs/LOG.md)."""
         return self._given if self._given and kind in taught_kinds(self._given) else None
 
     def resume(self, steps: Sequence[tuple[int, DialogueGradientStep, str]]) -> None:

@@ -158,10 +158,10 @@ class Plan:
         if not self.takes_example_texts:
             return 0
         if wanted is None:
-            by_itself = not isinstance(assistant, ReplayAssistantConfig) and not getattr(assistant, "adapter", None)
-            known = known_model(assistant.model) if by_itself else None
+            known = None if isinstance(assistant, ReplayAssistantConfig) else known_model(assistant.model)
+            in_vain = known and known.example_texts_help is False and not getattr(assistant, "adapter", None)
             enough = min(EXAMPLE_TEXTS, max(TEXTS_OF_A_REPLY, OF_ALL_LABELS // len(self.card.labels)))
-            return 0 if known and known.example_texts_help is False else enough
+            return 0 if in_vain else enough
         return wanted
 
     @property

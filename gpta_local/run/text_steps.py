@@ -32,14 +32,14 @@ class TextSteps:
         made_up = any(not text.own for text in texts)
         if not made_up or not self.plan.text_steps or self.journal.ended_by() not in GOES_ON:
             return texts
-        found = self.judges.by_control(texts)
-        if found.agreement(len(self.plan.card.labels)) >= LEAST_AGREEMENT:
+        first = self.judges.by_control(texts)
+        if first.agreement(len(self.plan.card.labels)) >= LEAST_AGREEMENT:
             self.observer.note(
-                f"example texts are not taught: a model of the rows labels {len(found.kept)} of {len(texts)} as was "
+                f"example texts are not taught: a model of the rows labels {len(first.kept)} of {len(texts)} as was "
                 "asked for, so they are trained on as they are"
             )
             return texts
-        judge = self.judges.second(found).model
+        judge = self.judges.second(first).model
         judged = self.plan.task.judged(judge, texts)
         start = self.search.adapters.start("example-texts")
         best = self.figures(0, start.name if start else "", judged)
