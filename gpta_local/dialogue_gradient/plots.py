@@ -25,17 +25,17 @@ def plot_dialogue_gradient(
 
     Args:
         figures: (round, figures), the adapter in use first where a round has two. The first round, in
-            which no history is shown, is left out of the hit rates.
+            which no history is shown, is left out of the hit rates; alone it is not drawn.
         askings: of example texts, the first one first.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"svg.hashsalt": "gpta-local", "svg.fonttype": "none", "font.size": 9}):
-        number = 1 + 2 * bool(figures) + bool(askings)
+        number = 1 + 2 * bool(figures[1:]) + bool(askings)
         figure = Figure(figsize=(0.5 + 3.5 * number, 3), layout="constrained")
         panels: Any = figure.subplots(1, number, squeeze=False)[0]
-        if figures:
+        if figures[1:]:
             _curve(panels[0], figures[1:], "hit rate", [f.hit_rate for _, f in figures[1:]])
             panels[0].set(title="Proposals that beat the best shown", ylim=(-0.02, max(0.1, panels[0].get_ylim()[1])))
             _curve(panels[1], figures, "mean gain, nats", [f.mean_gain or 0.0 for _, f in figures])
