@@ -44,4 +44,5 @@ def test_wheel_installed_elsewhere_runs_the_quickstart(chat_model: Path, tmp_pat
     assert output.startswith(str(site)), "it is the wheel that ran, not the checkout"
     assert "plain fine-tuning" in output
     assert (tmp_path / "run" / "model" / "0_Transformer" / "model.safetensors").is_file()
+    assert list((site / "gpta_local" / "embedded" / "teachers").glob("*/adapter_model.safetensors"))
     assert re.search(r"packages +(ok|warning) .* as tested", output), "the versions of the tests are in the wheel"
