@@ -91,6 +91,8 @@ def train(
             _train_seeds(settings, wanted, output, (engine, ray_address, jobs, gpus), quiet=quiet)
         else:
             _train(ctx, settings, output, team, resume=resume, dry_run=dry_run, quiet=quiet, verbose=verbose)
+    if team:
+        ctx.find_root().call_on_close(_end)  # after all that is said at the end of a command
 
 
 def _train(
@@ -158,7 +160,14 @@ def _take_part(settings: Callable[[], Config], team: Team) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     take_part(settings, team)
-    os._exit(0)  # nothing is left to do, and threads of torch can abort a process that ends in the usual way
+    _end()
+
+
+def _end() -> None:
+    """Of a process of a launch: nothing is left to do, and threads of torch can abort one that ends as usual."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _seeds(value: str | None) -> int | list[int] | None:
