@@ -51,9 +51,8 @@ def test_without_it_if_told_so_also_when_the_run_is_read_again() -> None:
     assert load_config(without.model_dump()) == without
 
 
-@pytest.mark.parametrize("model", ["own-model", f"/models/{NAME}"])
-def test_other_models_have_none(model: str) -> None:
-    assert teacher(model) is None
+@pytest.mark.parametrize("model", ["own-model", f"/models/{NAME}", f"models/{NAME}"])
+def test_other_models_and_folders_have_none(model: str) -> None:
     assert config(model=model).assistant.adapter is None  # type: ignore[union-attr]  # it is local
 
 

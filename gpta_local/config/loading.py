@@ -238,8 +238,9 @@ def _with_teacher(assistant: AssistantConfig, path: Path) -> AssistantConfig:
     if getattr(assistant, "adapter", None) != TEACHER:
         return assistant
     assert not isinstance(assistant, ReplayAssistantConfig)
-    found = teacher(assistant.model)
-    if found is None and not isinstance(assistant, LocalAssistantConfig):
+    local = isinstance(assistant, LocalAssistantConfig)
+    found = None if local and not is_name(assistant.model) else teacher(assistant.model)  # a folder can hold others
+    if found is None and not local:
         raise ConfigError(
             f"no adapter comes with this package for {assistant.model!r}",
             where=f"{path}: assistant.adapter",

@@ -167,7 +167,8 @@ class DialogueGradientConfig(Section):
     every: int = Field(default=1, ge=1)
     """Rounds between two steps."""
     text_steps: int = Field(default=2, ge=0)
-    """Steps that teach example texts, after the rounds; after each as many texts again are asked for."""
+    """Steps that teach example texts, after the rounds, where those could not be used as they are; after each as many
+    texts again are asked for."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps of one fine-tuning. None: one pass over the dialogues."""
     batch_size: int = Field(default=4, ge=2)

@@ -107,7 +107,7 @@ def teacher(model: str) -> Path | None:
     Raises:
         ModelError: it is not what the catalogue says.
     """
-    entry = None if Path(model).is_absolute() else known_model(model)
+    entry = known_model(model)
     if entry is None or entry.teacher is None:
         return None
     folder = shipped(f"{TEACHERS}/{entry.name}")
